@@ -1,0 +1,48 @@
+# Everything runs in .venv, made on first use with the versions in constraints.txt and made anew when an
+# earlier attempt did not finish. A changed pyproject.toml or constraints.txt updates it.
+
+PYTHON ?= python3
+VENV := .venv
+STAMP := $(VENV)/.complete
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --no-input --quiet
+
+# For the isolated build of stable-bptt itself, older versions of pip obey the first and newer ones the second.
+$(STAMP): export PIP_CONSTRAINT := constraints.txt
+$(STAMP): export PIP_BUILD_CONSTRAINT := constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format clean
+
+help: ## say what there is
+	@echo "make TARGET [PYTHON=python3.12] [PYTEST_ARGS=\"-k rules\"]"
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' Makefile
+
+demo: $(STAMP) ## train a controller by BPTT and one by PPO, compare them: table, curves and animation in runs/demo
+	@$(VENV)/bin/bptt demo --out runs/demo
+
+test: $(STAMP) ## run the tests
+	@$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+
+lint: $(STAMP) ## check style, formatting and types
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/mypy
+
+format: $(STAMP) ## format the code and fix what ruff can fix
+	$(VENV)/bin/ruff check --fix-only
+	$(VENV)/bin/ruff format
+
+clean: ## remove .venv, caches and builds; runs/ stays
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build dist
+	find envs trainers tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	    { echo "stable-bptt needs Python 3.10 or newer; name one: make PYTHON=python3.12" >&2; exit 1; }
+	@if [ -e $@ ]; then echo "updating $(VENV) ..."; else \
+	    echo "setting up $(VENV) with $$($(PYTHON) --version): about a minute, and the download of PyTorch ..."; \
+	    $(PYTHON) -m venv --clear $(VENV); fi
+	@rm -f $@
+	@$(PIP) install -e ".[dev]"
+	@touch $@
+	@echo "$(VENV) is ready"
