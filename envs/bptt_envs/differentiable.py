@@ -1,0 +1,149 @@
+"""What a single and a vector environment share: a system, its spaces and its differentiable face."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from bptt_envs.checks import nearest
+from bptt_envs.system import System
+
+LARGEST = float(np.finfo(np.float32).max)
+
+
+def load_system(system: System | str, options: dict[str, Any], owner: str) -> System:
+    """Return `system`, or build it where it is an import path "module:Class" with `options`.
+
+    Raises:
+        ValueError: if an option is unknown, or given with a system that is built already.
+    """
+    if isinstance(system, System):
+        if options:
+            raise ValueError(
+                f"options {sorted(options)} were given with a built system; pass them to "
+                f"{type(system).__name__}(...) instead."
+            )
+        return system
+    module, _, name = system.partition(":")
+    system_class: type[System] = getattr(importlib.import_module(module), name)
+    system_class.check_options(options, owner)
+    return system_class(**options)
+
+
+class Differentiable:
+    """The differentiable interface of an environment. Shapes are batch-first, B samples."""
+
+    system: System
+
+    @property
+    def horizon(self) -> int:
+        """Steps of an episode."""
+        return self.system.horizon
+
+    def step_differentiable(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        """Step any batch of states through the physics, with gradients.
+
+        The environment's own state does not change.
+
+        Args:
+            state: (B, *state_shape).
+            action: (B, *action_shape); clamped like the actions of `step`.
+
+        Returns:
+            The next state, (B, *state_shape), and the reward, (B,), which is minus the running cost.
+
+        Raises:
+            ValueError: if a shape is wrong.
+        """
+        _check_batch("state", state, self.system.state_shape)
+        _check_batch("action", action, self.system.action_shape)
+        if state.shape[0] != action.shape[0]:
+            raise ValueError(
+                f"state and action must hold the same number of samples; got {state.shape[0]} and {action.shape[0]}."
+            )
+        action = self.system.bound(action)
+        next_state = self.system.step(state, action)
+        return next_state, -self.system.running_cost(state, action, next_state)
+
+    def final_reward(self, state: Tensor) -> Tensor:
+        """Reward of the state at the end of an episode, (B,): minus the final cost. Differentiable."""
+        _check_batch("state", state, self.system.state_shape)
+        return -self.system.final_cost(state)
+
+    def initial_states(self, batch: int, generator: torch.Generator | None = None) -> Tensor:
+        """Draw (batch, *state_shape) start states; without a generator, from a fresh random seed."""
+        if generator is None:
+            generator = torch.Generator()
+            generator.seed()
+        return self.system.initial_states(batch, generator)
+
+    def observe(self, state: Tensor) -> Tensor:
+        """What a controller sees of `state`, (B, *observation_shape). Differentiable."""
+        _check_batch("state", state, self.system.state_shape)
+        return self.system.observe(state)
+
+
+def observation_space(system: System) -> spaces.Box:
+    """All finite float32 observations: the physics sets no other bound."""
+    return spaces.Box(-LARGEST, LARGEST, system.observation_shape, np.float32)
+
+
+def action_space(system: System) -> spaces.Box:
+    """The actions up to `max_action`; without one, up to the nominal range in which RL libraries explore."""
+    limit = system.nominal_action if system.max_action is None else system.max_action
+    return spaces.Box(-limit, limit, system.action_shape, np.float32)
+
+
+def to_numpy(tensor: Tensor) -> np.ndarray:
+    """Copy a tensor to a float32 array that the caller may change."""
+    return np.array(tensor.detach().cpu().numpy(), dtype=np.float32)
+
+
+def as_action(action: Any, shape: Sequence[int]) -> Tensor:
+    """Return `action` as a float32 tensor of `shape`, else raise ValueError."""
+    return _as_finite_tensor("action", action, shape)
+
+
+def as_state(state: Any, shape: Sequence[int]) -> Tensor:
+    """Return the reset option "state" as a float32 tensor of `shape`, else raise ValueError."""
+    return _as_finite_tensor("options['state']", state, shape)
+
+
+def check_reset_options(options: dict[str, Any] | None, known: Sequence[str]) -> dict[str, Any]:
+    """Return the reset options, an empty dict for None; raise ValueError for a name that is not `known`."""
+    for name in options or {}:
+        if name not in known:
+            raise ValueError(f"reset has no option {name!r}.{nearest(name, known)} Its options: {', '.join(known)}.")
+    return options or {}
+
+
+def episode_generator(np_random: np.random.Generator) -> torch.Generator:
+    """A torch generator for start states, seeded from Gymnasium's."""
+    return torch.Generator().manual_seed(int(np_random.integers(2**63 - 1)))
+
+
+def _as_finite_tensor(name: str, value: Any, shape: Sequence[int]) -> Tensor:
+    if isinstance(value, Tensor):
+        value = value.detach().cpu().numpy()
+    try:
+        with np.errstate(over="ignore"):  # too large for float32 is infinite, which is refused below
+            array = np.array(value, dtype=np.float32, order="C")  # a copy: torch shares what it is handed
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} must be numbers of shape {tuple(shape)}; got {value!r}.") from error
+    if array.shape != tuple(shape):
+        raise ValueError(f"{name} must have shape {tuple(shape)}; got shape {array.shape}.")
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} must be finite; got {value!r}.")
+    return torch.from_numpy(array)
+
+
+def _check_batch(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+    if not isinstance(tensor, Tensor) or tensor.shape[1:] != shape or tensor.dim() != len(shape) + 1:
+        got = f"shape {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else repr(tensor)
+        raise ValueError(f"{name} must be a tensor of shape (B, {', '.join(map(str, shape))}); got {got}.")

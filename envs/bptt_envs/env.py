@@ -1,0 +1,140 @@
+"""One environment over any system, with Gymnasium's interface."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.error import ResetNeeded
+from torch import Tensor
+
+from bptt_envs.differentiable import (
+    Differentiable,
+    action_space,
+    as_action,
+    as_state,
+    check_reset_options,
+    episode_generator,
+    load_system,
+    observation_space,
+    to_numpy,
+)
+from bptt_envs.rendering import Viewer
+from bptt_envs.system import System
+
+
+class DifferentiableEnv(Differentiable, gym.Env[np.ndarray, np.ndarray]):
+    """An environment whose physics can be differentiated.
+
+    `step` and `step_differentiable` run the same function. The rewards of an episode add up to minus the
+    loss of its trajectory. The horizon is part of the task: an episode ends there with `terminated`.
+
+    Args:
+        system: a `System`, or the import path "module:Class" of one, which is built with `options`.
+        render_mode: None, "rgb_array" (`render` returns an (H, W, 3) uint8 array) or "human" (a window).
+        options: options of the system.
+
+    Raises:
+        ValueError: if an option is unknown or out of range.
+    """
+
+    metadata = {"render_modes": ["rgb_array", "human"], "render_fps": 50}  # noqa: RUF012, Gymnasium's form
+
+    def __init__(self, system: System | str, *, render_mode: str | None = None, **options: Any) -> None:
+        self.system = load_system(system, options, owner=type(self).__name__)
+        self.metadata = {**self.metadata, "render_fps": max(1, round(1 / self.system.dt))}
+        self.render_mode = render_mode
+        self.observation_space = observation_space(self.system)
+        self.action_space = action_space(self.system)
+        self._viewer = Viewer(render_mode, self.metadata["render_fps"])
+        self._generator: torch.Generator | None = None
+        self._state: Tensor | None = None
+        self._action: Tensor | None = None
+        self._steps = 0
+        self._loss = 0.0
+
+    @property
+    def state(self) -> Tensor:
+        """The current state, (state_shape)."""
+        return self._current_state()[0].clone()
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Start an episode.
+
+        Args:
+            seed: seeds the start states of this and the following episodes.
+            options: {"state": (state_shape)} starts from that state.
+
+        Raises:
+            ValueError: if an option is unknown, or the state has a wrong shape or is not finite.
+        """
+        super().reset(seed=seed)
+        options = check_reset_options(options, known=["state"])
+        if seed is not None or self._generator is None:
+            self._generator = episode_generator(self.np_random)
+        if "state" in options:
+            self._state = as_state(options["state"], self.system.state_shape).unsqueeze(0)
+        else:
+            self._state = self.system.initial_states(1, self._generator)
+        self._action = None
+        self._steps = 0
+        self._loss = 0.0
+        if self.render_mode == "human":
+            self.render()
+        return self._observation(), {}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """Advance by one step.
+
+        Args:
+            action: (action_shape), finite.
+
+        Returns:
+            Observation, reward, terminated (the horizon is reached), truncated (never), and info, which
+            holds the "loss" of the trajectory when the episode ends.
+
+        Raises:
+            ResetNeeded: before the first reset and after the end of an episode.
+            ValueError: if the action has a wrong shape or is not finite.
+        """
+        state = self._current_state()
+        if self._steps == self.horizon:
+            raise ResetNeeded(f"step was called after the episode's {self.horizon} steps; call reset to start another.")
+        self._action = as_action(action, self.system.action_shape).unsqueeze(0)
+        with torch.no_grad():
+            self._state, reward = self.step_differentiable(state, self._action)
+            self._steps += 1
+            terminated = self._steps == self.horizon
+            if terminated:
+                reward = reward + self.final_reward(self._state)
+        self._loss -= float(reward)
+        if self.render_mode == "human":
+            self.render()
+        info = {"loss": self._loss} if terminated else {}
+        return self._observation(), float(reward), terminated, False, info
+
+    def render(self) -> np.ndarray | None:
+        """Draw the current state: an (H, W, 3) array for "rgb_array", on a window for "human"."""
+        if self.render_mode is None:
+            gym.logger.warn('render was called without a render mode; pass render_mode="rgb_array" to gym.make.')
+            return None
+        state = self._current_state()
+        action = None if self._action is None else self.system.bound(self._action)[0]
+        caption = f"step {self._steps}/{self.horizon}   loss {self._loss:.4f}"
+        return self._viewer.show(self.system, state[0], action, caption)
+
+    def close(self) -> None:
+        """Close the window, if there is one."""
+        self._viewer.close()
+
+    def _current_state(self) -> Tensor:
+        if self._state is None:
+            raise ResetNeeded("the environment has no state yet; call reset first.")
+        return self._state
+
+    def _observation(self) -> np.ndarray:
+        return to_numpy(self.observe(self._current_state())[0])

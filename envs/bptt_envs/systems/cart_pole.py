@@ -1,0 +1,250 @@
+"""Cart-pole swing-up with any number of poles on one cart: DiffCartPole-v0 and DiffMultiPole-v0."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from bptt_envs.checks import one_of, positive, positive_integer
+from bptt_envs.rendering import BACKGROUND, CYCLE, FAINT, INK
+from bptt_envs.system import System
+
+if TYPE_CHECKING:
+    from bptt_envs.rendering import Canvas
+
+GRAVITY = 9.8  # m/s^2
+CART_MASS = 1.0  # kg
+POLE_MASS = 0.1  # kg
+HALF_LENGTH = 0.5  # m, from the hinge to the pole's centre of mass
+
+DYNAMICS = ("paper", "exact")
+OBSERVATIONS = ("state", "cos_sin")
+
+
+class Slopes(NamedTuple):
+    """Derivatives of the accelerations (x'', theta_1'', ...), each (B, 1 + n_poles, ...)."""
+
+    by_position: Tensor  # (B, 1 + n, 1 + n), by x, theta_1, ...
+    by_velocity: Tensor  # (B, 1 + n, 1 + n)
+    by_force: Tensor  # (B, 1 + n)
+
+
+class MultiPole(System):
+    """Swing up `n_poles` independent poles that hang from one cart, by a force on the cart.
+
+    State: x, x', theta_1, theta_1', ..., in m, m/s, rad, rad/s; theta = 0 is upright, pi hangs down.
+    Action: the force on the cart, (1,), in N. Integrator: semi-implicit Euler, velocities first.
+    Loss "final": 1 - mean over poles of cos theta_i at step T. Loss "continuous": the same, averaged over
+    steps 1..T. Start: x, x', theta_i' ~ U(-1, 1), theta_i ~ pi + U(-pi/6, pi/6).
+
+    Equations and their derivation: docs/environments/multi-pole.md. Source of the paper's dynamics:
+    arXiv 2405.02041; for one pole they are those of Barto, Sutton, Anderson (1983).
+
+    Args:
+        objective: "final" or "continuous".
+        n_poles: number of poles, 1 or more.
+        dynamics: "paper" (each pole feels the cart as if it were alone on it, total mass 1.1 kg whatever
+            the number of poles) or "exact" (the Lagrangian of n poles on one cart of 1 kg). For one pole the
+            two are the same.
+        observation: "state" or "cos_sin" (x, x', cos theta_i, sin theta_i, theta_i', pole by pole).
+        max_force: the force is clamped to [-max_force, max_force], in N; None leaves it unbounded.
+        horizon: steps of an episode.
+        dt: duration of a step, in s.
+    """
+
+    action_shape = (1,)
+    action_labels = ("force [N]",)
+    nominal_action = 50.0
+
+    def __init__(
+        self,
+        *,
+        objective: str = "final",
+        n_poles: int = 2,
+        dynamics: str = "paper",
+        observation: str = "state",
+        max_force: float | None = None,
+        horizon: int = 100,
+        dt: float = 0.01,
+    ) -> None:
+        max_force = None if max_force is None else positive("max_force", max_force)
+        super().__init__(horizon=horizon, dt=dt, objective=objective, max_action=max_force)
+        self.n_poles = positive_integer("n_poles", n_poles)
+        self.dynamics = one_of("dynamics", dynamics, DYNAMICS)
+        self.observation = one_of("observation", observation, OBSERVATIONS)
+        self.state_shape = (2 + 2 * self.n_poles,)
+        poles = [""] if self.n_poles == 1 else [f"_{i}" for i in range(1, self.n_poles + 1)]
+        self.state_labels = (
+            "x [m]",
+            "x' [m/s]",
+            *(label for i in poles for label in (f"theta{i} [rad]", f"theta'{i} [rad/s]")),
+        )
+
+    # Cost, start, observation
+
+    def running_cost(self, state: Tensor, action: Tensor, next_state: Tensor) -> Tensor:
+        if self.objective == "final":
+            return super().running_cost(state, action, next_state)
+        return self._height_cost(next_state) / self.horizon
+
+    def final_cost(self, state: Tensor) -> Tensor:
+        return self._height_cost(state) if self.objective == "final" else super().final_cost(state)
+
+    def _height_cost(self, state: Tensor) -> Tensor:
+        return 1.0 - state[:, 2::2].cos().mean(-1)
+
+    def initial_states(
+        self, batch: int, generator: torch.Generator, dtype: torch.dtype = torch.float32
+    ) -> Tensor:
+        state = torch.rand(batch, *self.state_shape, generator=generator, device=generator.device, dtype=dtype)
+        state = 2.0 * state - 1.0
+        state[:, 2::2] = math.pi + math.pi / 6 * state[:, 2::2]
+        return state
+
+    @property
+    def observation_shape(self) -> tuple[int, ...]:
+        return self.state_shape if self.observation == "state" else (2 + 3 * self.n_poles,)
+
+    def observe(self, state: Tensor) -> Tensor:
+        if self.observation == "state":
+            return state
+        theta, theta_dot = state[:, 2::2], state[:, 3::2]
+        poles = torch.stack([theta.cos(), theta.sin(), theta_dot], dim=-1)
+        return torch.cat([state[:, :2], poles.flatten(1)], dim=-1)
+
+    def draw(self, canvas: Canvas, state: Tensor, action: Tensor | None) -> None:
+        x, thetas = float(state[0]), state[2::2].tolist()
+        slack = 1.2  # m that the cart moves about the middle of the picture before the view follows it
+        canvas.view(x - max(-slack, min(slack, x)), 0.05, height=3.1)
+        canvas.ruler(-1.3, "m")
+        canvas.line([(canvas.left, 0.0), (canvas.right, 0.0)], FAINT, 5)
+        canvas.line([(x, 0.0), (x, 2 * HALF_LENGTH)], FAINT, 3)  # where a pole is upright
+        canvas.circle((x, 2 * HALF_LENGTH), 0.07, FAINT, 3)
+        if action is not None:
+            self._draw_force(canvas, x, float(action[0]))
+        canvas.rectangle((x, 0.0), 0.5, 0.24, INK, rounding=0.06)
+        for i, theta in enumerate(thetas):
+            tip = (x + 2 * HALF_LENGTH * math.sin(theta), 2 * HALF_LENGTH * math.cos(theta))
+            width = 14 - 9 * i / self.n_poles  # each narrower than those behind it: none is hidden
+            canvas.line([(x, 0.0), tip], BACKGROUND, width + 2)
+            canvas.line([(x, 0.0), tip], CYCLE[i % len(CYCLE)], width)
+        canvas.circle((x, 0.0), 0.04, BACKGROUND)
+
+    def _draw_force(self, canvas: Canvas, x: float, force: float) -> None:
+        full = self.nominal_action if self.max_action is None else self.max_action
+        sign = math.copysign(1.0, force)
+        tail = x + 0.28 * sign
+        canvas.arrow((tail, 0.0), (tail + 0.85 * math.tanh(1.5 * force / full), 0.0))
+        canvas.text((tail, 0.14), f"{force:.3g} N", INK, align="left" if force > 0 else "right")
+
+    # Dynamics: q = (x, theta_1, ...) and v = (x', theta_1', ...) interleave in the state
+
+    def step(self, state: Tensor, action: Tensor) -> Tensor:
+        q, v = state[:, 0::2], state[:, 1::2]
+        theta, theta_dot = q[:, 1:], v[:, 1:]
+        accelerations = self._paper if self.dynamics == "paper" else self._exact
+        v = v + self.dt * accelerations(theta.sin(), theta.cos(), theta_dot, action)
+        q = q + self.dt * v
+        return torch.stack([q, v], dim=-1).flatten(1)
+
+    def linearize(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        theta, theta_dot = state[:, 2::2], state[:, 3::2]
+        slopes_of = self._paper_slopes if self.dynamics == "paper" else self._exact_slopes
+        a_q, a_v, a_f = slopes_of(theta.sin(), theta.cos(), theta_dot, action)
+        identity = torch.eye(a_q.shape[-1], dtype=state.dtype, device=state.device)
+        # v' = v + dt a(q, v, f), then q' = q + dt v'
+        v_q, v_v, v_f = self.dt * a_q, identity + self.dt * a_v, self.dt * a_f
+        q_row = torch.stack([identity + self.dt * v_q, self.dt * v_v], dim=-1)  # (B, 1 + n, 1 + n, 2)
+        v_row = torch.stack([v_q, v_v], dim=-1)
+        by_state = torch.stack([q_row, v_row], dim=2).flatten(3).flatten(1, 2)
+        by_action = torch.stack([self.dt * v_f, v_f], dim=-1).flatten(1).unsqueeze(-1)
+        return by_state, by_action
+
+    def _paper(self, s: Tensor, c: Tensor, w: Tensor, f: Tensor) -> Tensor:
+        """Accelerations (x'', theta_i''), (B, 1 + n), of arXiv 2405.02041; s, c, w: (B, n), f: (B, 1)."""
+        m, l, g = POLE_MASS, HALF_LENGTH, GRAVITY
+        M = CART_MASS + POLE_MASS  # noqa: N806
+        sww = s * w.square()
+        A = (f + m * l * sww) / M  # noqa: N806
+        theta_acc = (g * s - c * A) / (l * (4 / 3 - m / M * c.square()))
+        x_acc = (f + m * l * (sww - theta_acc * c).sum(-1, keepdim=True)) / M
+        return torch.cat([x_acc, theta_acc], dim=-1)
+
+    def _paper_slopes(self, s: Tensor, c: Tensor, w: Tensor, f: Tensor) -> Slopes:
+        m, l, g = POLE_MASS, HALF_LENGTH, GRAVITY
+        M = CART_MASS + POLE_MASS  # noqa: N806
+        A = (f + m * l * s * w.square()) / M  # noqa: N806
+        A_theta, A_w = m * l / M * c * w.square(), 2 * m * l / M * s * w  # noqa: N806
+        D = l * (4 / 3 - m / M * c.square())  # noqa: N806
+        D_theta = 2 * l * m / M * c * s  # noqa: N806
+        theta_acc = (g * s - c * A) / D
+        theta_acc_theta = (g * c + s * A - c * A_theta - theta_acc * D_theta) / D
+        theta_acc_w = -c * A_w / D
+        theta_acc_f = -c / (M * D)
+        x_acc_theta = m * l / M * (c * w.square() - theta_acc_theta * c + theta_acc * s)
+        x_acc_w = m * l / M * (2 * s * w - theta_acc_w * c)
+        x_acc_f = (1 - m * l * (theta_acc_f * c).sum(-1, keepdim=True)) / M
+        return Slopes(
+            by_position=_with_cart_row(x_acc_theta, torch.diag_embed(theta_acc_theta)),
+            by_velocity=_with_cart_row(x_acc_w, torch.diag_embed(theta_acc_w)),
+            by_force=torch.cat([x_acc_f, theta_acc_f], dim=-1),
+        )
+
+    def _exact(self, s: Tensor, c: Tensor, w: Tensor, f: Tensor) -> Tensor:
+        """Accelerations (x'', theta_i''), (B, 1 + n), by Lagrange; s, c, w: (B, n), f: (B, 1).
+
+        The mass matrix is an arrow: eliminating theta_i'' = 3/(4l) (g s_i - c_i x'') leaves one equation
+        in x'', so n poles cost O(n).
+        """
+        m, l, g = POLE_MASS, HALF_LENGTH, GRAVITY
+        M = CART_MASS + self.n_poles * POLE_MASS  # noqa: N806
+        forces = f + (m * l * s * w.square() - 3 / 4 * m * g * s * c).sum(-1, keepdim=True)
+        x_acc = forces / (M - 3 / 4 * m * c.square().sum(-1, keepdim=True))
+        theta_acc = 3 / (4 * l) * (g * s - c * x_acc)
+        return torch.cat([x_acc, theta_acc], dim=-1)
+
+    def _exact_slopes(self, s: Tensor, c: Tensor, w: Tensor, f: Tensor) -> Slopes:
+        m, l, g = POLE_MASS, HALF_LENGTH, GRAVITY
+        M = CART_MASS + self.n_poles * POLE_MASS  # noqa: N806
+        forces = f + (m * l * s * w.square() - 3 / 4 * m * g * s * c).sum(-1, keepdim=True)
+        inertia = M - 3 / 4 * m * c.square().sum(-1, keepdim=True)
+        x_acc = forces / inertia
+        forces_theta = m * l * c * w.square() - 3 / 4 * m * g * (c.square() - s.square())
+        x_acc_theta = (forces_theta - x_acc * (3 / 2 * m * c * s)) / inertia
+        x_acc_w = 2 * m * l * s * w / inertia
+        x_acc_f = 1 / inertia
+        k = 3 / (4 * l)
+        c_column = c.unsqueeze(-1)
+        theta_acc_theta = k * (torch.diag_embed(g * c + s * x_acc) - c_column * x_acc_theta.unsqueeze(-2))
+        theta_acc_w = -k * c_column * x_acc_w.unsqueeze(-2)
+        return Slopes(
+            by_position=_with_cart_row(x_acc_theta, theta_acc_theta),
+            by_velocity=_with_cart_row(x_acc_w, theta_acc_w),
+            by_force=torch.cat([x_acc_f, -k * c * x_acc_f], dim=-1),
+        )
+
+
+class CartPole(MultiPole):
+    """Swing up one pole on a cart: `MultiPole` with n_poles = 1, where its two dynamics are the same."""
+
+    def __init__(
+        self,
+        *,
+        objective: str = "final",
+        observation: str = "state",
+        max_force: float | None = None,
+        horizon: int = 100,
+        dt: float = 0.01,
+    ) -> None:
+        super().__init__(
+            objective=objective, n_poles=1, observation=observation, max_force=max_force, horizon=horizon, dt=dt
+        )
+
+
+def _with_cart_row(cart_row: Tensor, pole_rows: Tensor) -> Tensor:
+    """Stack (B, n) above (B, n, n) and put the zero column of the cart, on which nothing depends, before it."""
+    rows = torch.cat([cart_row.unsqueeze(-2), pole_rows], dim=-2)
+    return torch.nn.functional.pad(rows, (1, 0))

@@ -1,0 +1,246 @@
+"""Many environments over one system, stepped as one torch batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium.error import ResetNeeded
+from gymnasium.utils import seeding
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from torch import Tensor
+
+from bptt_envs.checks import one_of, positive_integer
+from bptt_envs.differentiable import (
+    Differentiable,
+    action_space,
+    as_action,
+    as_state,
+    check_reset_options,
+    episode_generator,
+    load_system,
+    observation_space,
+    to_numpy,
+)
+from bptt_envs.rendering import Viewer
+from bptt_envs.system import System
+
+
+class DifferentiableVectorEnv(Differentiable, VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
+    """`num_envs` environments in one batch, with Gymnasium's vector interface.
+
+    `reset(seed=s)` starts environment i with the episode that a single environment starts with
+    `reset(seed=s + i)`; later episodes draw from one stream for the whole batch.
+
+    Args:
+        system: a `System`, or the import path "module:Class" of one, which is built with `options`.
+        num_envs: number of environments, N.
+        render_mode: None or "rgb_array" (`render` returns a tuple of N arrays, (H, W, 3) uint8).
+        autoreset_mode: when an ended episode is followed by the next one, as in Gymnasium.
+        options: options of the system.
+
+    Raises:
+        ValueError: if an option is unknown or out of range.
+    """
+
+    metadata = {  # noqa: RUF012, Gymnasium's form
+        "render_modes": ["rgb_array"],
+        "render_fps": 50,
+        "autoreset_mode": AutoresetMode.NEXT_STEP,
+    }
+
+    def __init__(
+        self,
+        system: System | str,
+        num_envs: int = 1,
+        *,
+        render_mode: str | None = None,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
+        **options: Any,
+    ) -> None:
+        self.system = load_system(system, options, owner=type(self).__name__)
+        self.num_envs = positive_integer("num_envs", num_envs)
+        if not isinstance(autoreset_mode, AutoresetMode):
+            one_of("autoreset_mode", autoreset_mode, [mode.value for mode in AutoresetMode])
+        self.autoreset_mode = AutoresetMode(autoreset_mode)
+        self.metadata = {
+            **self.metadata,
+            "render_fps": max(1, round(1 / self.system.dt)),
+            "autoreset_mode": self.autoreset_mode,
+        }
+        self.render_mode = render_mode
+        self.single_observation_space = observation_space(self.system)
+        self.single_action_space = action_space(self.system)
+        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
+        self._viewer = Viewer(render_mode, self.metadata["render_fps"])
+        self._generator: torch.Generator | None = None
+        self._state: Tensor | None = None
+        self._action: Tensor | None = None
+        self._steps = np.zeros(self.num_envs, dtype=np.int64)
+        self._losses = np.zeros(self.num_envs)
+
+    @property
+    def state(self) -> Tensor:
+        """The current states, (N, *state_shape)."""
+        return self._current_state().clone()
+
+    def reset(
+        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Start an episode in every environment, or in those of a mask.
+
+        Args:
+            seed: environment i starts like a single one with `reset(seed=seed + i)`; or a list of seeds.
+            options: {"state": (N, *state_shape)} starts from those states; {"reset_mask": (N,) bool}
+                leaves the environments where it is False as they are.
+
+        Raises:
+            ResetNeeded: if a mask leaves out an environment that was never started.
+            ValueError: if an option is unknown, or a value has a wrong shape or is not finite.
+        """
+        options = check_reset_options(options, known=["state", "reset_mask"])
+        mask = self._reset_mask(options.get("reset_mask"))
+        if self._state is None and not mask.all():
+            raise ResetNeeded(
+                "the first reset must start every environment; "
+                f"options['reset_mask'] leaves out {np.flatnonzero(~mask).tolist()}."
+            )
+        states = self._seeded_states(seed)
+        if "state" in options:
+            states = as_state(options["state"], (self.num_envs, *self.system.state_shape))
+        if self._state is not None and not mask.all():
+            states = torch.where(self._rows(mask), states, self._state)
+        self._state = states
+        self._action = None
+        self._steps[mask] = 0
+        self._losses[mask] = 0.0
+        return self._observations(), {}
+
+    def step(self, actions: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """Advance every environment by one step.
+
+        Args:
+            actions: (N, *action_shape), finite.
+
+        Returns:
+            Observations, rewards, terminations, truncations (all False) and infos. Where an episode ended,
+            infos["loss"] holds the loss of its trajectory; with same-step autoreset infos["final_obs"]
+            holds its last observation and infos["final_info"] its info.
+
+        Raises:
+            ResetNeeded: before the first reset, and after an episode's end when autoreset is disabled.
+            ValueError: if the actions have a wrong shape or are not finite.
+        """
+        state = self._current_state()
+        ended = self._steps == self.horizon
+        if ended.any() and self.autoreset_mode is not AutoresetMode.NEXT_STEP:
+            raise ResetNeeded(
+                f"step was called after the {self.horizon} steps of environments {np.flatnonzero(ended).tolist()}; "
+                'reset them first, with reset(options={"reset_mask": ...}).'
+            )
+        self._action = as_action(actions, (self.num_envs, *self.system.action_shape))
+        with torch.no_grad():
+            self._state, reward = self.step_differentiable(state, self._action)
+            self._steps += 1
+            terminated = self._steps == self.horizon
+            if terminated.any():
+                final = self.final_reward(self._state)
+                reward = torch.where(self._rows(terminated, 1), reward + final, reward)
+        rewards = reward.double().cpu().numpy()
+        if ended.any():  # next-step autoreset: this step is the reset of the episodes that ended before it
+            self._restart(ended)
+            rewards[ended] = 0.0
+            terminated[ended] = False
+        self._losses[~ended] -= rewards[~ended]
+        infos = self._infos(terminated)
+        if self.autoreset_mode is AutoresetMode.SAME_STEP and terminated.any():
+            infos = {
+                "final_obs": _by_env(self._observations(), terminated),
+                "_final_obs": terminated.copy(),
+            } | {
+                "final_info": infos,
+                "_final_info": terminated.copy(),
+            }
+            self._restart(terminated)
+        truncated = np.zeros(self.num_envs, dtype=np.bool_)
+        return self._observations(), rewards, terminated, truncated, infos
+
+    def render(self) -> tuple[np.ndarray, ...] | None:
+        """Draw the current states: a tuple of N (H, W, 3) arrays."""
+        if self.render_mode is None:
+            return None
+        state = self._current_state()
+        actions = None if self._action is None else self.system.bound(self._action)
+        frames = []
+        for i in range(self.num_envs):
+            caption = f"step {self._steps[i]}/{self.horizon}   loss {self._losses[i]:.4f}"
+            action = None if actions is None else actions[i]
+            frames.append(self._viewer.show(self.system, state[i], action, caption))
+        return tuple(frame for frame in frames if frame is not None)
+
+    def close_extras(self, **kwargs: Any) -> None:
+        """Free what drawing took."""
+        self._viewer.close()
+
+    def _current_state(self) -> Tensor:
+        if self._state is None:
+            raise ResetNeeded("the environments have no state yet; call reset first.")
+        return self._state
+
+    def _observations(self) -> np.ndarray:
+        return to_numpy(self.observe(self._current_state()))
+
+    def _rows(self, mask: np.ndarray, dims: int | None = None) -> Tensor:
+        """A mask over environments, shaped to broadcast over states (or over `dims` dimensions)."""
+        dims = 1 + len(self.system.state_shape) if dims is None else dims
+        return torch.from_numpy(mask).reshape(-1, *[1] * (dims - 1))
+
+    def _restart(self, mask: np.ndarray) -> None:
+        assert self._generator is not None
+        fresh = self.system.initial_states(self.num_envs, self._generator)
+        self._state = torch.where(self._rows(mask), fresh, self._current_state())
+        self._steps[mask] = 0
+        self._losses[mask] = 0.0
+
+    def _infos(self, terminated: np.ndarray) -> dict[str, Any]:
+        if not terminated.any():
+            return {}
+        return {"loss": np.where(terminated, self._losses, 0.0), "_loss": terminated.copy()}
+
+    def _seeded_states(self, seed: int | list[int | None] | None) -> Tensor:
+        if seed is None and self._generator is not None:
+            return self.system.initial_states(self.num_envs, self._generator)
+        seeds: list[int | None]
+        if seed is None or isinstance(seed, (int, np.integer)):
+            seeds = [None if seed is None else int(seed) + i for i in range(self.num_envs)]
+        else:
+            seeds = list(seed)
+        if len(seeds) != self.num_envs:
+            raise ValueError(f"seed must hold one seed for each of the {self.num_envs} environments; got {len(seeds)}.")
+        self._np_random, self._np_random_seed = seeding.np_random(seeds[0])
+        generators = [episode_generator(seeding.np_random(one)[0]) for one in seeds]
+        states = torch.cat([self.system.initial_states(1, generator) for generator in generators])
+        self._generator = generators[0]
+        return states
+
+    def _reset_mask(self, mask: Any) -> np.ndarray:
+        if mask is None:
+            return np.ones(self.num_envs, dtype=np.bool_)
+        mask = np.asarray(mask)
+        if mask.shape != (self.num_envs,) or mask.dtype != np.bool_:
+            raise ValueError(
+                f"options['reset_mask'] must be a bool array of shape ({self.num_envs},); got "
+                f"{mask.dtype}, {mask.shape}."
+            )
+        return np.array(mask)
+
+
+def _by_env(rows: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """An object array with the row of each environment in `mask` and None elsewhere, as Gymnasium has it."""
+    result = np.full(len(rows), None, dtype=object)
+    for i in np.flatnonzero(mask):
+        result[i] = rows[i]
+    return result

@@ -1,0 +1,498 @@
+"""The trainer: what it computes, what it keeps, and what it does when things go wrong."""
+
+import json
+import os
+import pickle
+import resource
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+
+import gymnasium as gym
+import pytest
+import torch
+from torch import nn
+
+from bptt_envs.systems import CartPole, Integrator
+from bptt_trainers import (
+    MLP,
+    Callback,
+    NonFiniteError,
+    RunFolder,
+    RunFolderError,
+    TrainConfig,
+    Trainer,
+    default_controller,
+    held_out_states,
+    losses,
+    policy_gradient,
+    rollout,
+    training_states,
+)
+from bptt_trainers.files import write_atomic
+
+TINY = TrainConfig(epochs=3, batch_size=4, train_states=12, test_states=6, hidden=(8,), tensorboard=False)
+
+
+def cart_pole():
+    return gym.make("DiffCartPole-v0", horizon=10)
+
+
+def weights(trainer):
+    return {n: v.clone() for n, v in trainer.controller.state_dict().items()}
+
+
+def assert_same(first, second):
+    assert first.keys() == second.keys()
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
+
+
+def rows(folder):
+    return [{**vars(row), "seconds": 0} for row in RunFolder(folder).rewind_metrics(10**9)]
+
+
+def same_rows(first, second):
+    return json.dumps(first) == json.dumps(second)  # NaN equals NaN in text
+
+
+# What it computes
+
+
+def test_defaults_are_the_papers():
+    config = TrainConfig()
+    assert (config.rule, config.combine, config.clip) == ("C", "modified", "none")
+    assert (config.batch_size, config.train_states, config.test_states, config.epochs) == (8, 256, 256, 1000)
+    assert (config.learning_rate, config.adam_epsilon, config.hidden) == (1e-3, 1e-7, (100, 100))
+    controller = default_controller(CartPole())
+    linear = [layer for layer in controller.layers if isinstance(layer, nn.Linear)]
+    assert [tuple(layer.weight.shape) for layer in linear] == [(100, 4), (100, 100), (1, 100)]
+    assert all(not layer.bias.any() for layer in linear)
+    for layer in linear:  # Glorot: uniform within sqrt(6 / (in + out))
+        bound = (6 / sum(layer.weight.shape)) ** 0.5
+        assert 0.9 * bound < float(layer.weight.abs().max()) <= bound
+
+
+@pytest.mark.parametrize("clip", ["none", "value", "norm"])
+@pytest.mark.parametrize("rule", ["R", "M", "S", "C"])
+def test_an_epoch_is_adam_on_the_clipped_directions_in_fixed_order(rule, clip):
+    system = CartPole(horizon=10)
+    config = replace(TINY, rule=rule, clip=clip, epochs=1, learning_rate=0.01)
+    # a large scale makes both kinds of clipping bite
+    system.final_cost = lambda state: 50 * CartPole.final_cost(system, state)
+    trainer = Trainer(system, None, config)
+    controller = default_controller(system, hidden=(8,))
+    controller.load_state_dict(weights(trainer))
+    adam = torch.optim.Adam(controller.parameters(), lr=0.01, eps=1e-7)
+    clipped = 0
+    for states in training_states(system, 12, 0).split(4):
+        result = policy_gradient(system, controller, states, rule)
+        for name, parameter in controller.named_parameters():
+            parameter.grad = result.directions[name]
+        if clip == "value":
+            clipped += max(float(p.grad.abs().max()) for p in controller.parameters()) > 1
+            nn.utils.clip_grad_value_(controller.parameters(), 1.0)
+        elif clip == "norm":
+            clipped += float(nn.utils.clip_grad_norm_(controller.parameters(), 1.0)) > 1
+        adam.step()
+    trainer.fit()
+    assert clipped == (0 if clip == "none" else 3)
+    for name, value in controller.state_dict().items():
+        torch.testing.assert_close(trainer.controller.state_dict()[name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_metrics_say_what_they_claim():
+    system = CartPole(horizon=10)
+    trainer = Trainer(system, None, replace(TINY, rule="C", epochs=1))
+    controller = default_controller(system, hidden=(8,))
+    controller.load_state_dict(weights(trainer))
+    first = training_states(system, 12, 0)[:4]
+    regular, modified = (
+        torch.cat([d.flatten() for d in policy_gradient(system, controller, first, rule).directions.values()])
+        for rule in "RM"
+    )
+    untrained, trained = trainer.fit()
+    held_out = held_out_states(system, 6)
+    assert untrained.epoch == 0
+    assert untrained.test_loss == pytest.approx(float(losses(system, rollout(system, controller, held_out)).mean()))
+    assert trained.test_loss == pytest.approx(
+        float(losses(system, rollout(system, trainer.controller, held_out)).mean())
+    )
+    assert trained.sign_agreement == pytest.approx(float((regular.sign() == modified.sign()).float().mean()))
+    assert trained.cosine == pytest.approx(float(torch.cosine_similarity(regular, modified, dim=0)), rel=1e-4)
+    assert trained.simulator_steps == 12 * 10
+    assert trained.skipped == 0
+    assert trained.seconds > 0
+    assert trained.direction_norm > 0
+
+
+def test_training_learns_the_integrator():
+    trainer = Trainer(Integrator(), None, replace(TINY, epochs=60, train_states=32, learning_rate=0.01))
+    history = trainer.fit()
+    assert history[-1].test_loss < 0.05 < history[0].test_loss
+
+
+def test_seed_sets_weights_and_training_states_but_not_the_held_out_states():
+    first, same, other = (Trainer(cart_pole(), None, replace(TINY, seed=seed)) for seed in (0, 0, 1))
+    assert_same(weights(first), weights(same))
+    assert torch.equal(first.train_states, same.train_states)
+    assert torch.equal(first.test_states, other.test_states)
+    assert not torch.equal(first.train_states, other.train_states)
+    assert not torch.equal(weights(first)["layers.0.weight"], weights(other)["layers.0.weight"])
+    assert not set(first.test_states[:, 0].tolist()) & set(first.train_states[:, 0].tolist())
+
+
+def test_all_engines_train_alike():
+    results = [Trainer(cart_pole(), None, replace(TINY, engine=engine)).fit() for engine in ("autograd", "adjoint")]
+    assert results[0][-1].test_loss == pytest.approx(results[1][-1].test_loss, rel=1e-4)
+
+
+def test_random_numbers_of_the_caller_are_left_alone():
+    before = torch.get_rng_state()
+    Trainer(cart_pole(), None, TINY).fit()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+# What it keeps
+
+
+def test_a_run_is_a_folder(tmp_path):
+    out = tmp_path / "run"
+    history = Trainer(cart_pole(), None, replace(TINY, out=out, tensorboard=True)).fit()
+    names = {path.name for path in out.iterdir()}
+    assert {"config.json", "metrics.csv", "last.pt", "best.pt", "learning_curve.png", "trajectories.png"} <= names
+    assert any(name.startswith("events.") for name in names)
+    assert len((out / "metrics.csv").read_text().splitlines()) == 1 + 1 + 3
+    config = json.loads((out / "config.json").read_text())
+    assert config["environment"]["id"] == "DiffCartPole-v0"
+    assert config["environment"]["options"] == {"horizon": 10}
+    assert config["training"]["rule"] == "C"
+    env = RunFolder(out).make_env()
+    controller, checkpoint = RunFolder(out).load_controller(env.system)
+    best = min(history, key=lambda row: row.train_loss)
+    assert checkpoint["epoch"] == best.epoch
+    states = held_out_states(env.system, 6)
+    loss = float(losses(env.system, rollout(env.system, controller, states)).mean())
+    assert loss == pytest.approx(best.test_loss, rel=1e-6)
+
+
+def test_best_checkpoint_is_chosen_on_the_training_states(tmp_path):
+    trainer = Trainer(cart_pole(), None, replace(TINY, out=tmp_path / "run"))
+    scores = iter([5.0, 1.0, 3.0, 9.0, 4.0, 0.1, 3.5, 0.2])  # train, test of epochs 0 to 3
+    trainer.evaluate = lambda states: next(scores)
+    trainer.fit()
+    assert RunFolder(tmp_path / "run").load("best")["epoch"] == 1
+
+
+class StopAfter(Callback):
+    def __init__(self, epoch, how):
+        self.epoch, self.how = epoch, how
+
+    def on_update_end(self, trainer, loss, direction_norm):
+        if trainer.epoch == self.epoch and self.how is not None:
+            how, self.how = self.how, None
+            raise how
+
+
+@pytest.mark.parametrize("rule", ["C", "R"])
+def test_a_resumed_run_ends_bit_for_bit_where_the_uninterrupted_one_ends(tmp_path, rule):
+    config = replace(TINY, rule=rule, epochs=5)
+    whole = Trainer(cart_pole(), None, replace(config, out=tmp_path / "whole"))
+    whole.fit()
+    parts = replace(config, out=tmp_path / "parts")
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(cart_pole(), None, parts, [StopAfter(2, KeyboardInterrupt())]).fit()
+    assert RunFolder(tmp_path / "parts").load("last")["epoch"] == 2
+    resumed = Trainer(cart_pole(), None, parts)
+    resumed.fit()
+    assert_same(weights(resumed), weights(whole))
+    assert same_rows(rows(tmp_path / "parts"), rows(tmp_path / "whole"))
+
+
+def test_a_controller_with_dropout_resumes_bit_for_bit_too(tmp_path):
+    def controller():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Dropout(0.2), nn.Linear(8, 1))
+
+    config = replace(TINY, epochs=4, engine="autograd")
+    whole = Trainer(cart_pole(), controller(), config)
+    whole.fit()
+    parts = replace(config, out=tmp_path / "parts")
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(cart_pole(), controller(), parts, [StopAfter(1, KeyboardInterrupt())]).fit()
+    resumed = Trainer(cart_pole(), controller(), parts)
+    resumed.fit()
+    assert_same(weights(resumed), weights(whole))
+
+
+def test_after_an_interruption_the_controller_is_that_of_the_last_epoch_and_fit_goes_on():
+    whole = Trainer(cart_pole(), None, TINY)
+    whole.fit()
+    trainer = Trainer(cart_pole(), None, TINY, [StopAfter(1, KeyboardInterrupt())])
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit()
+    assert trainer.epoch == 1
+    assert_same(weights(trainer), trainer._last["controller"])
+    trainer.fit()
+    assert_same(weights(trainer), weights(whole))
+
+
+KILLED = """
+import sys, os, signal
+import gymnasium as gym
+from pathlib import Path
+from dataclasses import replace
+from bptt_trainers import *
+class Kill(Callback):
+    def on_update_end(self, trainer, loss, direction_norm):
+        if trainer.epoch == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+config = TrainConfig(epochs=4, batch_size=4, train_states=12, test_states=6, hidden=(8,), out=Path(sys.argv[1]))
+Trainer(gym.make("bptt_envs:DiffCartPole-v0", horizon=10), None, config, [Kill()]).fit()
+"""
+
+
+def test_kill_9_loses_at_most_the_epoch_in_progress(tmp_path):
+    out = tmp_path / "run"
+    done = subprocess.run([sys.executable, "-c", KILLED, str(out)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert RunFolder(out).load("last")["epoch"] == 2
+    with (out / "metrics.csv").open("a") as file:
+        file.write("3,0.1,0.")  # as if killed in the middle of a line
+    config = TrainConfig(epochs=4, batch_size=4, train_states=12, test_states=6, hidden=(8,), out=out)
+    resumed = Trainer(cart_pole(), None, config)
+    resumed.fit()
+    whole = Trainer(cart_pole(), None, replace(config, out=None))
+    whole.fit()
+    assert_same(weights(resumed), weights(whole))
+    assert [row["epoch"] for row in rows(out)] == [0, 1, 2, 3, 4]
+
+
+def test_more_epochs_may_be_asked_for_later_but_not_fewer(tmp_path):
+    config = replace(TINY, out=tmp_path / "run")
+    Trainer(cart_pole(), None, config).fit()
+    longer = Trainer(cart_pole(), None, replace(config, epochs=5))
+    longer.fit()
+    assert longer.epoch == 5
+    with pytest.raises(RunFolderError, match="has 5 epochs already; epochs=4 asks for fewer"):
+        Trainer(cart_pole(), None, replace(config, epochs=4)).fit()
+
+
+def test_finished_run_is_not_computed_again(tmp_path):
+    config = replace(TINY, out=tmp_path / "run")
+    Trainer(cart_pole(), None, config).fit()
+    again = Trainer(cart_pole(), None, config, [StopAfter(3, AssertionError("an update was made"))])
+    assert len(again.fit()) == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "shown"),
+    [
+        ({"rule": "M"}, r"training.rule: 'C' in the folder, 'M' asked for"),
+        ({"seed": 3}, r"training.seed: 0 in the folder, 3 asked for"),
+        ({"hidden": (9,)}, r"controller.hidden: \[8\] in the folder, \[9\] asked for"),
+    ],
+)
+def test_folder_of_another_configuration_is_refused_with_the_difference(tmp_path, change, shown):
+    config = replace(TINY, out=tmp_path / "run")
+    Trainer(cart_pole(), None, config).fit()
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    with pytest.raises(RunFolderError, match=shown):
+        Trainer(cart_pole(), None, replace(config, **change)).fit()
+    with pytest.raises(RunFolderError, match="environment.settings.horizon: 10 in the folder, 11 asked for"):
+        Trainer(gym.make("DiffCartPole-v0", horizon=11), None, config).fit()
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+
+
+def test_folder_with_other_files_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("mine")
+    with pytest.raises(RunFolderError, match="holds other files and no run"):
+        Trainer(cart_pole(), None, replace(TINY, out=tmp_path)).fit()
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+# When things go wrong
+
+
+def test_a_full_disk_is_an_error_in_words_and_what_stood_there_stands(tmp_path):
+    target = tmp_path / "file"
+    write_atomic(target, b"old")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # writing beyond fails as a full disk does
+    try:
+        with pytest.raises(RunFolderError, match=r"cannot write .*file: File too large. What stood there .* stands"):
+            write_atomic(target, b"new" * 1000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert target.read_bytes() == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_training_on_a_full_disk_keeps_the_finished_epochs(tmp_path):
+    config = replace(TINY, out=tmp_path / "run", epochs=2)
+    Trainer(cart_pole(), None, config).fit()
+    metrics, last = ((tmp_path / "run" / name).read_bytes() for name in ("metrics.csv", "last.pt"))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    class Fill(Callback):
+        def on_fit_start(self, trainer):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (len(metrics) + 10, hard))
+
+    try:
+        with pytest.raises(RunFolderError, match="cannot write"):
+            Trainer(cart_pole(), None, replace(config, epochs=4), [Fill()]).fit()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (tmp_path / "run" / "metrics.csv").read_bytes() == metrics
+    assert (tmp_path / "run" / "last.pt").read_bytes() == last
+    assert Trainer(cart_pole(), None, replace(config, epochs=4)).fit()[-1].epoch == 4
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_in_words(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunFolderError, match="cannot write .*config.json: Not a directory. Nothing was written"):
+        Trainer(cart_pole(), None, replace(TINY, out=tmp_path / "file" / "run")).fit()
+
+
+class Harmful:
+    def __reduce__(self):
+        return (os.mkdir, ("harm",))
+
+
+def test_a_checkpoint_from_a_stranger_runs_no_code(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Trainer(cart_pole(), None, replace(TINY, out=tmp_path / "run")).fit()
+    torch.save({"epoch": 1, "controller": Harmful()}, tmp_path / "run" / "best.pt")
+    folder = RunFolder(tmp_path / "run")
+    with pytest.raises(RunFolderError, match=r"cannot read .*best.pt"):
+        folder.load("best")
+    (tmp_path / "run" / "last.pt").write_bytes(pickle.dumps(Harmful()))
+    with pytest.raises(RunFolderError, match=r"cannot read .*last.pt"):
+        folder.load("last")
+    assert not (tmp_path / "harm").exists()
+
+
+class BrokenSlope(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return torch.full_like(grad, float("inf"))
+
+
+class Breaking(nn.Module):
+    """A controller whose slope by `bad` becomes infinite once `broken` is set."""
+
+    def __init__(self):
+        super().__init__()
+        self.good, self.bad = nn.Linear(4, 1), nn.Parameter(torch.zeros(1))
+        self.broken = False
+
+    def forward(self, observation):
+        return self.good(observation) + (BrokenSlope.apply(self.bad) if self.broken else self.bad)
+
+
+class Break(Callback):
+    def on_epoch_end(self, trainer, metrics):
+        trainer.controller.broken = metrics.epoch == 1
+
+
+def test_a_direction_that_is_not_finite_stops_the_run_with_epoch_update_and_parameter(tmp_path):
+    torch.manual_seed(0)
+    config = replace(TINY, engine="autograd", out=tmp_path / "run")
+    trainer = Trainer(cart_pole(), Breaking(), config, [Break()])
+    with pytest.raises(NonFiniteError, match=r"in epoch 2, update 1 of 3, the direction of bad is not finite") as error:
+        trainer.fit()
+    assert "holds the state after epoch 1" in str(error.value)
+    assert 'on_nonfinite="skip"' in str(error.value)
+    assert RunFolder(tmp_path / "run").load("last")["epoch"] == 1
+    assert_same(weights(trainer), RunFolder(tmp_path / "run").load("last")["controller"])
+    assert len(rows(tmp_path / "run")) == 2
+
+
+def test_skipping_counts_the_updates_it_skips():
+    torch.manual_seed(0)
+    config = replace(TINY, engine="autograd", on_nonfinite="skip")
+    history = Trainer(cart_pole(), Breaking(), config, [Break()]).fit()
+    assert [row.skipped for row in history] == [0, 0, 3, 0]
+    assert history[2].train_loss == history[1].train_loss
+    assert history[3].train_loss != history[2].train_loss
+
+
+def test_a_loss_that_is_not_finite_stops_the_run():
+    class Unbounded(Integrator):
+        def step(self, state, action):
+            return state + (action * 1e30).exp()
+
+    with pytest.raises(NonFiniteError, match="in epoch 1, update 1 of 3"):
+        Trainer(Unbounded(), None, TINY).fit()
+
+
+def test_large_finite_directions_do_not_overflow_their_norm():
+    class Steep(Integrator):
+        def final_cost(self, state):
+            return 1e25 * state[:, 0]
+
+    trainer = Trainer(Steep(), None, replace(TINY, epochs=1, clip="norm", rule="R"))
+    history = trainer.fit()
+    assert history[-1].direction_norm > 1e22
+    assert history[-1].skipped == 0
+
+
+def test_callbacks_are_called_in_order_and_can_end_training():
+    calls = []
+
+    class Record(Callback):
+        def on_fit_start(self, trainer):
+            calls.append("start")
+
+        def on_update_end(self, trainer, loss, direction_norm):
+            calls.append("update")
+
+        def on_epoch_end(self, trainer, metrics):
+            calls.append(f"epoch {metrics.epoch}")
+            return metrics.epoch < 2
+
+        def on_fit_end(self, trainer):
+            calls.append("end")
+
+    history = Trainer(cart_pole(), None, TINY, [Record()]).fit()
+    assert calls == ["start", *["update"] * 3, "epoch 1", *["update"] * 3, "epoch 2", "end"]
+    assert history[-1].epoch == 2
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"rule": "Z"}, "rule must be one of 'R', 'M', 'S', 'C'; got 'Z'"),
+        ({"clip": "nrom"}, "clip must be one of .*got 'nrom'. Did you mean 'norm'?"),
+        ({"epochs": 0}, "epochs must be an integer of at least 1; got 0"),
+        ({"batch_size": 300}, r"batch_size must be at most train_states \(256\); got 300"),
+        ({"learning_rate": -1.0}, "learning_rate must be a finite number above 0; got -1.0"),
+        ({"hidden": (10, 0)}, "hidden must be an integer of at least 1; got 0"),
+        ({"seed": -1}, "seed must be an integer of at least 0; got -1"),
+        ({"on_nonfinite": "ignore"}, "on_nonfinite must be one of 'stop', 'skip'; got 'ignore'"),
+    ],
+)
+def test_bad_settings_are_named_before_any_work(setting, message):
+    with pytest.raises(ValueError, match=message):
+        TrainConfig(**setting)
+
+
+def test_run_of_a_users_own_controller_says_that_it_must_be_built_in_python(tmp_path):
+    torch.manual_seed(0)
+    own = nn.Sequential(nn.Linear(4, 1))
+    Trainer(cart_pole(), own, replace(TINY, out=tmp_path / "run")).fit()
+    folder = RunFolder(tmp_path / "run")
+    with pytest.raises(RunFolderError, match="controller of its own type, Sequential; build it in Python"):
+        folder.load_controller(folder.make_env().system)
+
+
+def test_float64_controllers_train_in_float64():
+    trainer = Trainer(cart_pole(), MLP((4,), (1,), (8,)).double(), replace(TINY, epochs=1))
+    trainer.fit()
+    assert trainer.train_states.dtype == torch.float64
+    assert all(p.dtype == torch.float64 for p in trainer.controller.parameters())

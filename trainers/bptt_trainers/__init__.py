@@ -1,0 +1,35 @@
+"""Trains controllers through differentiable environments by stabilised backpropagation through time."""
+
+from bptt_trainers.callbacks import Callback, ProgressBar
+from bptt_trainers.config import TrainConfig
+from bptt_trainers.controllers import MLP, Controller, default_controller
+from bptt_trainers.files import RunFolderError
+from bptt_trainers.gradient import PolicyGradient, policy_gradient
+from bptt_trainers.rollout import Trajectory, losses, rollout
+from bptt_trainers.rules import RULES, Feedback, Rule
+from bptt_trainers.run_folder import RunFolder
+from bptt_trainers.start_states import held_out_states, training_states
+from bptt_trainers.trainer import NonFiniteError, Trainer
+
+__all__ = [
+    "MLP",
+    "RULES",
+    "Callback",
+    "Controller",
+    "Feedback",
+    "NonFiniteError",
+    "PolicyGradient",
+    "ProgressBar",
+    "Rule",
+    "RunFolder",
+    "RunFolderError",
+    "TrainConfig",
+    "Trainer",
+    "Trajectory",
+    "default_controller",
+    "held_out_states",
+    "losses",
+    "policy_gradient",
+    "rollout",
+    "training_states",
+]

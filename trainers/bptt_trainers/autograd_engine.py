@@ -1,0 +1,59 @@
+"""The directions by definition: the rollout is unrolled, detached where a rule cuts, and differentiated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from bptt_envs import System
+from bptt_trainers.rollout import check_actions
+from bptt_trainers.rules import Directions, Feedback
+
+
+class AutogradEngine:
+    """Backpropagation through time by torch's autograd, one backward pass for each `Feedback`.
+
+    It serves every controller and keeps the activations of all steps in memory.
+
+    Args:
+        system: the physics.
+        controller: from observations (B, *observation_shape) to actions (B, *action_shape).
+    """
+
+    name = "autograd"
+
+    def __init__(self, system: System, controller: nn.Module) -> None:
+        self.system = system
+        self.controller = controller
+
+    def __call__(self, initial_states: Tensor, passes: Sequence[Feedback]) -> tuple[Tensor, dict[Feedback, Directions]]:
+        """The loss, (), of one batch and the directions of every pass.
+
+        Args:
+            initial_states: (B, *state_shape).
+            passes: which paths each backward pass takes.
+        """
+        parameters = {n: p for n, p in self.controller.named_parameters() if p.requires_grad}
+        directions = {}
+        for feedback in passes:
+            loss = self.unrolled_loss(initial_states, feedback)
+            gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True, materialize_grads=True)
+            directions[feedback] = dict(zip(parameters, gradients, strict=True))
+        return loss.detach(), directions
+
+    def unrolled_loss(self, initial_states: Tensor, feedback: Feedback) -> Tensor:
+        """The loss, (), with a graph that carries exactly the paths of `feedback`."""
+        system = self.system
+        state, total = initial_states, initial_states.new_zeros(initial_states.shape[0])
+        for t in range(system.horizon):
+            seen = state if feedback.controller else state.detach()
+            action = self.controller(system.observe(seen))
+            if t == 0:
+                check_actions(system, action, initial_states.shape[0])
+            action = system.bound(action)
+            next_state = system.step(state if feedback.physics else state.detach(), action)
+            total = total + system.running_cost(state, action, next_state)
+            state = next_state
+        return (total + system.final_cost(state)).mean()

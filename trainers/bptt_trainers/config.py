@@ -1,0 +1,85 @@
+"""The settings of a training run: the one source of the command line, of config.json and of the defaults."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from bptt_envs.checks import one_of, positive, positive_integer
+from bptt_trainers.gradient import ENGINES, EngineName
+from bptt_trainers.rules import COMBINE, RULES, Combine
+
+Clip = Literal["none", "value", "norm"]
+OnNonfinite = Literal["stop", "skip"]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of one run. The defaults are those of arXiv 2405.02041.
+
+    Raises:
+        ValueError: if a setting is out of range; the message names it.
+    """
+
+    rule: str = "C"
+    """Update rule: R (regular), M (modified), S (stopped) or C (combined)."""
+
+    combine: Combine = "modified"
+    """The component that rule C keeps where the signs of R and M agree."""
+
+    clip: Clip = "none"
+    """Clipping of the direction: none, by value (each component to [-1, 1]) or by global norm (to 1)."""
+
+    epochs: int = 1000
+    """Passes over the training states."""
+
+    batch_size: int = 8
+    """Start states an update."""
+
+    train_states: int = 256
+    """Start states for training, drawn from the seed, visited in a fixed order."""
+
+    test_states: int = 256
+    """Held-out start states, the same for every seed and method. They choose nothing."""
+
+    learning_rate: float = 1e-3
+    """Step size of Adam."""
+
+    adam_epsilon: float = 1e-7
+    """Epsilon of Adam."""
+
+    hidden: tuple[int, ...] = (100, 100)
+    """Widths of the hidden layers of the default controller; unused if a controller is given."""
+
+    seed: int = 0
+    """Seeds the controller's weights and the training states."""
+
+    engine: EngineName = "auto"
+    """How directions are computed: autograd (the definition), adjoint (fast) or auto (chooses)."""
+
+    on_nonfinite: OnNonfinite = "stop"
+    """At a non-finite loss or direction: stop the run, or skip the update and count it."""
+
+    tensorboard: bool = True
+    """Whether to write TensorBoard events into the run folder."""
+
+    out: Path | None = None
+    """The run folder. None keeps everything in memory."""
+
+    def __post_init__(self) -> None:
+        one_of("rule", self.rule, RULES)
+        one_of("combine", self.combine, COMBINE)
+        one_of("clip", self.clip, ("none", "value", "norm"))
+        one_of("engine", self.engine, ENGINES)
+        one_of("on_nonfinite", self.on_nonfinite, ("stop", "skip"))
+        for name in ("epochs", "batch_size", "train_states", "test_states"):
+            positive_integer(name, getattr(self, name))
+        for name in ("learning_rate", "adam_epsilon"):
+            positive(name, getattr(self, name))
+        for width in self.hidden:
+            positive_integer("hidden", width)
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
+            raise ValueError(f"seed must be an integer of at least 0; got {self.seed!r}.")
+        if self.batch_size > self.train_states:
+            raise ValueError(f"batch_size must be at most train_states ({self.train_states}); got {self.batch_size}.")

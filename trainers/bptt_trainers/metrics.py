@@ -1,0 +1,74 @@
+"""What a run reports of each epoch, and its CSV file."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+
+from bptt_trainers.files import RunFolderError
+
+
+@dataclass(frozen=True)
+class EpochMetrics:
+    """One line of metrics.csv; epoch 0 is the untrained controller, its direction columns are NaN.
+
+    Attributes:
+        epoch: epochs finished.
+        train_loss: loss over all training states at the end of the epoch.
+        test_loss: loss over all held-out states at the end of the epoch.
+        direction_norm: mean over the updates of the direction's norm before clipping.
+        sign_agreement: share of parameter components in which R and M have the same sign.
+        cosine: cosine of the angle between R and M. This and `sign_agreement` are measured, under every
+            rule, at the first update of the epoch.
+        skipped: updates that were skipped because a loss or direction was not finite.
+        simulator_steps: steps of the physics taken for training so far.
+        seconds: time spent on updates so far, evaluation and files not counted.
+    """
+
+    epoch: int
+    train_loss: float
+    test_loss: float
+    direction_norm: float
+    sign_agreement: float
+    cosine: float
+    skipped: int
+    simulator_steps: int
+    seconds: float
+
+
+COLUMNS = tuple(field.name for field in fields(EpochMetrics))
+_WHOLE = {field.name for field in fields(EpochMetrics) if field.type == "int"}
+
+
+def to_csv(rows: Sequence[EpochMetrics], header: bool = True) -> str:
+    """The rows as CSV text."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    if header:
+        writer.writerow(COLUMNS)
+    writer.writerows(astuple(row) for row in rows)
+    return text.getvalue()
+
+
+def read_csv(path: Path) -> list[EpochMetrics]:
+    """Read metrics.csv; a last line that a kill cut short is left out.
+
+    Raises:
+        RunFolderError: if it cannot be read or has other columns.
+    """
+    try:
+        whole_lines = path.read_text().rpartition("\n")[0].splitlines()
+        header, *rows = csv.reader(whole_lines)
+        if tuple(header) != COLUMNS:
+            raise ValueError(f"its columns are {header}, not {list(COLUMNS)}")
+        return [
+            EpochMetrics(
+                **{n: int(v) if n in _WHOLE else float(v) for n, v in zip(COLUMNS, row, strict=True)}  # type: ignore[arg-type]
+            )
+            for row in rows
+        ]
+    except (OSError, ValueError) as error:
+        raise RunFolderError(f"cannot read {path}: {error}.") from error

@@ -1,0 +1,68 @@
+"""Roll a controller out through a system, without gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bptt_envs import System
+
+Policy = Callable[[Tensor], Tensor]
+"""From observations (B, *observation_shape) to actions (B, *action_shape): any torch module is one."""
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """What B episodes of T steps went through."""
+
+    states: Tensor  # (T + 1, B, *state_shape)
+    actions: Tensor  # (T, B, *action_shape), as the controller gave them, before any bound
+
+    @property
+    def horizon(self) -> int:
+        """Steps, T."""
+        return self.actions.shape[0]
+
+
+@torch.no_grad()
+def rollout(system: System, policy: Policy, initial_states: Tensor) -> Trajectory:
+    """Run one episode from each of `initial_states`, (B, *state_shape).
+
+    Raises:
+        ValueError: if the policy's actions do not have shape (B, *action_shape).
+    """
+    state = initial_states
+    states: list[Tensor] = [state]
+    actions: list[Tensor] = []
+    for _ in range(system.horizon):
+        action = policy(system.observe(state))
+        if not actions:
+            check_actions(system, action, initial_states.shape[0])
+        state = system.step(state, system.bound(action))
+        states.append(state)
+        actions.append(action)
+    return Trajectory(torch.stack(states), torch.stack(actions))
+
+
+@torch.no_grad()
+def losses(system: System, trajectory: Trajectory) -> Tensor:
+    """The loss of each episode, (B,)."""
+    states = trajectory.states
+    horizon, batch = trajectory.actions.shape[:2]
+    running = system.running_cost(
+        states[:-1].flatten(0, 1), system.bound(trajectory.actions).flatten(0, 1), states[1:].flatten(0, 1)
+    )
+    return running.view(horizon, batch).sum(0) + system.final_cost(states[-1])
+
+
+def check_actions(system: System, action: Tensor, batch: int) -> None:
+    """Raise ValueError unless `action` has shape (batch, *action_shape)."""
+    expected = (batch, *system.action_shape)
+    if tuple(action.shape) != expected:
+        raise ValueError(
+            f"the controller must map observations (B, {', '.join(map(str, system.observation_shape))}) to actions "
+            f"(B, {', '.join(map(str, system.action_shape))}); got shape {tuple(action.shape)} for B = {batch}."
+        )

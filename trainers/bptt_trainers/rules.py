@@ -1,0 +1,83 @@
+"""The update rules of arXiv 2405.02041 as data: which paths feedback takes, how two directions combine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from bptt_envs.checks import one_of
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """Which paths a backward pass takes from step t + 1 to step t.
+
+    lambda_t = dl/dx_t + [physics] A_t^T lambda_{t+1} + [controller] K_t^T (B_t^T lambda_{t+1} + dl/du_t),
+    with A_t, B_t the Jacobians of the physics and K_t that of the controller.
+    """
+
+    physics: bool
+    controller: bool
+
+
+REGULAR = Feedback(physics=True, controller=True)
+MODIFIED = Feedback(physics=True, controller=False)
+STOPPED = Feedback(physics=False, controller=False)
+
+Combine = Literal["modified", "regular"]
+COMBINE = get_args(Combine)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """An update rule.
+
+    With one pass the direction is that of the pass. With two, a component is kept where both passes have
+    the same sign (0 agrees with 0 only) and is 0 elsewhere.
+    """
+
+    name: str
+    passes: tuple[Feedback, ...]
+    summary: str
+
+
+RULES = {
+    rule.name: rule
+    for rule in (
+        Rule("R", (REGULAR,), "regular: the gradient"),
+        Rule("M", (MODIFIED,), "modified: feedback through the physics only"),
+        Rule("S", (STOPPED,), "stopped: no feedback, one-step gradients"),
+        Rule("C", (REGULAR, MODIFIED), "combined: M where its sign agrees with R's, else 0"),
+    )
+}
+
+Directions = dict[str, Tensor]
+"""One tensor for each parameter, by its name."""
+
+
+def get_rule(rule: str | Rule) -> Rule:
+    """The rule of that name, or the rule itself.
+
+    Raises:
+        ValueError: if there is no rule of that name.
+    """
+    return rule if isinstance(rule, Rule) else RULES[one_of("rule", rule, RULES)]
+
+
+def combined(rule: Rule, directions: dict[Feedback, Directions], combine: Combine = "modified") -> Directions:
+    """The direction of `rule` from those of its passes.
+
+    Args:
+        rule: the rule.
+        directions: the direction of each pass, at least those of the rule.
+        combine: the component that a rule of two passes keeps, "modified" (the second pass, as in the
+            authors' experiments) or "regular" (the first).
+    """
+    if len(rule.passes) == 1:
+        return directions[rule.passes[0]]
+    first, second = (directions[feedback] for feedback in rule.passes)
+    chosen = second if combine == "modified" else first
+    return {name: torch.where(first[name].sign() == second[name].sign(), chosen[name], 0.0) for name in chosen}

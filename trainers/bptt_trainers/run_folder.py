@@ -1,0 +1,218 @@
+"""The folder of a run: its configuration, metrics and checkpoints."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import nn
+
+import bptt_envs
+from bptt_envs import DifferentiableEnv, System
+from bptt_trainers.config import TrainConfig
+from bptt_trainers.controllers import MLP
+from bptt_trainers.files import RunFolderError, write_atomic
+from bptt_trainers.gradient import system_of
+from bptt_trainers.metrics import EpochMetrics, read_csv, to_csv
+
+# Settings that do not change what has been computed so far: a run may be continued with others.
+CHANGEABLE = ("epochs", "on_nonfinite", "tensorboard", "out")
+
+Config = dict[str, Any]
+Checkpoint = dict[str, Any]
+
+
+def describe(env: Any, controller: nn.Module, config: TrainConfig) -> Config:
+    """What config.json says: the environment, the controller, the training settings, the versions."""
+    system = system_of(env)
+    spec = getattr(env, "spec", None)
+    environment: Config = {
+        "id": None if spec is None else spec.id,
+        "options": {} if spec is None else {k: v for k, v in spec.kwargs.items() if k in type(system).options()},
+        "system": type(system).__name__,
+        "settings": {k: v for k, v in vars(system).items() if isinstance(v, (bool, int, float, str, type(None)))},
+    }
+    shapes = {name: list(p.shape) for name, p in controller.named_parameters()}
+    description: Config = {"type": type(controller).__name__, "parameters": shapes}
+    if type(controller) is MLP:
+        description |= {"hidden": list(controller.hidden), "bias": controller.bias}
+    training = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items() if k != "out"}
+    return {
+        "environment": environment,
+        "controller": description,
+        "training": training,
+        "versions": {module.__name__: module.__version__ for module in (bptt_envs, torch, gym, np)},
+    }
+
+
+def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """What differs between two configurations in a way that makes them different runs, a line each."""
+    parts = ("environment", "controller", "training")
+    old = {k: v for part in parts for k, v in _flat(stored.get(part), part).items()}
+    new = {k: v for part in parts for k, v in _flat(wanted.get(part), part).items()}
+    ignored = {f"training.{name}" for name in CHANGEABLE}
+    return [
+        f"{name}: {old.get(name)!r} in the folder, {new.get(name)!r} asked for"
+        for name in dict.fromkeys([*old, *new])
+        if name not in ignored and old.get(name) != new.get(name)
+    ]
+
+
+class RunFolder:
+    """Reads and writes the files of a run.
+
+    config.json, metrics.csv (a line an epoch), last.pt and best.pt (best on the training states). Every
+    file is written whole or not at all, metrics.csv line by line; checkpoints hold tensors and plain
+    values only and are loaded with `weights_only=True`.
+
+    Args:
+        path: the folder; made when first written to.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        self.metrics_path = self.path / "metrics.csv"
+        self.config_path = self.path / "config.json"
+
+    def exists(self) -> bool:
+        """Whether a run was begun here."""
+        return self.config_path.exists()
+
+    def read_config(self) -> Config:
+        """The stored configuration.
+
+        Raises:
+            RunFolderError: if there is none or it cannot be read.
+        """
+        try:
+            config: Config = json.loads(self.config_path.read_text())
+        except FileNotFoundError as error:
+            raise RunFolderError(f"{self.path} is not a run folder: it has no config.json.") from error
+        except (OSError, ValueError) as error:
+            raise RunFolderError(f"cannot read {self.config_path}: {error}.") from error
+        return config
+
+    def begin(self, config: Config) -> None:
+        """Claim the folder for a run of `config`, or continue the run that is there.
+
+        Raises:
+            RunFolderError: if it holds a run of another configuration, or cannot be written.
+        """
+        if self.exists():
+            different = differences(self.read_config(), config)
+            if different:
+                raise RunFolderError(
+                    f"{self.path} holds a run of another configuration; use another folder or the same settings:\n  "
+                    + "\n  ".join(different)
+                )
+        elif self.path.is_dir() and any(self.path.iterdir()):
+            raise RunFolderError(f"{self.path} holds other files and no run; use a new or empty folder.")
+        write_atomic(self.config_path, (json.dumps(config, indent=2) + "\n").encode())
+
+    def append_metrics(self, row: EpochMetrics) -> None:
+        """Add one line to metrics.csv."""
+        try:
+            with self.metrics_path.open("ab") as file:
+                start = file.tell()
+                try:
+                    file.write(to_csv([row], header=start == 0).encode())
+                    file.flush()
+                    os.fsync(file.fileno())
+                except OSError:
+                    os.truncate(self.metrics_path, start)
+                    raise
+        except OSError as error:
+            raise RunFolderError(
+                f"cannot write {self.metrics_path}: {error.strerror or error}. Its earlier lines still stand."
+            ) from error
+
+    def rewind_metrics(self, epoch: int) -> list[EpochMetrics]:
+        """Drop the lines after `epoch`, which a killed run had written ahead of its checkpoint."""
+        rows = [row for row in read_csv(self.metrics_path) if row.epoch <= epoch]
+        write_atomic(self.metrics_path, to_csv(rows).encode())
+        return rows
+
+    def save(self, name: str, checkpoint: Checkpoint) -> None:
+        """Save a checkpoint as "last" or "best"."""
+        data = io.BytesIO()
+        torch.save(checkpoint, data)
+        write_atomic(self.path / f"{name}.pt", data.getvalue())
+
+    def load(self, name: str) -> Checkpoint | None:
+        """Load the checkpoint "last" or "best"; None if there is none.
+
+        Raises:
+            RunFolderError: if it cannot be read, or holds anything but tensors and plain values.
+        """
+        path = self.path / f"{name}.pt"
+        if not path.exists():
+            return None
+        try:
+            checkpoint: Checkpoint = torch.load(path, weights_only=True, map_location="cpu")
+        except Exception as error:  # torch raises many kinds for a damaged or a hostile file
+            raise RunFolderError(f"cannot read {path}: {str(error).splitlines()[0]}") from error
+        return checkpoint
+
+    def train_config(self, **changes: Any) -> TrainConfig:
+        """The stored training settings, with `changes`."""
+        stored = self.read_config()["training"]
+        stored["hidden"] = tuple(stored["hidden"])
+        return TrainConfig(**(stored | {"out": self.path} | changes))
+
+    def make_env(self, **kwargs: Any) -> DifferentiableEnv:
+        """Build the environment of the run.
+
+        Raises:
+            RunFolderError: if it was not made by a registered id.
+        """
+        stored = self.read_config()["environment"]
+        if stored["id"] not in gym.registry:
+            raise RunFolderError(
+                f"{self.path} was trained on {stored['id'] or stored['system']}, which is not registered here; import "
+                "the module that registers it, or use the Python API with your own environment."
+            )
+        env = gym.make(stored["id"], **stored["options"], **kwargs).unwrapped
+        assert isinstance(env, DifferentiableEnv)
+        return env
+
+    def make_controller(self, system: System) -> nn.Module:
+        """Build the untrained controller of the run.
+
+        Raises:
+            RunFolderError: if it is a module of the user's own.
+        """
+        stored = self.read_config()["controller"]
+        if stored["type"] != MLP.__name__ or "hidden" not in stored:
+            raise RunFolderError(
+                f"{self.path} holds a controller of its own type, {stored['type']}; build it in Python and "
+                "load_state_dict the checkpoint's 'controller'."
+            )
+        return MLP(system.observation_shape, system.action_shape, stored["hidden"], bias=stored["bias"])
+
+    def load_controller(self, system: System, which: str = "best") -> tuple[nn.Module, Checkpoint]:
+        """The trained controller and its checkpoint, "best" (on the training states) or "last".
+
+        Raises:
+            RunFolderError: if there is no such checkpoint.
+        """
+        checkpoint = self.load(which)
+        if checkpoint is None:
+            raise RunFolderError(f"{self.path} has no checkpoint {which}.pt yet.")
+        weights = checkpoint["controller"]
+        controller = self.make_controller(system).to(next(iter(weights.values())).dtype)
+        controller.load_state_dict(weights)
+        return controller, checkpoint
+
+
+def _flat(tree: Any, prefix: str) -> dict[str, Any]:
+    if isinstance(tree, Mapping):
+        return {k: v for name, part in tree.items() for k, v in _flat(part, f"{prefix}.{name}").items()}
+    return {prefix: list(tree) if isinstance(tree, Sequence) and not isinstance(tree, str) else tree}

@@ -1,0 +1,280 @@
+"""Train a controller through a system."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bptt_envs import System
+from bptt_trainers.callbacks import Callback, TensorBoardLog
+from bptt_trainers.config import TrainConfig
+from bptt_trainers.controllers import default_controller
+from bptt_trainers.files import RunFolderError
+from bptt_trainers.gradient import Choice, choose_engine, system_of
+from bptt_trainers.metrics import EpochMetrics
+from bptt_trainers.rollout import losses, rollout
+from bptt_trainers.rules import MODIFIED, REGULAR, Directions, Feedback, combined, get_rule
+from bptt_trainers.run_folder import Checkpoint, RunFolder, describe
+from bptt_trainers.start_states import WEIGHTS, held_out_states, stream_seed, training_states
+
+_NAN = float("nan")
+
+
+class NonFiniteError(RuntimeError):
+    """A loss or a direction was not finite; the message names the epoch, the update and the parameter."""
+
+
+class Trainer:
+    """Trains a controller by one of the update rules.
+
+    With `config.out` set, a run is a folder (see `RunFolder`): `fit` saves after every epoch, a second
+    `fit` of the same configuration continues where the first ended, bit for bit.
+
+    Args:
+        env: an environment of `bptt_envs`, or its `System`.
+        controller: any torch module from observations (B, *observation_shape) to actions
+            (B, *action_shape); it is trained in place. None: the paper's MLP.
+        config: every setting.
+        callbacks: called as training goes.
+
+    Raises:
+        ValueError: if the environment or the controller cannot be used.
+    """
+
+    def __init__(
+        self,
+        env: Any,
+        controller: nn.Module | None = None,
+        config: TrainConfig | None = None,
+        callbacks: Sequence[Callback] = (),
+    ) -> None:
+        self.config = config = TrainConfig() if config is None else config
+        self.system: System = system_of(env)
+        if controller is None:
+            controller = default_controller(self.system, stream_seed(WEIGHTS, config.seed), config.hidden)
+        self.controller = controller
+        self.rule = get_rule(config.rule)
+        parameter = next(controller.parameters())
+        self.train_states = training_states(self.system, config.train_states, config.seed).to(parameter)
+        self.test_states = held_out_states(self.system, config.test_states).to(parameter)
+        self.choice: Choice = choose_engine(self.system, controller, self.train_states, config.engine)
+        self.folder = None if config.out is None else RunFolder(config.out)
+        self.callbacks = list(callbacks)
+        if self.folder is not None and config.tensorboard:
+            self.callbacks.append(TensorBoardLog(str(self.folder.path)))
+        self.history: list[EpochMetrics] = []
+        self._last: Checkpoint = {}
+        self.best_train_loss = math.inf
+        self._description = describe(env, controller, config)
+        self._trainable = {n: p for n, p in controller.named_parameters() if p.requires_grad}
+        self._optimizer = torch.optim.Adam(self._trainable.values(), lr=config.learning_rate, eps=config.adam_epsilon)
+
+    @property
+    def epoch(self) -> int:
+        """Epochs finished."""
+        return self.history[-1].epoch if self.history else 0
+
+    @property
+    def updates_per_epoch(self) -> int:
+        """Updates of one epoch."""
+        return math.ceil(self.config.train_states / self.config.batch_size)
+
+    def fit(self) -> list[EpochMetrics]:
+        """Train until `config.epochs` epochs are done, continuing what the run folder holds.
+
+        Returns:
+            The metrics of every epoch, epoch 0 (untrained) first.
+
+        After an interruption or an error the controller is that of the last finished epoch, and so is the
+        run folder.
+
+        Raises:
+            NonFiniteError: if a loss or direction is not finite and `config.on_nonfinite` is "stop".
+            RunFolderError: if the run folder holds another configuration or cannot be written.
+        """
+        with torch.random.fork_rng():
+            torch.manual_seed(self.config.seed)  # for controllers that draw random numbers
+            if not self.history:
+                self._restore_or_start()
+            try:
+                self._call("on_fit_start")
+                while self.epoch < self.config.epochs:
+                    if not self._finish_epoch(self._epoch()):
+                        break
+            except BaseException:
+                self._load(self._last)
+                raise
+            finally:
+                self._call("on_fit_end")
+        if self.folder is not None:
+            self.draw()
+        return self.history
+
+    def evaluate(self, states: Tensor) -> float:
+        """Mean loss over episodes from `states`, (B, *state_shape)."""
+        return float(losses(self.system, rollout(self.system, self.controller, states)).mean())
+
+    def _epoch(self) -> EpochMetrics:
+        direction_norms = []
+        agreement = cosine = _NAN
+        skipped, seconds = 0, self.history[-1].seconds
+        for update, states in enumerate(self.train_states.split(self.config.batch_size)):
+            begin = time.perf_counter()
+            needed = self.rule.passes
+            if update == 0:
+                needed = tuple(dict.fromkeys([*needed, REGULAR, MODIFIED]))
+            loss, passes = self.choice.engine(states, needed)
+            directions = combined(self.rule, passes, self.config.combine)
+            norm = _norm(directions)
+            if math.isfinite(norm) and math.isfinite(float(loss)):
+                self._update(directions, norm)
+                direction_norms.append(norm)
+            else:
+                self._refuse_unless_skipping(update, float(loss), directions)
+                skipped += 1
+            seconds += time.perf_counter() - begin
+            if update == 0:
+                agreement, cosine = _compare(passes)
+            self._call("on_update_end", float(loss), norm)
+        epoch = self.epoch + 1
+        train_loss = self.evaluate(self.train_states)
+        if not math.isfinite(train_loss) and self.config.on_nonfinite == "stop":
+            raise NonFiniteError(
+                f"the loss over the training states is {train_loss} after epoch {epoch}.{self._advice()}"
+            )
+        return EpochMetrics(
+            epoch=epoch,
+            train_loss=train_loss,
+            test_loss=self.evaluate(self.test_states),
+            direction_norm=sum(direction_norms) / len(direction_norms) if direction_norms else _NAN,
+            sign_agreement=agreement,
+            cosine=cosine,
+            skipped=skipped,
+            simulator_steps=epoch * self.config.train_states * self.system.horizon,
+            seconds=seconds,
+        )
+
+    def _update(self, directions: Directions, norm: float) -> None:
+        for name, parameter in self._trainable.items():
+            direction = directions[name]
+            if self.config.clip == "value":
+                direction = direction.clamp(-1.0, 1.0)
+            elif self.config.clip == "norm" and norm > 1.0:
+                direction = direction / norm
+            parameter.grad = direction
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+
+    def _refuse_unless_skipping(self, update: int, loss: float, directions: Directions) -> None:
+        if self.config.on_nonfinite == "skip":
+            return
+        where = f"in epoch {self.epoch + 1}, update {update + 1} of {self.updates_per_epoch}"
+        bad = [name for name, direction in directions.items() if not direction.isfinite().all()]
+        what = f"the direction of {', '.join(bad)} is not finite" if bad else f"the loss is {loss}"
+        raise NonFiniteError(f"{where}, {what} (loss {loss:.6g}).{self._advice()}")
+
+    def _advice(self) -> str:
+        kept = (
+            "" if self.folder is None else f" {self.folder.path / 'last.pt'} holds the state after epoch {self.epoch}."
+        )
+        return f'{kept} Clip the direction, lower the learning rate, or set on_nonfinite="skip".'
+
+    def draw(self) -> None:
+        """Draw the learning curve and some held-out trajectories into the run folder."""
+        if self.folder is None:
+            raise RunFolderError("there is no run folder to draw into: set TrainConfig(out=...).")
+        # matplotlib is slow to import, and most uses of this module draw nothing
+        from bptt_trainers.pictures import learning_curves_figure, save_figure, trajectory_figure
+
+        curves = learning_curves_figure(
+            [row.epoch for row in self.history],
+            [row.train_loss for row in self.history],
+            [row.test_loss for row in self.history],
+        )
+        save_figure(curves, self.folder.path / "learning_curve.png")
+        trajectory = rollout(self.system, self.controller, self.test_states[:8])
+        save_figure(trajectory_figure(self.system, trajectory), self.folder.path / "trajectories.png")
+
+    # Where a run stands: `_last` holds the state after the last finished epoch
+
+    def _restore_or_start(self) -> None:
+        stored = None
+        if self.folder is not None:
+            self.folder.begin(self._description)
+            stored = self.folder.load("last")
+        if self.folder is None or stored is None:
+            if self.folder is not None:
+                self.folder.metrics_path.unlink(missing_ok=True)  # begun and killed before its first checkpoint
+            train_loss, test_loss = self.evaluate(self.train_states), self.evaluate(self.test_states)
+            untrained = EpochMetrics(0, train_loss, test_loss, _NAN, _NAN, _NAN, 0, 0, 0.0)
+            self._finish_epoch(untrained)
+            return
+        if stored["epoch"] > self.config.epochs:
+            raise RunFolderError(
+                f"{self.folder.path} has {stored['epoch']} epochs already; epochs={self.config.epochs} asks for fewer."
+            )
+        self.history = self.folder.rewind_metrics(stored["epoch"])
+        self._last = stored
+        self._load(stored)
+
+    def _finish_epoch(self, metrics: EpochMetrics) -> bool:
+        """Record and save an epoch; return whether the callbacks want another.
+
+        best.pt, metrics.csv and last.pt are written in this order: a kill between them leaves last.pt an
+        epoch behind, and that epoch is computed again.
+        """
+        better = metrics.train_loss < self.best_train_loss
+        if better:
+            self.best_train_loss = metrics.train_loss
+        result = {
+            "epoch": metrics.epoch,
+            "train_loss": metrics.train_loss,
+            "test_loss": metrics.test_loss,
+            "controller": copy.deepcopy(self.controller.state_dict()),
+        }
+        last = result | {
+            "best_train_loss": self.best_train_loss,
+            "optimizer": copy.deepcopy(self._optimizer.state_dict()),
+            "rng_state": torch.get_rng_state(),
+        }
+        if self.folder is not None:
+            if better:
+                self.folder.save("best", result)
+            self.folder.append_metrics(metrics)
+            self.folder.save("last", last)
+        self._last = last
+        self.history.append(metrics)
+        if metrics.epoch == 0:
+            return True
+        answers = [callback.on_epoch_end(self, metrics) for callback in self.callbacks]
+        return all(answer is not False for answer in answers)
+
+    def _load(self, state: Checkpoint) -> None:
+        self.best_train_loss = state["best_train_loss"]
+        self.controller.load_state_dict(state["controller"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        torch.set_rng_state(state["rng_state"])
+
+    def _call(self, hook: str, *arguments: Any) -> None:
+        for callback in self.callbacks:
+            getattr(callback, hook)(self, *arguments)
+
+
+def _norm(directions: Directions) -> float:
+    """Global norm, in float64 so that large finite components do not overflow."""
+    return float(torch.cat([d.flatten() for d in directions.values()]).double().norm())
+
+
+def _compare(passes: dict[Feedback, Directions]) -> tuple[float, float]:
+    """Share of components in which R and M have the same sign, and the cosine between them."""
+    regular, modified = (
+        torch.cat([d.flatten() for d in passes[feedback].values()]).double() for feedback in (REGULAR, MODIFIED)
+    )
+    agreement = float((regular.sign() == modified.sign()).double().mean())
+    return agreement, float(torch.nn.functional.cosine_similarity(regular, modified, dim=0))
