@@ -77,11 +77,8 @@ class Differentiable:
         return -self.system.final_cost(state)
 
     def initial_states(self, batch: int, generator: torch.Generator | None = None) -> Tensor:
-        """Draw (batch, *state_shape) start states; without a generator, from a fresh random seed."""
-        if generator is None:
-            generator = torch.Generator()
-            generator.seed()
-        return self.system.initial_states(batch, generator)
+        """Draw (batch, *state_shape) start states, from torch's own generator if none is handed in."""
+        return self.system.initial_states(batch, torch.default_generator if generator is None else generator)
 
     def observe(self, state: Tensor) -> Tensor:
         """What a controller sees of `state`, (B, *observation_shape). Differentiable."""

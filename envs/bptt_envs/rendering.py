@@ -51,7 +51,7 @@ class Canvas:
     """A picture in the making, in world coordinates: metres (or the system's own unit), y up.
 
     Call `view` first. Positions and sizes of bodies are in world units; stroke widths and text sizes are in
-    pixels of a picture of 640 x 400 and scale with it. Text lies above all shapes.
+    pixels of a picture of 640 x 400 and scale with it, though text stays legible. What is drawn later lies above.
 
     Args:
         size: width and height of the picture, in pixels.
@@ -67,7 +67,7 @@ class Canvas:
         self._surface.fill(BACKGROUND)
         self._text_scale = size[1] / SIZE[1]
         self._stroke = OVERSAMPLING * self._text_scale
-        self._texts: list[tuple[float, float, str, Color, float, str]] = []
+        self._fonts: dict[int, Any] = {}
         self.view(0.0, 0.0, 2.0)
 
     def view(self, x: float, y: float, height: float) -> None:
@@ -149,8 +149,13 @@ class Canvas:
         self, position: Point, text: str, color: Color = MUTED, size: float = 15.0, align: str = "center"
     ) -> None:
         """Write `text` with its left end, center or right end at `position`; `size` in pixels."""
+        pixels = round(1.3 * OVERSAMPLING * max(size * self._text_scale, SMALLEST_TEXT))
+        if pixels not in self._fonts:
+            self._fonts[pixels] = self._pygame.font.Font(None, pixels)
+        label = self._fonts[pixels].render(text, True, color)
         x, y = self._pixel(position)
-        self._texts.append((x / OVERSAMPLING, y / OVERSAMPLING, text, color, size, align))
+        shift = {"left": 0.0, "center": 0.5, "right": 1.0}[align]
+        self._surface.blit(label, (round(x - shift * label.get_width()), round(y - label.get_height() / 2)))
 
     def ruler(self, y: float, unit: str = "") -> None:
         """Draw a horizontal scale at the height `y`, from edge to edge, with ticks at round numbers."""
@@ -174,7 +179,7 @@ class Canvas:
             y = 0.75 - (i + 0.5) * row
             end = middle + space * value / reach
             bar = min(0.6 * row, 0.14)
-            self.rectangle(((middle + end) / 2, y), abs(end - middle), bar, CYCLE[i % len(CYCLE)])
+            self.rectangle(((middle + end) / 2, y), abs(end - middle), bar, CYCLE[0])
             if written:
                 label = labels[i] if i < len(labels) else str(i)
                 self.text((self.left + 0.08, y), label, INK, align="left")
@@ -196,17 +201,7 @@ class Canvas:
 
     def finish(self) -> Any:
         """Return the finished picture, a pygame.Surface of `size`."""
-        picture = self._pygame.transform.smoothscale(self._surface, self.size)
-        fonts = {}
-        for x, y, text, color, size, align in self._texts:
-            pixels = round(max(size * self._text_scale, SMALLEST_TEXT))
-            if pixels not in fonts:
-                fonts[pixels] = self._pygame.font.Font(None, round(1.3 * pixels))
-            label = fonts[pixels].render(text, True, color)
-            width, height = label.get_size()
-            shift = {"left": 0.0, "center": 0.5, "right": 1.0}[align]
-            picture.blit(label, (round(x - shift * width), round(y - height / 2)))
-        return picture
+        return self._pygame.transform.smoothscale(self._surface, self.size)
 
     def _pixel(self, point: Point) -> Point:
         """World coordinates to those of the large surface, kept where SDL can count; NaN goes to the rim."""

@@ -229,16 +229,23 @@ def _add_linear(
     samples, passes, components = weights.shape
     inputs = inputs.detach().reshape(samples, -1, layer.in_features)
     inner = inputs.shape[1]
-    if components == 1:
-        scaled = weights * slopes[0].reshape(samples, 1, -1)
+    if components == 1 and layer.in_features < layer.out_features:  # scale the narrower of the two factors
+        slope = slopes[0].reshape(samples * inner, -1)
+        scaled = (weights.unsqueeze(1) * inputs.unsqueeze(2)).view(samples * inner, -1)
+        by_weight = (scaled.t() @ slope).view(passes, layer.in_features, layer.out_features).mT
+        by_bias = weights.expand(-1, -1, inner).mT.reshape(samples * inner, passes).t() @ slope
     else:
-        scaled = weights @ torch.stack([slope.reshape(samples, -1) for slope in slopes], dim=1)
-    # (N, P, inner out) -> rows over samples and inner positions, columns over passes and outputs
-    scaled = scaled.view(samples, passes, inner, layer.out_features).transpose(1, 2).reshape(samples * inner, -1)
+        if components == 1:
+            scaled = weights * slopes[0].reshape(samples, 1, -1)
+        else:
+            scaled = weights @ torch.stack([slope.reshape(samples, -1) for slope in slopes], dim=1)
+        scaled = scaled.view(samples, passes, inner, -1).transpose(1, 2).reshape(samples * inner, -1)
+        by_weight = (scaled.t() @ inputs.reshape(samples * inner, -1)).view(passes, *layer.weight.shape)
+        by_bias = scaled.sum(0).view(passes, -1)
     if layer.weight in totals:
-        totals[layer.weight] += (scaled.t() @ inputs.reshape(samples * inner, -1)).view_as(totals[layer.weight])
+        totals[layer.weight] += by_weight
     if layer.bias is not None and layer.bias in totals:
-        totals[layer.bias] += scaled.sum(0).view_as(totals[layer.bias])
+        totals[layer.bias] += by_bias
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +47,7 @@ class ProgressBar(Callback):
             desc=self.title,
             unit="update",
             dynamic_ncols=True,
+            mininterval=0.1 if sys.stderr.isatty() else 10.0,  # seconds; a log file wants few lines
         )
 
     def on_update_end(self, trainer: Trainer, loss: float, direction_norm: float) -> None:
@@ -54,9 +56,8 @@ class ProgressBar(Callback):
 
     def on_epoch_end(self, trainer: Trainer, metrics: EpochMetrics) -> bool | None:
         if self._bar is not None:
-            self._bar.set_postfix(
-                epoch=metrics.epoch, train=f"{metrics.train_loss:.3g}", test=f"{metrics.test_loss:.3g}"
-            )
+            losses = {"train": f"{metrics.train_loss:.3g}", "test": f"{metrics.test_loss:.3g}"}
+            self._bar.set_postfix(epoch=metrics.epoch, **losses, refresh=False)
         return None
 
     def on_fit_end(self, trainer: Trainer) -> None:

@@ -93,7 +93,7 @@ class MLP(Controller):
         widths = [math.prod(self.observation_shape), *self.hidden, math.prod(self.action_shape)]
         layers: list[nn.Module] = []
         for inputs, outputs in pairwise(widths):
-            linear = nn.Linear(inputs, outputs, bias=bias)
+            linear = nn.utils.skip_init(nn.Linear, inputs, outputs, bias=bias)  # draws no global random numbers
             nn.init.xavier_uniform_(linear.weight, generator=generator)
             if bias:
                 nn.init.zeros_(linear.bias)
@@ -119,8 +119,11 @@ class Tanh(nn.Module):
         return y
 
 
+_MINUS_ONE = torch.tensor(-1.0)
+
+
 def _sigmoid_tanh(x: Tensor) -> Tensor:
-    return torch.sigmoid(2.0 * x).mul_(2.0).sub_(1.0)
+    return torch.add(_MINUS_ONE, (x + x).sigmoid_(), alpha=2)
 
 
 class _SigmoidTanh(torch.autograd.Function):

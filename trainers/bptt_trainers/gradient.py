@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import gymnasium as gym
 from torch import Tensor, nn
@@ -112,6 +112,12 @@ def choose_engine(system: System, controller: nn.Module, initial_states: Tensor,
             f"engine='adjoint' cannot serve this {type(controller).__name__}: {obstacle}. "
             "Use engine='autograd' or 'auto'."
         )
+    if controller not in _warned:
+        _warned.add(controller)
+        warnings.warn(
+            f"engine='auto' falls back to the slower autograd engine for {type(controller).__name__}: {obstacle}.",
+            stacklevel=3,
+        )
     return Choice(AutogradEngine(system, controller), f"the adjoint engine cannot serve the controller: {obstacle}")
 
 
@@ -148,21 +154,17 @@ _CHANGING_WRAPPERS = (
 )
 
 _Examined = tuple[str | None, bool]
+_warned: WeakSet[nn.Module] = WeakSet()
 _examined: WeakKeyDictionary[nn.Module, dict[Any, _Examined]] = WeakKeyDictionary()
 
 
 def _examine(system: System, controller: nn.Module, initial_states: Tensor) -> _Examined:
-    """Why the adjoint engine cannot serve the controller, and whether it may share layers; warns once."""
+    """Why the adjoint engine cannot serve the controller, and whether it may share layers."""
     key = (type(system), system.observation_shape, tuple(part.training for part in controller.modules()))
     known = _examined.setdefault(controller, {})
     if key not in known:
         obstacle = why_not_adjoint(system, controller, initial_states)
         known[key] = (obstacle, obstacle is None and layers_can_be_shared(system, controller, initial_states))
-        if obstacle is not None:
-            warnings.warn(
-                f"engine='auto' falls back to the slower autograd engine for {type(controller).__name__}: {obstacle}.",
-                stacklevel=4,
-            )
     return known[key]
 
 

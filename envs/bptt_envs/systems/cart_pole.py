@@ -119,26 +119,27 @@ class MultiPole(System):
         x, thetas = float(state[0]), state[2::2].tolist()
         slack = 1.2  # m that the cart moves about the middle of the picture before the view follows it
         canvas.view(x - max(-slack, min(slack, x)), 0.05, height=3.1)
-        canvas.ruler(-1.3, "m")
+        canvas.ruler(-1.2, "m")
         canvas.line([(canvas.left, 0.0), (canvas.right, 0.0)], FAINT, 5)
         canvas.line([(x, 0.0), (x, 2 * HALF_LENGTH)], FAINT, 3)  # where a pole is upright
         canvas.circle((x, 2 * HALF_LENGTH), 0.07, FAINT, 3)
-        if action is not None:
-            self._draw_force(canvas, x, float(action[0]))
         canvas.rectangle((x, 0.0), 0.5, 0.24, INK, rounding=0.06)
         for i, theta in enumerate(thetas):
             tip = (x + 2 * HALF_LENGTH * math.sin(theta), 2 * HALF_LENGTH * math.cos(theta))
-            width = 14 - 9 * i / self.n_poles  # each narrower than those behind it: none is hidden
-            canvas.line([(x, 0.0), tip], BACKGROUND, width + 2)
+            width = 14 - 10 * i / max(1, self.n_poles - 1)  # each narrower than those behind it: none is hidden
+            canvas.line([(x, 0.0), tip], BACKGROUND, width + 1)
             canvas.line([(x, 0.0), tip], CYCLE[i % len(CYCLE)], width)
         canvas.circle((x, 0.0), 0.04, BACKGROUND)
+        if action is not None:
+            self._draw_force(canvas, x, float(action[0]))
 
     def _draw_force(self, canvas: Canvas, x: float, force: float) -> None:
         full = self.nominal_action if self.max_action is None else self.max_action
         sign = math.copysign(1.0, force)
         tail = x + 0.28 * sign
         canvas.arrow((tail, 0.0), (tail + 0.85 * math.tanh(1.5 * force / full), 0.0))
-        canvas.text((tail, 0.14), f"{force:.3g} N", INK, align="left" if force > 0 else "right")
+        number = f"{force:.1f}" if abs(force) < 1e4 else f"{force:.1e}"
+        canvas.text((tail, 0.14), f"{number} N", INK, align="left" if force > 0 else "right")
 
     # Dynamics: q = (x, theta_1, ...) and v = (x', theta_1', ...) interleave in the state
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bptt_envs.checks import finite
-from bptt_envs.rendering import CYCLE, INK, MUTED, round_up
+from bptt_envs.rendering import CYCLE, FAINT, INK, MUTED, round_up
 from bptt_envs.system import System
 
 if TYPE_CHECKING:
@@ -69,8 +69,9 @@ class Integrator(System):
         before = x if action is None else x - float(action[0])
         unit = round_up(max(2.0, abs(x), abs(before), abs(self.target))) / 2  # the view is 5 units wide
         canvas.view(0.0, 0.0, height=3.125 * unit)
-        canvas.ruler(0.0)
-        canvas.circle((self.target, 0.0), 0.12 * unit, MUTED, 3)
+        canvas.ruler(-0.5 * unit)
+        canvas.line([(canvas.left, 0.0), (canvas.right, 0.0)], FAINT, 3)
+        canvas.circle((self.target, 0.0), 0.12 * unit, MUTED, 2.5)
         canvas.text((self.target, 0.25 * unit), "target")
         canvas.arrow((before, 0.25 * unit), (x, 0.25 * unit))
         if action is not None:
