@@ -48,7 +48,7 @@ class DifferentiableEnv(Differentiable, gym.Env[np.ndarray, np.ndarray]):
         self.render_mode = render_mode
         self.observation_space = observation_space(self.system)
         self.action_space = action_space(self.system)
-        self._viewer = Viewer(render_mode, self.metadata["render_fps"])
+        self._viewer = Viewer(render_mode, self.metadata["render_fps"], modes=self.metadata["render_modes"])
         self._generator: torch.Generator | None = None
         self._state: Tensor | None = None
         self._action: Tensor | None = None
@@ -124,7 +124,10 @@ class DifferentiableEnv(Differentiable, gym.Env[np.ndarray, np.ndarray]):
             return None
         state = self._current_state()
         action = None if self._action is None else self.system.bound(self._action)[0]
-        caption = f"step {self._steps}/{self.horizon}   loss {self._loss:.4f}"
+        loss = self._loss
+        if self._steps < self.horizon:  # what it would be if the episode ended here
+            loss += float(self.system.final_cost(state))
+        caption = f"step {self._steps}/{self.horizon}   loss {loss:.3g}"
         return self._viewer.show(self.system, state[0], action, caption)
 
     def close(self) -> None:

@@ -6,7 +6,9 @@ pygame does the drawing and is imported when the first picture is drawn, not bef
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +28,7 @@ BACKGROUND: Color = (252, 252, 250)
 INK: Color = (38, 43, 51)
 MUTED: Color = (118, 124, 134)
 FAINT: Color = (222, 225, 229)
+GRID: Color = (240, 241, 242)
 #: The action's color, in every picture; no body has it.
 ACTION: Color = (230, 159, 0)
 #: Colors of bodies, in order: those of Okabe and Ito (2008) that are legible on a light ground.
@@ -100,7 +103,7 @@ class Canvas:
         """Draw a line through `points` with round ends and corners; `width` in pixels."""
         pixels = [self._pixel(point) for point in points]
         radius = max(0.5, 0.5 * width * self._stroke)
-        for start, end in zip(pixels, pixels[1:]):
+        for start, end in pairwise(pixels):
             length = math.dist(start, end)
             if length > 0.0:
                 across_x = (end[1] - start[1]) * radius / length
@@ -115,9 +118,7 @@ class Canvas:
         """Fill the polygon with the corners `points`."""
         self._pygame.draw.polygon(self._surface, color, [self._pixel(point) for point in points])
 
-    def rectangle(
-        self, center: Point, width: float, height: float, color: Color = INK, rounding: float = 0.0
-    ) -> None:
+    def rectangle(self, center: Point, width: float, height: float, color: Color = INK, rounding: float = 0.0) -> None:
         """Fill a rectangle whose corners are rounded with the radius `rounding`; all in world units."""
         left, top = self._pixel((center[0] - width / 2, center[1] + height / 2))
         right, bottom = self._pixel((center[0] + width / 2, center[1] - height / 2))
@@ -141,13 +142,9 @@ class Canvas:
         side_x, side_y = -0.55 * barb * unit_y, 0.55 * barb * unit_x
         if barb < length:
             self.line([tail, neck], color, width)
-        self.polygon(
-            [head, (neck[0] + side_x, neck[1] + side_y), (neck[0] - side_x, neck[1] - side_y)], color
-        )
+        self.polygon([head, (neck[0] + side_x, neck[1] + side_y), (neck[0] - side_x, neck[1] - side_y)], color)
 
-    def text(
-        self, position: Point, text: str, color: Color = MUTED, size: float = 15.0, align: str = "center"
-    ) -> None:
+    def text(self, position: Point, text: str, color: Color = MUTED, size: float = 15.0, align: str = "center") -> None:
         """Write `text` with its left end, center or right end at `position`; `size` in pixels."""
         pixels = round(1.3 * OVERSAMPLING * max(size * self._text_scale, SMALLEST_TEXT))
         if pixels not in self._fonts:
@@ -158,15 +155,17 @@ class Canvas:
         self._surface.blit(label, (round(x - shift * label.get_width()), round(y - label.get_height() / 2)))
 
     def ruler(self, y: float, unit: str = "") -> None:
-        """Draw a horizontal scale at the height `y`, from edge to edge, with ticks at round numbers."""
+        """Draw a horizontal scale at the height `y`, from edge to edge; grid lines rise at round numbers."""
         self.line([(self.left, y), (self.right, y)], FAINT, 2)
         step = round_up(self.width / 8)
         tick = 0.012 * self.height
         first = math.ceil(self.left / step)
         for i in range(math.floor((self.right - first * step) / step) + 1):
             x = (first + i) * step
+            self.line([(x, y), (x, self.top)], GRID, 1.5)
             self.line([(x, y - tick), (x, y + tick)], MUTED, 1.5)
-            self.text((x, y - 4 * tick), f"{x:.6g} {unit}".rstrip())
+            if abs(x - self.x) < 0.46 * self.width:  # else the edge would cut it
+                self.text((x, y - 4 * tick), f"{x:.6g} {unit}".rstrip())
 
     def bars(self, values: Sequence[float], labels: Sequence[str] = ()) -> None:
         """Draw a horizontal bar for each of `values`, with its label and number where there is room."""
@@ -301,9 +300,7 @@ def round_up(value: float) -> float:
     return next(step * power for step in (1.0, 2.0, 5.0, 10.0) if step * power >= value)
 
 
-def _draw(
-    system: System, state: Tensor, action: Tensor | None, caption: str, title: str, size: tuple[int, int]
-) -> Any:
+def _draw(system: System, state: Tensor, action: Tensor | None, caption: str, title: str, size: tuple[int, int]) -> Any:
     canvas = Canvas(size)
     state = state.detach().cpu()
     action = None if action is None else action.detach().cpu()
@@ -317,12 +314,11 @@ def _draw(
 
 def _load_pygame() -> Any:
     """Import pygame and start its fonts, which other code may have stopped; the rest of it stays off."""
+    os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")  # else the import prints a line
     try:
         import pygame
     except ImportError as error:
-        raise DependencyNotInstalled(
-            'pygame is not installed; run pip install "stable-bptt[render]".'
-        ) from error
+        raise DependencyNotInstalled('pygame is not installed; run pip install "stable-bptt[render]".') from error
     if not pygame.font.get_init():
         pygame.font.init()
     return pygame

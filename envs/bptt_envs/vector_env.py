@@ -75,7 +75,7 @@ class DifferentiableVectorEnv(Differentiable, VectorEnv[np.ndarray, np.ndarray, 
         self.single_action_space = action_space(self.system)
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
-        self._viewer = Viewer(render_mode, self.metadata["render_fps"])
+        self._viewer = Viewer(render_mode, self.metadata["render_fps"], modes=self.metadata["render_modes"])
         self._generator: torch.Generator | None = None
         self._state: Tensor | None = None
         self._action: Tensor | None = None
@@ -174,9 +174,11 @@ class DifferentiableVectorEnv(Differentiable, VectorEnv[np.ndarray, np.ndarray, 
             return None
         state = self._current_state()
         actions = None if self._action is None else self.system.bound(self._action)
+        final_costs = self.system.final_cost(state).double().numpy()  # paid already where the episode is over
+        losses = self._losses + np.where(self._steps < self.horizon, final_costs, 0.0)
         frames = []
         for i in range(self.num_envs):
-            caption = f"step {self._steps[i]}/{self.horizon}   loss {self._losses[i]:.4f}"
+            caption = f"step {self._steps[i]}/{self.horizon}   loss {losses[i]:.3g}"
             action = None if actions is None else actions[i]
             frames.append(self._viewer.show(self.system, state[i], action, caption))
         return tuple(frame for frame in frames if frame is not None)
@@ -202,6 +204,8 @@ class DifferentiableVectorEnv(Differentiable, VectorEnv[np.ndarray, np.ndarray, 
         assert self._generator is not None
         fresh = self.system.initial_states(self.num_envs, self._generator)
         self._state = torch.where(self._rows(mask), fresh, self._current_state())
+        if self._action is not None:  # the action of the episode before is not drawn into the new one
+            self._action = self._action.masked_fill(self._rows(mask, self._action.dim()), 0.0)
         self._steps[mask] = 0
         self._losses[mask] = 0.0
 

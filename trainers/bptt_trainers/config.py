@@ -65,7 +65,7 @@ class TrainConfig:
     """Whether to write TensorBoard events into the run folder."""
 
     out: Path | None = None
-    """The run folder. None keeps everything in memory."""
+    """The run folder. None: in Python, everything stays in memory; bptt train makes one in runs/ and names it."""
 
     def __post_init__(self) -> None:
         one_of("rule", self.rule, RULES)

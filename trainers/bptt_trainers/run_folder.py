@@ -98,6 +98,8 @@ class RunFolder:
             raise RunFolderError(f"{self.path} is not a run folder: it has no config.json.") from error
         except (OSError, ValueError) as error:
             raise RunFolderError(f"cannot read {self.config_path}: {error}.") from error
+        if not isinstance(config, dict) or not {"environment", "controller", "training"} <= config.keys():
+            raise RunFolderError(f"{self.path} is not a run folder of the trainer: its config.json is another's.")
         return config
 
     def begin(self, config: Config) -> None:
@@ -177,7 +179,7 @@ class RunFolder:
         if stored["id"] not in gym.registry:
             raise RunFolderError(
                 f"{self.path} was trained on {stored['id'] or stored['system']}, which is not registered here; import "
-                "the module that registers it, or use the Python API with your own environment."
+                "the module that registers it (bptt: --module), or use the Python API with your own environment."
             )
         env = gym.make(stored["id"], **stored["options"], **kwargs).unwrapped
         assert isinstance(env, DifferentiableEnv)

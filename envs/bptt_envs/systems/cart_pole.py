@@ -96,9 +96,7 @@ class MultiPole(System):
     def _height_cost(self, state: Tensor) -> Tensor:
         return 1.0 - state[:, 2::2].cos().mean(-1)
 
-    def initial_states(
-        self, batch: int, generator: torch.Generator, dtype: torch.dtype = torch.float32
-    ) -> Tensor:
+    def initial_states(self, batch: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
         state = torch.rand(batch, *self.state_shape, generator=generator, device=generator.device, dtype=dtype)
         state = 2.0 * state - 1.0
         state[:, 2::2] = math.pi + math.pi / 6 * state[:, 2::2]
@@ -126,11 +124,10 @@ class MultiPole(System):
         canvas.rectangle((x, 0.0), 0.5, 0.24, INK, rounding=0.06)
         for i, theta in enumerate(thetas):
             tip = (x + 2 * HALF_LENGTH * math.sin(theta), 2 * HALF_LENGTH * math.cos(theta))
-            width = 14 - 10 * i / max(1, self.n_poles - 1)  # each narrower than those behind it: none is hidden
-            canvas.line([(x, 0.0), tip], BACKGROUND, width + 1)
+            width = 15 - 10 * i / max(1, self.n_poles - 1)  # each narrower than those behind it: none is hidden
             canvas.line([(x, 0.0), tip], CYCLE[i % len(CYCLE)], width)
         canvas.circle((x, 0.0), 0.04, BACKGROUND)
-        if action is not None:
+        if action is not None and abs(float(action[0])) >= 0.05:
             self._draw_force(canvas, x, float(action[0]))
 
     def _draw_force(self, canvas: Canvas, x: float, force: float) -> None:
@@ -167,20 +164,20 @@ class MultiPole(System):
     def _paper(self, s: Tensor, c: Tensor, w: Tensor, f: Tensor) -> Tensor:
         """Accelerations (x'', theta_i''), (B, 1 + n), of arXiv 2405.02041; s, c, w: (B, n), f: (B, 1)."""
         m, l, g = POLE_MASS, HALF_LENGTH, GRAVITY
-        M = CART_MASS + POLE_MASS  # noqa: N806
+        M = CART_MASS + POLE_MASS
         sww = s * w.square()
-        A = (f + m * l * sww) / M  # noqa: N806
+        A = (f + m * l * sww) / M
         theta_acc = (g * s - c * A) / (l * (4 / 3 - m / M * c.square()))
         x_acc = (f + m * l * (sww - theta_acc * c).sum(-1, keepdim=True)) / M
         return torch.cat([x_acc, theta_acc], dim=-1)
 
     def _paper_slopes(self, s: Tensor, c: Tensor, w: Tensor, f: Tensor) -> Slopes:
         m, l, g = POLE_MASS, HALF_LENGTH, GRAVITY
-        M = CART_MASS + POLE_MASS  # noqa: N806
-        A = (f + m * l * s * w.square()) / M  # noqa: N806
-        A_theta, A_w = m * l / M * c * w.square(), 2 * m * l / M * s * w  # noqa: N806
-        D = l * (4 / 3 - m / M * c.square())  # noqa: N806
-        D_theta = 2 * l * m / M * c * s  # noqa: N806
+        M = CART_MASS + POLE_MASS
+        A = (f + m * l * s * w.square()) / M
+        A_theta, A_w = m * l / M * c * w.square(), 2 * m * l / M * s * w
+        D = l * (4 / 3 - m / M * c.square())
+        D_theta = 2 * l * m / M * c * s
         theta_acc = (g * s - c * A) / D
         theta_acc_theta = (g * c + s * A - c * A_theta - theta_acc * D_theta) / D
         theta_acc_w = -c * A_w / D
@@ -201,7 +198,7 @@ class MultiPole(System):
         in x'', so n poles cost O(n).
         """
         m, l, g = POLE_MASS, HALF_LENGTH, GRAVITY
-        M = CART_MASS + self.n_poles * POLE_MASS  # noqa: N806
+        M = CART_MASS + self.n_poles * POLE_MASS
         forces = f + (m * l * s * w.square() - 3 / 4 * m * g * s * c).sum(-1, keepdim=True)
         x_acc = forces / (M - 3 / 4 * m * c.square().sum(-1, keepdim=True))
         theta_acc = 3 / (4 * l) * (g * s - c * x_acc)
@@ -209,7 +206,7 @@ class MultiPole(System):
 
     def _exact_slopes(self, s: Tensor, c: Tensor, w: Tensor, f: Tensor) -> Slopes:
         m, l, g = POLE_MASS, HALF_LENGTH, GRAVITY
-        M = CART_MASS + self.n_poles * POLE_MASS  # noqa: N806
+        M = CART_MASS + self.n_poles * POLE_MASS
         forces = f + (m * l * s * w.square() - 3 / 4 * m * g * s * c).sum(-1, keepdim=True)
         inertia = M - 3 / 4 * m * c.square().sum(-1, keepdim=True)
         x_acc = forces / inertia

@@ -1,0 +1,55 @@
+"""Every environment, in the variations that the tests of this folder run over."""
+
+import functools
+
+import gymnasium as gym
+import pytest
+
+from bptt_envs.registration import ENTRIES
+from bptt_envs.system import OBJECTIVES
+
+VARIATIONS = {  # a new id is tested with its defaults; add a row to test its options
+    "DiffCartPole-v0": [{}, {"observation": "cos_sin"}, {"max_force": 5.0}],
+    "DiffMultiPole-v0": [{}, {"n_poles": 5}, {"n_poles": 1, "dynamics": "exact"}, {"n_poles": 3, "dynamics": "exact"}],
+}
+VARIANTS = [
+    (env_id, options | {"objective": objective})
+    for env_id in ENTRIES
+    for options in VARIATIONS.get(env_id, [{}])
+    for objective in OBJECTIVES
+]
+
+
+def _name(variant):
+    env_id, options = variant
+    return "-".join([env_id, *(str(value) for value in options.values())])
+
+
+@pytest.fixture(params=ENTRIES)
+def env_id(request):
+    return request.param
+
+
+@pytest.fixture(params=VARIANTS, ids=_name)
+def variant(request):
+    """An id and its options."""
+    return request.param
+
+
+@pytest.fixture
+def make(variant):
+    """`gym.make` of the variant."""
+    env_id, options = variant
+    return functools.partial(gym.make, env_id, **options)
+
+
+@pytest.fixture
+def make_vec(variant):
+    """`gym.make_vec` of the variant."""
+    env_id, options = variant
+    return functools.partial(gym.make_vec, env_id, **options)
+
+
+@pytest.fixture
+def system(make):
+    return make().unwrapped.system

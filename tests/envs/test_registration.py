@@ -1,0 +1,107 @@
+"""What is registered, how it is made, and what importing it costs."""
+
+import subprocess
+import sys
+
+import gymnasium as gym
+import pytest
+
+import bptt_envs
+from bptt_envs import DifferentiableEnv, DifferentiableVectorEnv
+from bptt_envs.registration import ENTRIES, system_class
+
+
+def run_in_fresh_process(code):
+    """Run `code`, warnings as errors, and return what it prints."""
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_import_is_light():
+    heavy = ["stable_baselines3", "matplotlib", "pygame", "tensorboard", "bptt_trainers", "pandas", "PIL"]
+    code = f"import bptt_envs, sys; print([name for name in {heavy} if name in sys.modules])"
+    assert run_in_fresh_process(code).strip() == "[]"
+
+
+def test_module_prefix_needs_no_import():
+    code = f"""
+import gymnasium
+for env_id in {list(ENTRIES)}:
+    env = gymnasium.make("bptt_envs:" + env_id)
+    env.reset(seed=0)
+    env.step(env.action_space.sample())
+    envs = gymnasium.make_vec("bptt_envs:" + env_id, num_envs=2)
+    envs.reset(seed=0)
+    envs.step(envs.action_space.sample())
+    print(env_id)
+"""
+    assert run_in_fresh_process(code).split() == list(ENTRIES)
+
+
+def test_the_promised_ids_are_registered():
+    assert {"DiffCartPole-v0", "DiffMultiPole-v0", "DiffIntegrator-v0"} <= set(ENTRIES) & set(gym.registry)
+
+
+def test_make_makes_the_single_environment(env_id):
+    env = gym.make(env_id)
+    assert isinstance(env.unwrapped, DifferentiableEnv)
+    assert type(env.unwrapped.system) is system_class(env_id)
+
+
+def test_make_vec_makes_the_native_batch(env_id):
+    envs = gym.make_vec(env_id, num_envs=64)
+    assert isinstance(envs, DifferentiableVectorEnv)
+    assert envs.num_envs == 64
+    observations, _ = envs.reset(seed=0)
+    assert observations in envs.observation_space
+    assert observations.shape == (64, *envs.single_observation_space.shape)
+
+
+def test_gymnasiums_own_vectorizers_work(env_id):
+    envs = gym.make_vec(env_id, num_envs=2, vectorization_mode="sync")
+    observations, _ = envs.reset(seed=0)
+    assert observations in envs.observation_space
+
+
+def test_options_reach_the_system():
+    system = gym.make("DiffMultiPole-v0", n_poles=3, objective="continuous", horizon=7, dt=0.02).unwrapped.system
+    assert (system.n_poles, system.objective, system.horizon, system.dt) == (3, "continuous", 7, 0.02)
+    envs = gym.make_vec("DiffMultiPole-v0", num_envs=2, n_poles=4, dynamics="exact", autoreset_mode="SameStep")
+    assert (envs.system.n_poles, envs.system.dynamics) == (4, "exact")
+    assert envs.metadata["autoreset_mode"] is gym.vector.AutoresetMode.SAME_STEP
+
+
+def test_a_built_system_can_be_used_without_registration():
+    system = bptt_envs.systems.CartPole(horizon=3)
+    assert DifferentiableEnv(system).horizon == 3
+    assert DifferentiableVectorEnv(system, num_envs=2).horizon == 3
+
+
+def test_spec_makes_the_same_environment_again():
+    env = gym.make("DiffMultiPole-v0", n_poles=3, max_force=7.0)
+    again = gym.make(gym.envs.registration.EnvSpec.from_json(env.spec.to_json()))
+    assert vars(again.unwrapped.system) == vars(env.unwrapped.system)
+
+
+def test_register_adds_a_system(monkeypatch):
+    monkeypatch.setattr(gym.envs.registration, "registry", dict(gym.registry))
+    monkeypatch.setattr("bptt_envs.registration.ENTRIES", dict(ENTRIES))
+    bptt_envs.register("TestFive-v0", "bptt_envs.systems:MultiPole", "five poles", n_poles=5)
+    assert gym.make("TestFive-v0").unwrapped.system.n_poles == 5
+    assert gym.make("TestFive-v0", n_poles=2).unwrapped.system.n_poles == 2
+    assert gym.make_vec("TestFive-v0", num_envs=2).system.n_poles == 5
+    assert system_class("TestFive-v0") is bptt_envs.systems.MultiPole
+
+
+def test_register_refuses_what_is_no_import_path():
+    with pytest.raises(ValueError, match=r'system must be an import path "module:Class"; got \'Pendulum\''):
+        bptt_envs.register("TestNothing-v0", "Pendulum", "no module")
+    assert "TestNothing-v0" not in gym.registry
+
+
+def test_unknown_id_suggests_the_near_one():
+    with pytest.raises(ValueError, match=r"'DiffCartPool-v0'\. Did you mean 'DiffCartPole-v0'\? Registered: Diff"):
+        system_class("DiffCartPool-v0")
+    with pytest.raises(gym.error.NameNotFound, match="Did you mean: `DiffCartPole`"):
+        gym.make("DiffCartPool-v0")

@@ -1,0 +1,89 @@
+"""The rewards of an episode add up to minus the loss of its trajectory, and the loss is the paper's."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+from bptt_envs.systems import Integrator, MultiPole
+
+
+def defined_loss(system, states):
+    """The loss of trajectories (T + 1, B, state), by its definition, (B,)."""
+    states = np.asarray(states, dtype=np.float64)
+    if isinstance(system, MultiPole):
+        costs = 1.0 - np.cos(states[1:, :, 2::2]).mean(axis=-1)
+    elif isinstance(system, Integrator):
+        costs = 0.5 * (states[1:, :, 0] - system.target) ** 2
+    else:
+        pytest.skip(f"write the loss of {type(system).__name__} here")
+    return costs[-1] if system.objective == "final" else costs.mean(axis=0)
+
+
+def actions_for(env, batch, seed=0):
+    """Actions for an episode, (T, batch, *action_shape)."""
+    space = env.unwrapped.system.action_shape
+    limit = float(getattr(env, "single_action_space", env.action_space).high.max())
+    return np.random.default_rng(seed).uniform(-limit, limit, (env.unwrapped.horizon, batch, *space))
+
+
+def test_single_environment(make):
+    env = make()
+    observation, _ = env.reset(seed=3)
+    states, total = [env.unwrapped.state.numpy()[None]], 0.0
+    for t, action in enumerate(actions_for(env, 1)[:, 0]):
+        observation, reward, terminated, truncated, info = env.step(action.astype(np.float32))
+        states.append(env.unwrapped.state.numpy()[None])
+        total += reward
+        assert observation in env.observation_space
+        assert isinstance(reward, float)
+        assert terminated is (t == env.unwrapped.horizon - 1), "the episode ends at the horizon, by termination"
+        assert truncated is False
+        assert ("loss" in info) is terminated
+    expected = defined_loss(env.unwrapped.system, np.stack(states))[0]
+    assert -total == pytest.approx(expected, rel=1e-5)
+    assert info["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_vector_environment(make_vec):
+    envs = make_vec(num_envs=3)
+    envs.reset(seed=3)
+    states, total = [envs.state.numpy()], np.zeros(3)
+    for t, actions in enumerate(actions_for(envs, 3)):
+        _, rewards, terminated, truncated, infos = envs.step(actions.astype(np.float32))
+        states.append(envs.state.numpy())
+        total += rewards
+        assert terminated.tolist() == [t == envs.horizon - 1] * 3
+        assert not truncated.any()
+        assert ("loss" in infos) == terminated.all()
+    expected = defined_loss(envs.system, np.stack(states))
+    np.testing.assert_allclose(-total, expected, rtol=1e-5)
+    np.testing.assert_allclose(infos["loss"], expected, rtol=1e-5)
+
+
+def test_differentiable_steps(make):
+    env = make().unwrapped
+    state = env.initial_states(4, torch.Generator().manual_seed(3)).double()
+    states, total = [state], torch.zeros(4, dtype=torch.float64)
+    for actions in actions_for(env, 4):
+        state, reward = env.step_differentiable(state, torch.from_numpy(actions))
+        states.append(state)
+        total += reward
+    total += env.final_reward(state)
+    expected = defined_loss(env.system, torch.stack(states))
+    np.testing.assert_allclose(-total, expected, rtol=1e-12)
+
+
+def test_final_objective_pays_at_the_end_only(env_id):
+    env = gym.make(env_id, objective="final")
+    env.reset(seed=0)
+    rewards = [env.step(np.ones(env.action_space.shape, np.float32))[1] for _ in range(env.unwrapped.horizon)]
+    assert rewards[:-1] == [0.0] * (env.unwrapped.horizon - 1)
+    assert rewards[-1] < 0.0
+
+
+def test_continuous_objective_pays_nothing_extra_at_the_end(env_id):
+    env = gym.make(env_id, objective="continuous").unwrapped
+    states = env.initial_states(4, torch.Generator().manual_seed(0))
+    assert env.final_reward(states).tolist() == [0.0] * 4
+    assert (env.step_differentiable(states, torch.zeros(4, *env.system.action_shape))[1] < 0.0).all()

@@ -1,0 +1,114 @@
+"""The documentation is true: its Python runs as it stands, its links lead somewhere."""
+
+import ast
+import re
+import sys
+import types
+from dataclasses import dataclass
+from pathlib import Path
+
+import gymnasium as gym
+import pytest
+
+import bptt_envs.registration
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "tests").rglob("*.md")])
+
+FENCE = re.compile(r"^(?P<indent> *)(?P<ticks>`{3,})(?P<language>[^\n`]*)\n(?P<body>.*?)^ *(?P=ticks) *$", re.M | re.S)
+MARKDOWN_LINK = re.compile(r"\]\(\s*<?([^()\s>]+)>?[^()]*\)")  # also ![...](...) and an image inside a link
+REFERENCE_LINK = re.compile(r"^\[[^\]^]+\]:\s+<?([^\s>]+)", re.M)
+HTML_LINK = re.compile(r"""\b(?:src|srcset|href)=["']([^"']+)["']""")
+HEADING = re.compile(r"^#+ +(.+?) *#*$", re.M)
+
+
+@dataclass
+class Block:
+    """A fenced block: its language, its code, and the line of the page above its first one."""
+
+    language: str
+    code: str
+    line: int
+
+
+def blocks(page):
+    text = page.read_text(encoding="utf-8")
+    for match in FENCE.finditer(text):
+        code = re.sub(f"^{match['indent']}", "", match["body"], flags=re.M)  # a block inside a list is indented
+        yield Block(match["language"].strip(), code, text.count("\n", 0, match.start("body")))
+
+
+def prose(page):
+    """The page without its code."""
+    return re.sub(r"(`+)(?!`).*?(?<!`)\1(?!`)", "", FENCE.sub("", page.read_text(encoding="utf-8")))
+
+
+def anchors(page):
+    """The anchors that GitHub gives the headings of a page."""
+    headings = [
+        re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+        for heading in HEADING.findall(FENCE.sub("", page.read_text(encoding="utf-8")))
+    ]
+    return [
+        heading + (f"-{headings[:i].count(heading)}" if heading in headings[:i] else "")
+        for i, heading in enumerate(headings)
+    ]
+
+
+def name(page):
+    return str(page.relative_to(ROOT))
+
+
+@pytest.fixture
+def registry(monkeypatch):
+    """What a page registers is forgotten after it."""
+    monkeypatch.setattr(gym.envs.registration, "registry", dict(gym.registry))
+    monkeypatch.setattr(bptt_envs.registration, "ENTRIES", dict(bptt_envs.registration.ENTRIES))
+
+
+@pytest.mark.usefixtures("registry")
+@pytest.mark.parametrize("page", [p for p in PAGES if any(b.language == "python" for b in blocks(p))], ids=name)
+def test_python_of_the_page_runs_as_one_program(page, tmp_path, monkeypatch):
+    program = types.ModuleType("__main__")
+    monkeypatch.setitem(sys.modules, "__main__", program)
+    monkeypatch.chdir(tmp_path)
+    for block in blocks(page):
+        if block.language == "python":
+            exec(compile("\n" * block.line + block.code, str(page), "exec"), vars(program))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_no_python_escapes_the_tests(page):
+    """A block that must not run says bash or text; nothing else hides Python from the test above."""
+    assert [b.language for b in blocks(page) if b.language.lower().startswith("py") and b.language != "python"] == []
+    assert page.read_text(encoding="utf-8").count("```python") == sum(b.language == "python" for b in blocks(page))
+
+
+@pytest.mark.parametrize("env_id", bptt_envs.registration.ENTRIES)
+def test_every_id_has_a_page_with_all_its_options_and_their_defaults(env_id):
+    index = ROOT / "docs" / "environments" / "README.md"
+    row = re.search(rf"^\| `{env_id}` \|.*\]\(([\w-]+\.md)\) \|$", index.read_text(encoding="utf-8"), re.M)
+    assert row, f"{index} has no row for {env_id}"
+    page = (index.parent / row[1]).read_text(encoding="utf-8")
+    assert page.startswith(f"# {env_id}\n")
+    documented = {
+        option: ast.literal_eval(default.strip("`"))
+        for option, default in re.findall(r"^\| `(\w+)` \| (\S+) \|", page, re.M)
+    }
+    assert documented == bptt_envs.registration.system_class(env_id).options()
+
+
+def leads_somewhere(page, target):
+    path, _, anchor = target.partition("#")
+    place = (page.parent / path).resolve() if path else page
+    if not place.exists() or not place.is_relative_to(ROOT):
+        return False
+    return not anchor or place.suffix != ".md" or anchor in anchors(place)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_links_lead_somewhere(page):
+    text = prose(page)
+    targets = [*MARKDOWN_LINK.findall(text), *REFERENCE_LINK.findall(text), *HTML_LINK.findall(text)]
+    inside = [target for target in targets if not re.match(r"[a-z][a-z0-9+.-]*:", target)]  # no other site, no mail
+    assert [target for target in inside if not leads_somewhere(page, target)] == []

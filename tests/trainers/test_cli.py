@@ -1,0 +1,348 @@
+"""The command `bptt`: what it says, what it refuses, what a run goes through from train to render."""
+
+import csv
+import dataclasses
+import importlib
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import gymnasium as gym
+import pytest
+import torch
+from PIL import Image
+
+import bptt_envs
+from bptt_envs.registration import ENTRIES
+from bptt_trainers import RunFolder
+from bptt_trainers.cli import COMMANDS, main
+
+TINY = (
+    "--env-option horizon=10 --env-option max_force=50 --train-states 16 --test-states 16 --hidden 8 --no-tensorboard"
+)
+INTEGRATOR = "--env DiffIntegrator-v0 --train-states 8 --test-states 8 --no-tensorboard"
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    return tmp_path
+
+
+@pytest.fixture
+def bptt(capsys):
+    """Run a command line as it would be typed; return what it says, to stderr if it should fail."""
+
+    def run(line, code=0):
+        assert main(shlex.split(line)) == code, capsys.readouterr().err
+        captured = capsys.readouterr()
+        assert "Traceback" not in captured.err
+        return captured.err if code else captured.out
+
+    return run
+
+
+def start(line):
+    """The same in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "bptt_trainers.cli", *shlex.split(line)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def wait_for_epochs(run, epochs, process):
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        if (run / "metrics.csv").exists() and len((run / "metrics.csv").read_text().splitlines()) > 1 + epochs:
+            return
+        time.sleep(0.005)
+    raise AssertionError(f"no {epochs} epochs: {process.communicate()}")
+
+
+def epochs_done(run):
+    with (run / "metrics.csv").open() as file:
+        return [int(row["epoch"]) for row in csv.DictReader(file)]
+
+
+def tensors(tree):
+    if isinstance(tree, torch.Tensor):
+        return [tree]
+    values = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, (list, tuple)) else []
+    return [tensor for value in values for tensor in tensors(value)]
+
+
+# What it says
+
+
+@pytest.mark.parametrize("arguments", ["", "--help", "-h", "help"])
+def test_alone_it_names_every_command(bptt, arguments):
+    text = bptt(arguments)
+    for name, entry in COMMANDS.items():
+        assert f"  {name}" in text
+        assert entry.summary in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_version(bptt):
+    assert bptt("--version") == f"bptt {bptt_envs.__version__}\n"
+
+
+def options_of(command):
+    """Names of all options, those of nested dataclasses included."""
+    for field in dataclasses.fields(command):
+        kind = next((v for k, v in command.__annotations__.items() if k == field.name), None)
+        nested = [name for name in ("TrainConfig", "ComparisonConfig") if kind and name in str(kind)]
+        if nested:
+            yield from (inner.name for inner in dataclasses.fields(getattr(sys.modules[command.__module__], nested[0])))
+        else:
+            yield field.name
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_explains_every_option_within_80_columns(bptt, name):
+    module, _, class_name = COMMANDS[name].path.partition(":")
+    command = getattr(importlib.import_module(module), class_name)
+    for text in (bptt(f"{name} --help"), bptt(f"help {name}")):
+        for option in options_of(command):
+            flag = f"--{option.replace('_', '-')}"
+            assert flag in text or option in ("run_folder", "runs", "env")
+        assert f"example: bptt {name}" in text
+        assert max(map(len, text.splitlines())) <= 80
+
+
+def test_it_starts_without_the_slow_libraries(place):
+    code = (
+        "import sys, contextlib, io\n"
+        "from bptt_trainers.cli import main\n"
+        "with contextlib.redirect_stdout(io.StringIO()):\n"
+        "    for arguments in ('--help', 'envs', 'envs --verbose', 'train --help', 'render --help'):\n"
+        "        assert main(arguments.split()) == 0\n"
+        "print([name for name in ('matplotlib', 'stable_baselines3', 'tensorboard', 'pygame', 'pandas')"
+        " if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_envs_lists_every_id(bptt):
+    text = bptt("envs")
+    for env_id, entry in ENTRIES.items():
+        assert env_id in text
+        assert entry.summary in text
+
+
+@pytest.mark.parametrize("env_id", ENTRIES)
+def test_envs_explains_every_option_with_type_and_default(bptt, env_id):
+    text = bptt(f"envs {env_id}")
+    for option, default in bptt_envs.registration.system_class(env_id).options().items():
+        line = next(line for line in text.splitlines() if line.startswith(f"  {option}: "))
+        assert line.endswith(f"default {'none' if default is None else default}")
+    assert "not documented" not in text
+    assert max(map(len, text.splitlines())) <= 80
+    assert text.strip() in bptt("envs --verbose")
+
+
+# What it refuses: exit code 2, in words
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("trian", "Did you mean 'train'?"),
+        ("train --epoch 3", "--epochs"),
+        ("train --epochs many", "--epochs"),
+        ("train --epochs 0", "epochs must be an integer of at least 1; got 0"),
+        ("train --rule Q", "'R', 'M', 'S', 'C'"),
+        ("train --engine adjont", "adjoint"),
+        ("train --learning-rate -1", "learning_rate must be a finite number above 0; got -1.0"),
+        ("train --batch-size 512", "batch_size must be at most train_states (256); got 512"),
+        ("train stray", "stray"),
+        ("train --env DiffCartpole-v0", "Did you mean 'DiffCartPole-v0'?"),
+        ("train --env no_such_module:Mine-v0", "no module 'no_such_module'"),
+        ("train --env DiffMultiPole-v0 --env-option n_pole=2", "Did you mean 'n_poles'?"),
+        ("train --env DiffMultiPole-v0 --env-option n_poles=two", "n_poles must be of type int; got 'two'"),
+        ("train --env DiffMultiPole-v0 --env-option n_poles=0", "n_poles must be an integer of at least 1; got 0"),
+        ("train --env-option horizon", "NAME=VALUE"),
+        ("train --env-option objective=continous", "Did you mean 'continuous'?"),
+        ("train --env-option max_force=-5", "max_force must be a finite number above 0; got -5.0"),
+        ("resume", "RUN"),
+        ("evaluate", "at least one run"),
+        ("evaluate runs/one --states 0", "--states must be an integer of at least 1; got 0"),
+        ("render runs/one --episodes 0", "--episodes must be an integer of at least 1; got 0"),
+        ("envs DiffMultipole-v0", "Did you mean 'DiffMultiPole-v0'?"),
+    ],
+)
+def test_misuse_is_explained(bptt, place, arguments, said):
+    message = " ".join(bptt(arguments, code=2).replace("│", " ").split())
+    assert said in message
+    assert not list(place.iterdir())
+
+
+def test_render_refuses_a_file_of_another_kind(bptt):
+    bptt(f"train {INTEGRATOR} --epochs 1 --out run")
+    assert ".gif or .png" in bptt("render run --out film.mp4", code=2)
+    assert not Path("film.mp4").exists()
+
+
+def test_option_values_have_the_type_of_the_option(bptt):
+    texts = ["objective=continuous", "max_force=50", "horizon=7", "n_poles=3"]
+    options = " ".join(f"--env-option {text}" for text in texts)
+    command = f"train --env DiffMultiPole-v0 --epochs 1 --train-states 8 --test-states 8 --no-tensorboard {options}"
+    bptt(f"{command} --out bounded")
+    made = RunFolder(Path("bounded")).make_env().system
+    assert (made.objective, made.max_action, made.horizon, made.n_poles) == ("continuous", 50.0, 7, 3)
+    bptt(f"{command} --env-option max_force=none --out free")
+    assert RunFolder(Path("free")).make_env().system.max_action is None
+
+
+# What fails: exit code 1, in words
+
+
+def test_a_folder_of_something_else_is_refused(bptt):
+    Path("config.json").write_text('{"method": "PPO"}')
+    assert "not a run folder of the trainer" in bptt("resume .", code=1)
+    assert "not a run folder of the trainer" in bptt("evaluate .", code=1)
+
+
+@pytest.mark.parametrize("arguments", ["resume nowhere", "evaluate nowhere", "render nowhere"])
+def test_a_folder_without_a_run_is_named(bptt, arguments):
+    assert "nowhere is not a run folder" in bptt(arguments, code=1)
+
+
+def test_a_folder_with_another_run_is_refused_with_the_difference(bptt):
+    bptt(f"train {TINY} --epochs 1 --out run")
+    before = Path("run/last.pt").read_bytes()
+    message = bptt(f"train {TINY} --epochs 1 --out run --rule M", code=1)
+    assert "training.rule: 'C' in the folder, 'M' asked for" in message
+    assert Path("run/last.pt").read_bytes() == before
+
+
+def test_a_place_that_cannot_be_written_is_an_error_in_words(bptt):
+    Path("file").write_text("")
+    assert "cannot write" in bptt(f"train {TINY} --epochs 1 --out file/run", code=1)
+
+
+def test_a_run_that_blows_up_says_where_and_can_be_resumed_skipping(bptt):
+    message = bptt(f"train {INTEGRATOR} --epochs 2 --learning-rate 1e30 --out run", code=1)
+    assert "epoch 1" in message
+    assert "bptt resume run --on-nonfinite skip" in message
+    bptt("resume run --on-nonfinite skip")
+    assert epochs_done(Path("run")) == [0, 1, 2]
+
+
+# From train to render
+
+
+@pytest.mark.parametrize(("settings", "states"), [(TINY, 16), (INTEGRATOR, 8)])
+def test_train_resume_evaluate_render(bptt, settings, states):
+    said = bptt(f"train {settings} --epochs 2 --out runs/one --tensorboard")
+    run = Path("runs/one")
+    assert {"config.json", "metrics.csv", "last.pt", "best.pt", "learning_curve.png"} <= {
+        path.name for path in run.iterdir()
+    }
+    assert list(run.glob("events.out.tfevents.*"))
+    assert "engine: adjoint (" in said
+    assert "  bptt evaluate runs/one\n" in said
+    assert "all 2 epochs are done" in bptt("resume runs/one")
+    assert "continuing after epoch 2 of 3" in bptt("resume runs/one --epochs 3")
+    assert epochs_done(run) == [0, 1, 2, 3]
+    assert "asks for fewer" in bptt("resume runs/one --epochs 2", code=1)
+
+    with (run / "metrics.csv").open() as file:
+        *_, last = csv.DictReader(file)
+    head, row = (line.split() for line in bptt("evaluate runs/one --which last").splitlines())
+    found = dict(zip(head, row, strict=False))
+    assert (found["run"], found["rule"], found["epoch"], found["states"]) == ("runs/one", "C", "3", str(states))
+    assert float(found["mean"]) == pytest.approx(float(last["test_loss"]), rel=5e-3)
+    both = bptt("evaluate runs/one runs/one --objective continuous --states 5").splitlines()
+    assert len(both) == 3
+    assert (both[1].split()[2], both[1].split()[4]) == ("continuous", "5")
+
+    bptt("render runs/one --out film.gif --width 160")
+    bptt("render runs/one --out picture.png --width 400 --episodes 2")
+    with Image.open("film.gif") as film, Image.open("picture.png") as picture:
+        assert film.n_frames >= 2
+        assert film.width == 160
+        assert abs(picture.width - 400) < 8
+
+
+def test_the_commands_that_train_names_run_as_they_stand(bptt):
+    said = bptt(f"train {TINY} --epochs 1")
+    run = Path("runs/DiffCartPole-v0_horizon=10_max_force=50.0_C_seed0")
+    assert run.is_dir()
+    commands = [line for line in said.splitlines() if line.startswith("  bptt ")]
+    assert len(commands) == 2
+    for command in commands:
+        bptt(command.removeprefix("  bptt ") + (" --width 160" if "render" in command else ""))
+    assert (run / "animation.gif").exists()
+
+
+def test_an_environment_of_the_users_own(bptt, place, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    Path("my_envs.py").write_text(
+        "import bptt_envs\n"
+        "class Slow(bptt_envs.systems.Integrator):\n"
+        '    """Halves the action.\n\n    Args:\n        gain: what multiplies it, without unit.\n    """\n'
+        "    def __init__(self, *, gain: float = 0.5, horizon: int = 4):\n"
+        "        super().__init__(horizon=horizon)\n"
+        "        self.gain = gain\n"
+        "    def step(self, state, action):\n"
+        "        return state + self.gain * action\n"
+        'bptt_envs.register("Slow-v0", "my_envs:Slow", "a slow one")\n'
+    )
+    try:
+        said = bptt("train --env my_envs:Slow-v0 --env-option gain=0.25 --epochs 1 --train-states 8 --no-tensorboard")
+        assert "  bptt evaluate runs/Slow-v0_gain=0.25_C_seed0 --module my_envs\n" in said
+        assert "gain: float, default 0.5\n      what multiplies it, without unit." in bptt("envs my_envs:Slow-v0")
+        run = "runs/Slow-v0_gain=0.25_C_seed0"
+        assert "continuing after epoch 1 of 2" in bptt(f"resume {run} --epochs 2 --module my_envs")
+        monkeypatch.delitem(gym.registry, "Slow-v0")
+        assert "--module" in bptt(f"resume {run}", code=1)
+    finally:
+        ENTRIES.pop("Slow-v0", None)
+        sys.modules.pop("my_envs", None)
+
+
+# Ctrl-C and kill
+
+
+def test_ctrl_c_names_the_command_that_goes_on(bptt):
+    run = Path("runs/two halves")
+    process = start(f"train {TINY} --epochs 5000 --out '{run}'")
+    wait_for_epochs(run, 2, process)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "Traceback" not in said
+    assert "bptt resume 'runs/two halves'" in said
+    assert "bptt train: stopped after epoch " in said
+    done = torch.load(run / "last.pt", weights_only=True)["epoch"]
+    bptt(f"resume '{run}' --epochs {done + 1}")
+    assert epochs_done(run) == list(range(done + 2))
+
+
+def test_a_killed_run_ends_bit_for_bit_where_an_undisturbed_one_does(bptt):
+    process = start(f"train {TINY} --epochs 5000 --out killed")
+    wait_for_epochs(Path("killed"), 3, process)
+    process.kill()
+    process.communicate()
+    epochs = epochs_done(Path("killed"))[-1] + 3
+    bptt(f"resume killed --epochs {epochs}")
+    bptt(f"train {TINY} --epochs {epochs} --out whole")
+    for name in ("last.pt", "best.pt"):
+        whole, killed = (torch.load(Path(run) / name, weights_only=True) for run in ("whole", "killed"))
+        assert whole.keys() == killed.keys()
+        pairs = list(zip(tensors(whole), tensors(killed), strict=True))
+        assert len(pairs) >= 4
+        assert all(torch.equal(first, second) for first, second in pairs)
+        assert all(whole[key] == killed[key] for key in whole if isinstance(whole[key], (int, float)))
+    whole, killed = (Path(run, "metrics.csv").read_text().splitlines() for run in ("whole", "killed"))
+    assert [line.rpartition(",")[0] for line in whole] == [line.rpartition(",")[0] for line in killed]  # not seconds

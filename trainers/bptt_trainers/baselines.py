@@ -1,0 +1,356 @@
+"""Reinforcement learning on the same environments, by stable-baselines3: train, judge, save, load."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import stable_baselines3
+import torch
+from stable_baselines3 import PPO, SAC
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.running_mean_std import RunningMeanStd
+from stable_baselines3.common.vec_env import VecNormalize
+from torch import Tensor, nn
+from tqdm import tqdm
+
+import bptt_envs
+from bptt_envs import System
+from bptt_envs.checks import positive_integer
+from bptt_envs.registration import ENTRIES, system_class
+from bptt_trainers.curve import Curve, CurvePoint, curve_to_csv, read_curve
+from bptt_trainers.files import RunFolderError, write_atomic
+from bptt_trainers.presets import Preset, preset
+from bptt_trainers.rl_view import RLView
+from bptt_trainers.rollout import Trajectory, losses, rollout
+from bptt_trainers.sb3_env import SB3VecEnv
+from bptt_trainers.start_states import TRAINING, held_out_states, stream_seed
+
+ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"PPO": PPO, "SAC": SAC}
+ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh}
+
+# Entries of a preset that are used here; the others are arguments of the algorithm.
+_OWN = (
+    "num_envs",
+    "max_steps",
+    "objective",
+    "dense",
+    "observation",
+    "normalize_reward",
+    "hidden",
+    "activation",
+    "learning_rate",
+    "final_learning_rate",
+)
+
+
+@dataclass(frozen=True)
+class BaselineConfig:
+    """Settings of one run of reinforcement learning.
+
+    Raises:
+        ValueError: if a setting is unknown or out of range; the message names it.
+    """
+
+    method: str = "PPO"
+    """PPO or SAC."""
+
+    env: str = "DiffCartPole-v0"
+    """Environment id."""
+
+    env_options: Mapping[str, Any] = field(default_factory=dict)
+    """Options of the environment; its objective is that which the controller is judged by."""
+
+    steps: int = 1_000_000
+    """Simulator steps, rounded up to whole updates."""
+
+    seed: int = 0
+    """Seeds the weights, the exploration and the start states."""
+
+    evaluations: int = 50
+    """How often the controller is judged while it learns."""
+
+    test_states: int = 256
+    """Held-out start states, the same for every seed and method."""
+
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    """Entries of the method's preset that are to differ, by name."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "evaluations", "test_states"):
+            positive_integer(name, getattr(self, name))
+        self.judged_system()
+        self.preset()
+
+    def preset(self) -> Preset:
+        """The settings of the method in full."""
+        return preset(self.method, self.env, self.overrides)
+
+    def judged_system(self) -> System:
+        """The system on which the controller is judged, with the observation that it learns from."""
+        return self._system({})
+
+    def trained_system(self) -> System:
+        """The system on which it learns; only the objective may differ."""
+        objective = self.preset()["objective"]
+        return self._system({} if objective == "same" else {"objective": objective})
+
+    def _system(self, changes: dict[str, Any]) -> System:
+        loaded = system_class(self.env)
+        loaded.check_options(dict(self.env_options), self.env)
+        options = ENTRIES[self.env].defaults | dict(self.env_options) | changes
+        if "observation" in loaded.options() and "observation" not in options:
+            options["observation"] = self.preset()["observation"]
+        return loaded(**options)
+
+
+class BaselineController:
+    """A policy of stable-baselines3 with its normalisation, frozen: from observations of `RLView` to its actions.
+
+    Deterministic. Actions are shares of the system's action range, in [-1, 1]; `rollout` gives back the
+    system's own states and actions.
+
+    Args:
+        policy: the policy.
+        mean: of each observation component while it learned, (observation_size + 1,).
+        var: the variance likewise.
+    """
+
+    CLIP: ClassVar[float] = 10.0  # of normalised observations, and
+    EPSILON: ClassVar[float] = 1e-8  # added to the variance: the defaults of VecNormalize
+
+    def __init__(self, policy: BasePolicy, mean: np.ndarray, var: np.ndarray) -> None:
+        self.policy = policy
+        self.mean = mean
+        self.var = var
+
+    def __call__(self, observation: Tensor) -> Tensor:
+        """Observations (B, observation_size + 1) -> actions (B, *action_shape)."""
+        return torch.from_numpy(self.predict(observation.cpu().numpy())[0]).to(observation)
+
+    def predict(
+        self,
+        observation: np.ndarray,
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = True,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """Actions for observations of an `SB3VecEnv`, with the signature of stable-baselines3's policies."""
+        normal = (observation - self.mean) / np.sqrt(self.var + self.EPSILON)
+        normal = np.clip(normal, -self.CLIP, self.CLIP).astype(np.float32)
+        return self.policy.predict(normal, state, episode_start, deterministic)
+
+    def rollout(self, system: System, initial_states: Tensor) -> Trajectory:
+        """Run one episode from each of `initial_states`, (B, *state_shape), in the system's own units.
+
+        `system` is one that `BaselineConfig.judged_system` gave, or one with the same observation.
+        """
+        view = RLView(system)
+        return view.inner_trajectory(rollout(view, self, view.at_start(initial_states)))
+
+    def evaluate(self, system: System, initial_states: Tensor) -> Tensor:
+        """The loss of the episode from each of `initial_states`, (B,)."""
+        return losses(system, self.rollout(system, initial_states))
+
+
+@dataclass(frozen=True)
+class BaselineRun:
+    """A finished run."""
+
+    config: BaselineConfig
+    controller: BaselineController
+    curve: Curve
+
+
+def train_baseline(config: BaselineConfig, folder: Path | None = None, progress: bool = True) -> BaselineRun:
+    """Train a controller by reinforcement learning.
+
+    With a folder, it holds config.json, curve.csv and policy.pt (the weights and the normalisation, as
+    tensors) when the run is finished; a finished run is loaded, not computed again. An interrupted one
+    starts again from its beginning.
+
+    Args:
+        config: every setting.
+        folder: where the run is kept; None keeps it in memory.
+        progress: whether to show a bar.
+
+    Raises:
+        RunFolderError: if the folder holds a run of another configuration, or cannot be written.
+    """
+    if folder is not None:
+        _begin(folder, config)
+        if (folder / "policy.pt").exists():
+            return load_baseline(folder)
+    with torch.random.fork_rng():
+        model, normalize = _build(config)
+        evaluation = _Evaluation(config, normalize, progress)
+        try:
+            model.learn(config.steps, callback=evaluation)
+        finally:
+            evaluation.bar.close()
+    controller = _controller(model, normalize)
+    if folder is not None:
+        write_atomic(folder / "curve.csv", curve_to_csv(evaluation.curve).encode())
+        data = io.BytesIO()
+        mean, var = map(torch.from_numpy, (controller.mean, controller.var))
+        torch.save({"policy": model.policy.state_dict(), "mean": mean, "var": var}, data)
+        write_atomic(folder / "policy.pt", data.getvalue())
+    return BaselineRun(config, controller, evaluation.curve)
+
+
+def load_baseline(folder: Path) -> BaselineRun:
+    """Load a finished run; nothing in its folder can run code.
+
+    Raises:
+        RunFolderError: if there is no finished run, or it cannot be read.
+    """
+    stored = _read_config(folder)
+    try:
+        checkpoint = torch.load(folder / "policy.pt", weights_only=True, map_location="cpu")
+    except FileNotFoundError as error:
+        raise RunFolderError(f"{folder} holds no finished run: it has no policy.pt.") from error
+    except Exception as error:  # torch raises many kinds for a damaged or a hostile file
+        raise RunFolderError(f"cannot read {folder / 'policy.pt'}: {str(error).splitlines()[0]}") from error
+    config = BaselineConfig(**{name: stored[name] for name in _SETTINGS})
+    with torch.random.fork_rng():
+        model, _ = _build(config)
+    model.policy.load_state_dict(checkpoint["policy"])
+    controller = BaselineController(model.policy, checkpoint["mean"].numpy(), checkpoint["var"].numpy())
+    return BaselineRun(config, controller, read_curve(folder / "curve.csv"))
+
+
+class _Evaluation(BaseCallback):
+    """Judges the controller as it learns, between updates, and keeps the bar."""
+
+    def __init__(self, config: BaselineConfig, normalize: VecNormalize, progress: bool) -> None:
+        super().__init__()
+        self.curve: list[CurvePoint] = []
+        self._config = config
+        self._normalize = normalize
+        self._system = config.judged_system()
+        self._states = held_out_states(self._system, config.test_states)
+        self._interval = max(1, config.steps // config.evaluations)
+        self._seconds = 0.0
+        self.bar = tqdm(
+            total=config.steps,
+            desc=f"{config.method} seed {config.seed}",
+            unit="step",
+            unit_scale=True,
+            dynamic_ncols=True,
+            mininterval=0.5,
+            disable=not progress,
+        )
+
+    def _on_training_start(self) -> None:
+        self._resumed = time.perf_counter()
+
+    def _on_rollout_start(self) -> None:
+        if self.num_timesteps >= len(self.curve) * self._interval:
+            self._judge()
+
+    def _on_step(self) -> bool:
+        self.bar.update(min(self.num_timesteps, self._config.steps) - self.bar.n)
+        return True
+
+    def _on_training_end(self) -> None:
+        if not self.curve or self.curve[-1].simulator_steps < self.num_timesteps:
+            self._judge()
+
+    def _judge(self) -> None:
+        self._seconds += time.perf_counter() - self._resumed
+        controller = _controller(self.model, self._normalize)
+        loss = float(controller.evaluate(self._system, self._states).mean())
+        self.curve.append(CurvePoint(self.num_timesteps, self._seconds, loss))
+        self.bar.set_postfix(test=f"{loss:.3g}")
+        self._resumed = time.perf_counter()
+
+
+def _build(config: BaselineConfig) -> tuple[BaseAlgorithm, VecNormalize]:
+    settings = config.preset()
+    env = SB3VecEnv(config.trained_system(), settings["num_envs"], dense=settings["dense"])
+    normalize = VecNormalize(
+        env,
+        norm_reward=settings["normalize_reward"],
+        gamma=settings["gamma"],
+        clip_obs=BaselineController.CLIP,
+        epsilon=BaselineController.EPSILON,
+    )
+    first, last = settings["learning_rate"], settings["final_learning_rate"]
+
+    def learning_rate(remaining: float) -> float:
+        return float(last + (first - last) * remaining)
+
+    model = ALGORITHMS[config.method](
+        "MlpPolicy",
+        normalize,
+        learning_rate=learning_rate,
+        policy_kwargs={"net_arch": list(settings["hidden"]), "activation_fn": ACTIVATIONS[settings["activation"]]},
+        seed=stream_seed(TRAINING, config.seed) % 2**31,
+        device="cpu",
+        **{name: value for name, value in settings.items() if name not in _OWN},
+    )
+    return model, normalize
+
+
+def _controller(model: BaseAlgorithm, normalize: VecNormalize) -> BaselineController:
+    """The policy as it is, with the normalisation as it is now."""
+    statistics = normalize.obs_rms
+    assert isinstance(statistics, RunningMeanStd)  # a dict for dict observations only
+    return BaselineController(model.policy, statistics.mean.copy(), statistics.var.copy())
+
+
+# config.json: the settings as given, then what they amount to
+
+_SETTINGS = tuple(BaselineConfig.__dataclass_fields__)
+
+
+def _describe(config: BaselineConfig) -> dict[str, Any]:
+    versions = {module.__name__: module.__version__ for module in (bptt_envs, stable_baselines3, torch)}
+    described = {name: _plain(getattr(config, name)) for name in _SETTINGS}
+    described |= {"preset": config.preset(), "versions": versions}
+    plain: dict[str, Any] = json.loads(json.dumps(described))
+    return plain
+
+
+def _plain(value: Any) -> Any:
+    return dict(value) if isinstance(value, Mapping) else value
+
+
+def _begin(folder: Path, config: BaselineConfig) -> None:
+    wanted = _describe(config)
+    if (folder / "config.json").exists():
+        stored = _read_config(folder)
+        parts = (*_SETTINGS[:-1], "preset")  # the overrides are in the preset
+        different = [
+            f"{name}: {stored.get(name)!r} in the folder, {wanted[name]!r} asked for"
+            for name in parts
+            if stored.get(name) != wanted[name]
+        ]
+        if different:
+            raise RunFolderError(
+                f"{folder} holds a run of another configuration; use another folder or the same settings:\n  "
+                + "\n  ".join(different)
+            )
+        return
+    if folder.is_dir() and any(folder.iterdir()):
+        raise RunFolderError(f"{folder} holds other files and no run; use a new or empty folder.")
+    write_atomic(folder / "config.json", (json.dumps(wanted, indent=2) + "\n").encode())
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    try:
+        config: dict[str, Any] = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise RunFolderError(f"{folder} is not a run folder: it has no config.json.") from error
+    except (OSError, ValueError) as error:
+        raise RunFolderError(f"cannot read {path}: {error}.") from error
+    return config

@@ -1,0 +1,113 @@
+"""The command `bptt`: which commands there are, and how they end.
+
+Exit codes: 0 done, 1 failed, 2 misused, 130 stopped by Ctrl-C. Errors go to stderr, in words.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import tyro
+from gymnasium.error import DependencyNotInstalled
+
+import bptt_envs
+from bptt_envs.checks import nearest
+from bptt_trainers.commands.exits import Interrupted, Misuse
+from bptt_trainers.files import RunFolderError
+from bptt_trainers.trainer import NonFiniteError
+
+
+class Command(Protocol):
+    """A dataclass whose fields are the options and whose docstring is the help text."""
+
+    def run(self) -> None:
+        """Do it."""
+
+
+class Entry(NamedTuple):
+    """One row: where a command is, imported when it is asked for, and what it does."""
+
+    path: str
+    summary: str
+
+
+COMMANDS = {
+    "train": Entry("bptt_trainers.commands.train:Train", "train a controller"),
+    "resume": Entry("bptt_trainers.commands.train:Resume", "continue a training run"),
+    "evaluate": Entry("bptt_trainers.commands.evaluate:Evaluate", "judge trained controllers on held-out start states"),
+    "compare": Entry("bptt_trainers.commands.compare:Compare", "compare rules with reinforcement learning"),
+    "render": Entry("bptt_trainers.commands.render:Render", "draw a trained controller: an animation or a picture"),
+    "envs": Entry("bptt_trainers.commands.envs:Envs", "list the environments and their options"),
+    "demo": Entry("bptt_trainers.commands.compare:Demo", "rule C and PPO on one pole, in a few minutes"),
+}
+
+USAGE = """usage: bptt COMMAND [OPTIONS]
+
+Train neural controllers through differentiable physics, by stabilised
+backpropagation through time (arXiv 2405.02041).
+
+commands:
+{commands}
+
+bptt COMMAND --help shows the options of a command, bptt --version the version.
+Exit codes: 0 done, 1 failed, 2 misused, 130 stopped by Ctrl-C."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command in `argv`, by default that of the process; return the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["help"]:
+        arguments = [*arguments[1:2], "--help"]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE.format(commands="\n".join(f"  {name:<10}{entry.summary}" for name, entry in COMMANDS.items())))
+        return 0
+    if arguments[0] == "--version":
+        print(f"bptt {bptt_envs.__version__}")
+        return 0
+    name, *rest = arguments
+    if name not in COMMANDS:
+        hint = nearest(name, COMMANDS)
+        return _end("bptt", f"unknown command {name!r}.{hint} The commands: {', '.join(COMMANDS)}.", 2)
+    return _run(f"bptt {name}", COMMANDS[name], rest)
+
+
+def _run(program: str, entry: Entry, arguments: list[str]) -> int:
+    module, _, class_name = entry.path.partition(":")
+    try:
+        command_class: type[Command] = getattr(importlib.import_module(module), class_name)
+        if not {"-h", "--help"}.isdisjoint(arguments):  # tyro would join the lines and not wrap them
+            print(inspect.getdoc(command_class), end="\n\n")
+        try:
+            command = tyro.cli(command_class, prog=program, description="", args=arguments)
+        except ValueError as error:  # from a check of the settings
+            raise Misuse(str(error)) from error
+        command.run()
+        sys.stdout.flush()
+    except SystemExit as done:  # from tyro: --help, or a message about an option
+        return done.code if isinstance(done.code, int) else 1
+    except Misuse as error:
+        return _end(program, f"{error}\nFor help: {program} --help", 2)
+    except Interrupted as error:
+        return _end(program, str(error), 130)
+    except KeyboardInterrupt:
+        return _end(program, "stopped", 130)
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (RunFolderError, NonFiniteError, DependencyNotInstalled, OSError) as error:
+        return _end(program, str(error), 1)
+    return 0
+
+
+def _end(program: str, message: str, code: int) -> int:
+    print(f"{program}: {message}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,91 @@
+"""`bptt evaluate`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+from bptt_envs.checks import finite, positive_integer
+from bptt_trainers.commands.environment import import_module
+from bptt_trainers.commands.exits import Misuse, checking_arguments
+from bptt_trainers.rollout import losses, rollout
+from bptt_trainers.run_folder import RunFolder
+from bptt_trainers.start_states import held_out_states
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Judge trained controllers on the held-out start states: a table, a line a run.
+
+    The loss is that of an episode; the table shows its mean, median and largest
+    value over the episodes, and the share of episodes below a given loss.
+
+    example: bptt evaluate runs/one runs/two --which last
+    """
+
+    runs: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN [RUN ...]", help_behavior_hint="(required)")]
+    """Run folders."""
+
+    which: Literal["best", "last"] = "best"
+    """The checkpoint: that of the best epoch on the training states, or of the last epoch."""
+
+    states: int | None = None
+    """Number of held-out start states. None: as many as the run used while training."""
+
+    objective: Literal["final", "continuous"] | None = None
+    """Count the cost at the last step only (final) or at every step (continuous). None: as the run did."""
+
+    below: float = 0.01
+    """Show the share of episodes with a loss below this."""
+
+    module: str | None = None
+    """Module to import first: one that registers the environment of a run, if that is your own."""
+
+    def run(self) -> None:
+        """Print the table."""
+        with checking_arguments():
+            if not self.runs:
+                raise Misuse("name at least one run folder, such as runs/two.")
+            finite("--below", self.below)
+            if self.states is not None:
+                positive_integer("--states", self.states)
+            if self.module is not None:
+                import_module(self.module)
+        head = ["run", "rule", "objective", "epoch", "states", "mean", "median", "max", f"< {self.below:g}"]
+        for line in aligned([head, *(self._row(RunFolder(run)) for run in self.runs)]):
+            print(line)
+
+    def _row(self, folder: RunFolder) -> list[str]:
+        config = folder.train_config()
+        with checking_arguments():
+            env = folder.make_env(**({} if self.objective is None else {"objective": self.objective}))
+        controller, checkpoint = folder.load_controller(env.system, self.which)
+        count = self.states or config.test_states
+        states = held_out_states(env.system, max(count, config.test_states))[:count]
+        loss = losses(env.system, rollout(env.system, controller, states.to(next(controller.parameters()))))
+        return [
+            str(folder.path),
+            config.rule,
+            env.system.objective,
+            str(checkpoint["epoch"]),
+            str(len(states)),
+            f"{loss.mean():.3g}",
+            f"{loss.median():.3g}",
+            f"{loss.max():.3g}",
+            f"{(loss < self.below).float().mean():.0%}",
+        ]
+
+
+def aligned(rows: list[list[str]], left: int = 3) -> list[str]:
+    """Lines of a table: the first `left` columns to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if i < left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]

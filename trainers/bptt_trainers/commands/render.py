@@ -1,0 +1,73 @@
+"""`bptt render`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+from bptt_envs.checks import positive_integer
+from bptt_trainers.commands.environment import import_module
+from bptt_trainers.commands.exits import checking_arguments
+from bptt_trainers.rollout import rollout
+from bptt_trainers.run_folder import RunFolder
+from bptt_trainers.start_states import held_out_states
+
+
+@dataclass(frozen=True)
+class Render:
+    """Draw what a trained controller does from the held-out start states.
+
+    The ending of --out decides: .gif is an animation, .png a few moments side by
+    side. Needs pygame: pip install "stable-bptt[render]".
+
+    example: bptt render runs/two --out swing-up.gif --episodes 4
+    """
+
+    run_folder: Annotated[Positional[Path], arg(metavar="RUN")]
+    """The run folder."""
+
+    out: Path | None = None
+    """The file, ending in .gif or .png. None: animation.gif in the run folder."""
+
+    which: Literal["best", "last"] = "best"
+    """The checkpoint: that of the best epoch on the training states, or of the last epoch."""
+
+    episodes: int = 1
+    """Episodes to draw, from the first held-out start states."""
+
+    width: int = 800
+    """Width of the picture, in pixels."""
+
+    speed: float = 1.0
+    """Speed of an animation: simulated seconds a second. 0.5 is slow motion."""
+
+    hold: float = 1.5
+    """How long an animation shows its last frame before it starts again, in s."""
+
+    module: str | None = None
+    """Module to import first: one that registers the environment of the run, if that is your own."""
+
+    def run(self) -> None:
+        """Draw."""
+        folder = RunFolder(self.run_folder)
+        out = self.out or folder.path / "animation.gif"
+        with checking_arguments():
+            positive_integer("--episodes", self.episodes)
+            if self.module is not None:
+                import_module(self.module)
+            system = folder.make_env().system
+        controller, checkpoint = folder.load_controller(system, self.which)
+        drawn = max(self.episodes, folder.train_config().test_states)
+        states = held_out_states(system, drawn)[: self.episodes].to(next(controller.parameters()))
+        trajectory = rollout(system, controller, states)
+
+        from bptt_trainers.pictures import save_animation  # with it comes matplotlib
+
+        with checking_arguments():
+            save_animation(
+                system, trajectory, out, episodes=self.episodes, width=self.width, speed=self.speed, hold=self.hold
+            )
+        print(f"{out}: {self.episodes} of the held-out episodes, {self.which} checkpoint (epoch {checkpoint['epoch']})")

@@ -1,0 +1,222 @@
+"""The comparison: every method on the same objective, the same held-out states, the same axes."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from tyro.conf import Suppress
+
+from bptt_envs.checks import nearest, positive, positive_integer
+from bptt_envs.registration import system_class
+from bptt_trainers.comparison_figure import curves_figure
+from bptt_trainers.comparison_table import RunSummary, method_rows, run_rows, summarize, to_csv, to_markdown
+from bptt_trainers.curve import Curve, curve_to_csv, read_curve
+from bptt_trainers.files import RunFolderError, write_atomic
+from bptt_trainers.methods import METHODS, Budget
+from bptt_trainers.pictures import save_figure
+
+# Settings that do not change a run: a comparison may be continued with others.
+CHANGEABLE = ("methods", "seeds", "losses")
+
+
+@dataclass(frozen=True)
+class ComparisonConfig:
+    """Settings of a comparison.
+
+    Raises:
+        ValueError: if a setting is unknown or out of range; the message names it.
+    """
+
+    env: str = "DiffCartPole-v0"
+    """Environment id."""
+
+    env_options: Annotated[Mapping[str, Any], Suppress] = field(default_factory=dict)
+    """Options of the environment, the same for every method; its objective is that which all are judged by."""
+
+    methods: tuple[str, ...] = ("R", "M", "S", "C", "PPO", "SAC", "zero", "random")
+    """Methods: the update rules R, M, S, C; PPO, SAC; zero and random, which learn nothing."""
+
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    """Seeds; each method runs once with each."""
+
+    steps: int = 2_560_000
+    """Simulator steps a run trains on, 100 epochs of the paper's setting; SAC takes 200 thousand at most."""
+
+    evaluations: int = 100
+    """How often PPO and SAC are judged while they learn; the update rules are judged after every epoch."""
+
+    test_states: int = 256
+    """Held-out start states, the same for every method and seed."""
+
+    losses: tuple[float, ...] = (0.1, 0.01, 0.001)
+    """Losses for which the table says after how many steps and seconds they were reached."""
+
+    overrides: Annotated[Mapping[str, Mapping[str, Any]], Suppress] = field(default_factory=dict)
+    """Settings of single methods that are to differ from their defaults: {"PPO": {"num_envs": 32}}."""
+
+    threads: int = 1
+    """Threads of torch; with the small networks here a second one costs more time than it gives."""
+
+    out: Path = Path("runs/comparison")
+    """Folder of the comparison."""
+
+    def __post_init__(self) -> None:
+        system_class(self.env).check_options(dict(self.env_options), self.env)
+        for name in ("methods", "seeds"):
+            values = getattr(self, name)
+            if not values or len(set(values)) < len(values):
+                raise ValueError(f"{name} must be at least one, each once; got {values!r}.")
+        for name, named in (("methods", self.methods), ("overrides", self.overrides)):
+            for method in named:
+                if method not in METHODS:
+                    raise ValueError(
+                        f"{name} must be among {', '.join(METHODS)}; got {method!r}.{nearest(method, METHODS)}"
+                    )
+        for seed in self.seeds:
+            if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+                raise ValueError(f"seeds must be integers of at least 0; got {seed!r}.")
+        for name in ("steps", "evaluations", "test_states", "threads"):
+            positive_integer(name, getattr(self, name))
+        for loss in self.losses:
+            positive("losses", loss)
+        self.settings()
+
+    @property
+    def budget(self) -> Budget:
+        """What every run has in common."""
+        return Budget(self.env, self.env_options, self.steps, self.evaluations, self.test_states)
+
+    def settings(self) -> dict[str, dict[str, Any]]:
+        """All settings of each method, by name."""
+        return {name: METHODS[name].settings(self.budget, self.overrides.get(name, {})) for name in self.methods}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A finished comparison.
+
+    Attributes:
+        folder: holds runs/ (a folder for each method and seed), curves.csv, runs.csv, methods.csv, methods.md and
+            curves.png.
+        curves: the learning curve of each (method, seed).
+        runs: each run in numbers.
+        table: a line for each method, Markdown.
+    """
+
+    folder: Path
+    curves: Mapping[tuple[str, int], Curve]
+    runs: tuple[RunSummary, ...]
+    table: str
+
+
+def compare(config: ComparisonConfig, progress: bool = True) -> Comparison:
+    """Train and judge every method with every seed, and write tables and figure.
+
+    Each run has a folder of its own. What is finished is not computed again: a rerun continues what is
+    missing, and one with more methods or seeds adds them.
+
+    Args:
+        config: every setting.
+        progress: whether to show bars.
+
+    Raises:
+        RunFolderError: if the folder holds a comparison of another configuration, or cannot be written.
+    """
+    _begin(config)
+    curves: dict[tuple[str, int], Curve] = {}
+    with _threads(config.threads):
+        for seed in config.seeds:  # the outer loop, so that a comparison cut short has all methods
+            for method in config.methods:
+                curves[method, seed] = _run(config, method, seed, progress)
+    ordered = {(m, s): curves[m, s] for m in config.methods for s in config.seeds}
+    runs = tuple(summarize(m, s, curve, config.losses) for (m, s), curve in ordered.items())
+    return _write(config, ordered, runs)
+
+
+def run_folder(out: Path, method: str, seed: int) -> Path:
+    """The folder of one run in the comparison `out`."""
+    return out / "runs" / f"{re.sub(r'[^A-Za-z0-9_.+-]', '-', method)}-seed{seed}"
+
+
+def _run(config: ComparisonConfig, method: str, seed: int, progress: bool) -> Curve:
+    folder = run_folder(config.out, method, seed)
+    finished = folder / "curve.csv"  # written last
+    if finished.exists():
+        return read_curve(finished)
+    title = f"{method} seed {seed}" if progress else None
+    curve = METHODS[method].run(config.budget, config.overrides.get(method, {}), seed, folder, title)
+    write_atomic(finished, curve_to_csv(curve).encode())
+    return curve
+
+
+def _write(
+    config: ComparisonConfig, curves: Mapping[tuple[str, int], Curve], runs: tuple[RunSummary, ...]
+) -> Comparison:
+    points = [
+        {"method": method, "seed": seed, **vars(point)} for (method, seed), curve in curves.items() for point in curve
+    ]
+    rows = method_rows(runs)
+    table = to_markdown(rows, config.losses)
+    write_atomic(config.out / "curves.csv", to_csv(points).encode())
+    write_atomic(config.out / "runs.csv", to_csv(run_rows(runs)).encode())
+    write_atomic(config.out / "methods.csv", to_csv(rows).encode())
+    write_atomic(config.out / "methods.md", table.encode())
+    save_figure(curves_figure(curves, _title(config)), config.out / "curves.png")
+    return Comparison(config.out, curves, runs, table)
+
+
+def _title(config: ComparisonConfig) -> str:
+    options = "".join(f", {name}={value}" for name, value in config.env_options.items())
+    objective = config.budget.make_env().system.objective
+    return f"{config.env}{options}, judged by the {objective} loss: median and range over {len(config.seeds)} seeds"
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _begin(config: ComparisonConfig) -> None:
+    """Claim the folder, or check that what is there belongs to the same comparison."""
+    path = config.out / "comparison.json"
+    wanted: dict[str, Any] = {
+        one.name: getattr(config, one.name) for one in fields(config) if one.name not in ("out", "overrides")
+    }
+    wanted = json.loads(json.dumps(wanted | {"settings": config.settings()}, default=dict))
+    if path.exists():
+        try:
+            stored = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise RunFolderError(f"cannot read {path}: {error}.") from error
+        different = _differences(stored, wanted)
+        if different:
+            raise RunFolderError(
+                f"{config.out} holds a comparison of another configuration; use another folder or the same settings:"
+                "\n  " + "\n  ".join(different)
+            )
+        wanted["settings"] = stored["settings"] | wanted["settings"]  # methods left out now may come back
+    elif config.out.is_dir() and any(config.out.iterdir()):
+        raise RunFolderError(f"{config.out} holds other files and no comparison; use a new or empty folder.")
+    write_atomic(path, (json.dumps(wanted, indent=2) + "\n").encode())
+
+
+def _differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    pairs = [(name, stored.get(name), value) for name, value in wanted.items() if name not in (*CHANGEABLE, "settings")]
+    for method, settings in wanted["settings"].items():
+        before = stored.get("settings", {}).get(method)
+        if before is not None:
+            names = dict.fromkeys([*before, *settings])
+            pairs += [(f"{method} {name}", before.get(name), settings.get(name)) for name in names]
+    return [f"{name}: {old!r} in the folder, {new!r} asked for" for name, old, new in pairs if old != new]

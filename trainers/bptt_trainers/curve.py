@@ -1,0 +1,57 @@
+"""Learning curves: the held-out loss against simulator steps and seconds, and their CSV file."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+
+from bptt_trainers.files import RunFolderError
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """One evaluation.
+
+    Attributes:
+        simulator_steps: steps of the physics taken for training so far.
+        seconds: time spent on training so far, evaluations not counted.
+        test_loss: mean loss over the held-out start states.
+    """
+
+    simulator_steps: int
+    seconds: float
+    test_loss: float
+
+
+Curve = Sequence[CurvePoint]
+COLUMNS = tuple(field.name for field in fields(CurvePoint))
+
+
+def curve_to_csv(curve: Curve) -> str:
+    """The curve as CSV text with a header line."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows(astuple(point) for point in curve)
+    return text.getvalue()
+
+
+def read_curve(path: Path) -> list[CurvePoint]:
+    """Read a curve; the file may have more columns, as a run's metrics.csv has.
+
+    Raises:
+        RunFolderError: if it cannot be read or lacks a column.
+    """
+    try:
+        with path.open(newline="") as file:
+            return [
+                CurvePoint(int(row["simulator_steps"]), float(row["seconds"]), float(row["test_loss"]))
+                for row in csv.DictReader(file)
+            ]
+    except KeyError as error:
+        raise RunFolderError(f"cannot read {path}: it has no column {error}.") from error
+    except (OSError, ValueError, TypeError) as error:
+        raise RunFolderError(f"cannot read {path}: {error}.") from error

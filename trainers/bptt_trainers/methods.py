@@ -1,0 +1,181 @@
+"""What a comparison compares: one table of methods, by name; adding one is a row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import gymnasium as gym
+
+from bptt_envs import DifferentiableEnv, System
+from bptt_envs.checks import nearest
+from bptt_trainers.callbacks import ProgressBar
+from bptt_trainers.config import TrainConfig
+from bptt_trainers.curve import Curve, CurvePoint
+from bptt_trainers.floors import RandomController, ZeroController
+from bptt_trainers.presets import preset
+from bptt_trainers.rollout import Policy, losses, rollout
+from bptt_trainers.rules import RULES
+from bptt_trainers.start_states import held_out_states
+from bptt_trainers.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What every run of a comparison has in common."""
+
+    env: str  # id
+    env_options: Mapping[str, Any]
+    steps: int  # simulator steps for training
+    evaluations: int  # of reinforcement learning, while it learns
+    test_states: int  # held-out start states
+
+    def make_env(self) -> DifferentiableEnv:
+        """The environment on whose objective every method is judged."""
+        env = gym.make(self.env, **self.env_options).unwrapped
+        assert isinstance(env, DifferentiableEnv)
+        return env
+
+
+class Method(Protocol):
+    """One row: how a method is trained and judged within a budget."""
+
+    @property
+    def summary(self) -> str:
+        """What it is, in one line."""
+
+    def settings(self, budget: Budget, overrides: Mapping[str, Any]) -> dict[str, Any]:
+        """All its settings, with `overrides`, as plain data.
+
+        Raises:
+            ValueError: if an override is unknown or out of range.
+        """
+
+    def run(self, budget: Budget, overrides: Mapping[str, Any], seed: int, folder: Path, title: str | None) -> Curve:
+        """Train, or continue what `folder` holds; `title` names the progress bar, None shows none."""
+
+
+@dataclass(frozen=True)
+class BPTT:
+    """Backpropagation through time by one of the update rules; its settings are those of `TrainConfig`.
+
+    Args:
+        rule: name of the rule.
+        changes: settings that differ from the defaults of `TrainConfig`.
+    """
+
+    rule: str
+    changes: Mapping[str, Any] = field(default_factory=dict)
+
+    GIVEN: ClassVar = ("rule", "epochs", "seed", "test_states", "out", "tensorboard")  # by the comparison
+
+    @property
+    def summary(self) -> str:
+        """The rule, and what differs from the defaults."""
+        changes = "".join(f", {name} {value}" for name, value in self.changes.items())
+        return f"BPTT, {RULES[self.rule].summary}{changes}"
+
+    def settings(self, budget: Budget, overrides: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of `TrainConfig` that the comparison does not set itself."""
+        chosen = asdict(self._config(budget, overrides))
+        return {name: value for name, value in chosen.items() if name not in self.GIVEN} | {"rule": self.rule}
+
+    def run(self, budget: Budget, overrides: Mapping[str, Any], seed: int, folder: Path, title: str | None) -> Curve:
+        """Train, or continue, the run in `folder`."""
+        config = self._config(budget, overrides, seed=seed, out=folder)
+        bars = [] if title is None else [ProgressBar(title)]
+        history = Trainer(budget.make_env(), config=config, callbacks=bars).fit()
+        return [CurvePoint(row.simulator_steps, row.seconds, row.test_loss) for row in history]
+
+    def _config(self, budget: Budget, overrides: Mapping[str, Any], **given: Any) -> TrainConfig:
+        free = [one.name for one in fields(TrainConfig) if one.name not in self.GIVEN]
+        changes = {**self.changes, **overrides}
+        for name in changes:
+            if name not in free:
+                raise ValueError(
+                    f"rule {self.rule} has no setting {name!r} to override.{nearest(name, free)} "
+                    f"Its settings: {', '.join(free)}."
+                )
+        # A non-finite update is skipped and counted: one bad update should not take a run out of the table.
+        given |= {"rule": self.rule, "test_states": budget.test_states, "tensorboard": False}
+        config = TrainConfig(**{"on_nonfinite": "skip", **changes, **given})
+        steps_an_epoch = config.train_states * budget.make_env().horizon
+        return replace(config, epochs=max(1, round(budget.steps / steps_an_epoch)))
+
+
+@dataclass(frozen=True)
+class RL:
+    """Reinforcement learning by stable-baselines3; its settings are those of the table `PRESETS`.
+
+    Args:
+        method: name of the algorithm.
+        changes: settings that differ from its preset.
+    """
+
+    method: str
+    changes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def summary(self) -> str:
+        """The algorithm, and what differs from its preset."""
+        changes = "".join(f", {name} {value}" for name, value in self.changes.items())
+        return f"reinforcement learning, {self.method} of stable-baselines3{changes}"
+
+    def settings(self, budget: Budget, overrides: Mapping[str, Any]) -> dict[str, Any]:
+        """The preset, with what differs from it."""
+        return preset(self.method, budget.env, {**self.changes, **overrides})
+
+    def run(self, budget: Budget, overrides: Mapping[str, Any], seed: int, folder: Path, title: str | None) -> Curve:
+        """Train, or load the finished run in `folder`."""
+        from bptt_trainers.baselines import BaselineConfig, train_baseline  # slow to import, and not always needed
+
+        config = BaselineConfig(
+            method=self.method,
+            env=budget.env,
+            env_options=budget.env_options,
+            steps=min(budget.steps, self.settings(budget, overrides)["max_steps"]),
+            seed=seed,
+            evaluations=budget.evaluations,
+            test_states=budget.test_states,
+            overrides={**self.changes, **overrides},
+        )
+        return train_baseline(config, folder, progress=title is not None).curve
+
+
+@dataclass(frozen=True)
+class Floor:
+    """A controller that learns nothing.
+
+    Args:
+        summary: what it does.
+        make: from a system and a seed to the controller.
+    """
+
+    summary: str
+    make: Callable[[System, int], Policy]
+
+    def settings(self, budget: Budget, overrides: Mapping[str, Any]) -> dict[str, Any]:
+        """None."""
+        if overrides:
+            raise ValueError(f"a controller that learns nothing has no settings to override; got {dict(overrides)!r}.")
+        return {}
+
+    def run(self, budget: Budget, overrides: Mapping[str, Any], seed: int, folder: Path, title: str | None) -> Curve:
+        """Judge it once."""
+        system = budget.make_env().system
+        trajectory = rollout(system, self.make(system, seed), held_out_states(system, budget.test_states))
+        return [CurvePoint(0, 0.0, float(losses(system, trajectory).mean()))]
+
+
+METHODS: dict[str, Method] = {
+    "R": BPTT("R"),
+    "M": BPTT("M"),
+    "S": BPTT("S"),
+    "C": BPTT("C"),
+    "PPO": RL("PPO"),
+    "SAC": RL("SAC"),
+    "zero": Floor("never acts", lambda system, seed: ZeroController(system)),
+    "random": Floor("acts uniformly at random", RandomController),
+}

@@ -1,0 +1,352 @@
+"""Figures of training and of trajectories, and animations of them: what a run leaves to look at.
+
+Figures are objects of their own: no pyplot, no window, nothing global. Animations need pygame.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, MultipleLocator
+from PIL import Image
+from torch import Tensor
+
+from bptt_envs import System
+from bptt_envs.checks import positive, positive_integer
+from bptt_envs.rendering import BACKGROUND, CYCLE, FAINT, MUTED, SIZE, Color, picture, round_up
+from bptt_trainers.files import write_atomic
+from bptt_trainers.rollout import Trajectory, losses
+
+FIGURE_FORMATS = ("png", "pdf", "svg")
+ANIMATION_FORMATS = ("gif", "png")
+
+FIGURE_WIDTH = 7.5  # inches at 100 dpi: legible where a README shows it
+MOST_LINES = 8  # episodes that a figure draws one by one
+MOST_PANELS = 12  # state components that a figure shows
+FRAME_SECONDS = 0.03  # between two frames of an animation, about
+SHORTEST_FRAME = 0.02  # s; viewers slow down what is under it
+SMALLEST_PANEL = 80  # pixels
+GAP = 2  # pixels between the panels of a picture
+GREEK = re.compile(r"alpha|beta|gamma|delta|theta|phi|psi|omega")
+
+
+# Figures
+
+
+def trajectory_figure(system: System, trajectory: Trajectory, title: str = "") -> Figure:
+    """Draw every state component and action over time.
+
+    Up to 8 episodes have a line each, colored by their loss; with more, a band shows the middle 80 % of all.
+    Of a system with more than 12 state components the first 12 are shown.
+
+    Args:
+        system: names the components and bounds the actions.
+        trajectory: states (T + 1, B, *state_shape), actions (T, B, *action_shape).
+        title: what the trajectory is; the system's name if empty.
+    """
+    costs = losses(system, trajectory).cpu()
+    batch = len(costs)
+    states = _components(trajectory.states)[..., :MOST_PANELS]
+    actions = _components(system.bound(trajectory.actions))
+    panels = [
+        *zip(_labels(system.state_labels, "state", states.shape[-1]), np.moveaxis(states, -1, 0), strict=True),
+        *zip(_labels(system.action_labels, "action", actions.shape[-1]), np.moveaxis(actions, -1, 0), strict=True),
+    ]
+    columns = 1 if len(panels) <= 2 else 2
+    full_rows, rest = divmod(len(panels), columns)
+    rows = full_rows + rest
+    figure = Figure(figsize=(FIGURE_WIDTH, 1.55 * rows + 1.2), dpi=100, layout="constrained")
+    grid = figure.add_gridspec(rows, columns)
+    for i, (label, series) in enumerate(panels):
+        row, column = divmod(i, columns)
+        axes = figure.add_subplot(grid[row, column] if row < full_rows else grid[row, :])
+        _plot_episodes(axes, system.dt, series, costs)
+        _style(axes)
+        axes.set_xlim(0, system.dt * trajectory.horizon)
+        axes.set_ylabel(label)
+        if label.endswith("[rad]"):
+            _count_in_pi(axes)
+        if row >= full_rows - 1:
+            axes.set_xlabel("time [s]")
+        else:
+            axes.tick_params(labelbottom=False)
+    figure.legend(
+        *figure.axes[0].get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=MOST_LINES,
+        title="loss of the episode" + (f"; grey: the middle 80 % of all {batch}" if batch > MOST_LINES else ""),
+        fontsize=8,
+        title_fontsize=8,
+        frameon=False,
+        handlelength=1.4,
+        columnspacing=1.2,
+    )
+    figure.suptitle(f"{title or type(system).__name__}: {_describe(costs)}", fontsize=11)
+    return figure
+
+
+def learning_curves_figure(
+    epochs: Sequence[int], train_loss: Sequence[float], test_loss: Sequence[float], title: str = ""
+) -> Figure:
+    """Draw the losses over the epochs, on a log scale; losses that are not finite or not above 0 leave a gap.
+
+    A dot marks the epoch with the lowest training loss: that of the best checkpoint.
+
+    Args:
+        epochs: (E,).
+        train_loss: (E,), on the training states.
+        test_loss: (E,), on the held-out states.
+        title: written above.
+    """
+    figure = Figure(figsize=(FIGURE_WIDTH, 4.2), dpi=100, layout="constrained")
+    axes = figure.add_subplot()
+    _style(axes)
+    curves = {"training states": train_loss, "held-out states": test_loss}
+    logarithms = [np.asarray(loss, dtype=float) for loss in curves.values()]
+    logarithms = [np.where(np.isfinite(loss) & (loss > 0), loss, np.nan) for loss in logarithms]
+    best = int(np.nanargmin(logarithms[0])) if np.isfinite(logarithms[0]).any() else None
+    for name, loss, color in zip(curves, logarithms, map(_rgb, CYCLE), strict=False):
+        label = name if best is None else f"{name}: {loss[-1]:.3g} at the end, {loss[best]:.3g} at the best epoch"
+        axes.plot(epochs, loss, color=color, linewidth=1.6, label=label)
+        if best is not None:
+            axes.plot(epochs[best], loss[best], "o", color=color, markersize=6)
+    axes.set_yscale("log")
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("loss")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(True, which="minor", color=_rgb(FAINT), linewidth=0.3)
+    axes.legend(frameon=False, fontsize=9)
+    if title:
+        axes.set_title(title, fontsize=11)
+    return figure
+
+
+def save_figure(figure: Figure, path: str | Path) -> None:
+    """Write a figure as PNG, PDF or SVG, by the suffix of `path`; the file is written whole or not at all.
+
+    Raises:
+        ValueError: if the suffix is another.
+        RunFolderError: if the file cannot be written.
+    """
+    path = Path(path)
+    suffix = _suffix(path, FIGURE_FORMATS)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=suffix)
+    write_atomic(path, buffer.getvalue())
+
+
+# Animations
+
+
+@dataclass(frozen=True)
+class _Panel:
+    """One episode, ready to be drawn."""
+
+    title: str
+    states: Tensor  # (T + 1, *state_shape)
+    actions: Tensor  # (T, *action_shape), bounded
+    costs: Tensor  # (T + 1,), the loss if the episode ended at each step
+
+
+def save_animation(
+    system: System,
+    trajectory: Trajectory | Mapping[str, Trajectory],
+    path: str | Path,
+    *,
+    episodes: int = 1,
+    width: int = 800,
+    speed: float = 1.0,
+    hold: float = 1.5,
+) -> None:
+    """Draw what happened as a GIF or, by the suffix of `path`, as moments side by side in one PNG.
+
+    Several trajectories by name, such as {"untrained": ..., "rule C": ...}, are shown side by side, with
+    their episodes below one another. The file is written whole or not at all.
+
+    Args:
+        system: draws the states.
+        trajectory: one, or several of the same system by name.
+        path: ends in .gif or .png.
+        episodes: how many episodes of each trajectory to show, from its first.
+        width: of the picture, in pixels.
+        speed: of a GIF, in simulated seconds a second.
+        hold: how long a GIF shows its last frame before it starts again, in s.
+
+    Raises:
+        ValueError: if the suffix is another, or an argument is out of range.
+        DependencyNotInstalled: if pygame is missing.
+        RunFolderError: if the file cannot be written.
+    """
+    path = Path(path)
+    suffix = _suffix(path, ANIMATION_FORMATS)
+    speed, hold, width = positive("speed", speed), positive("hold", hold), positive_integer("width", width)
+    named = {"": trajectory} if isinstance(trajectory, Trajectory) else trajectory
+    panels = _panels(system, named, positive_integer("episodes", episodes))
+    buffer = io.BytesIO()
+    if suffix == "gif":
+        columns = len(named) if len(named) > 1 else math.ceil(math.sqrt(len(panels)))
+        _write_gif(buffer, system, panels, columns, width, speed, hold)
+    else:
+        count, columns = (6, 3) if len(panels) == 1 else (4, 4)
+        horizon = panels[0].actions.shape[0]
+        steps = sorted({round(horizon * i / (count - 1)) for i in range(count)})
+        moments = [(panel, step) for panel in panels for step in steps]
+        _mosaic(system, moments, min(columns, len(steps)), width).save(buffer, "PNG", optimize=True)
+    write_atomic(path, buffer.getvalue())
+
+
+def _write_gif(
+    buffer: io.BytesIO, system: System, panels: list[_Panel], columns: int, width: int, speed: float, hold: float
+) -> None:
+    horizon = panels[0].actions.shape[0]
+    stride = max(1, round(FRAME_SECONDS * speed / system.dt))
+    steps = list(range(0, horizon, stride))
+    if len(steps) > 1 and (horizon - steps[-1]) * system.dt / speed < SHORTEST_FRAME:
+        steps.pop()
+    steps.append(horizon)
+    # A GIF counts in 10 ms; rounding the times, not the durations, keeps the whole in real time
+    starts = [10 * round(100 * step * system.dt / speed) for step in steps]
+    durations = [max(round(1000 * SHORTEST_FRAME), end - start) for start, end in pairwise(starts)] + [
+        round(1000 * hold)
+    ]
+
+    def frame(step: int) -> Image.Image:
+        return _mosaic(system, [(panel, step) for panel in panels], columns, width)
+
+    palette = _palette([frame(steps[round(i * (len(steps) - 1) / 5)]) for i in range(6)])
+    frames: Iterator[Image.Image] = (frame(step).quantize(palette=palette, dither=Image.Dither.NONE) for step in steps)
+    next(frames).save(buffer, "GIF", save_all=True, append_images=frames, duration=durations, loop=0, optimize=False)
+
+
+def _palette(samples: list[Image.Image]) -> Image.Image:
+    """One palette for all frames: colors do not flicker, and the file holds it once."""
+    height = sum(sample.height for sample in samples)
+    stack = Image.new("RGB", (samples[0].width, height))
+    for i, sample in enumerate(samples):
+        stack.paste(sample, (0, i * sample.height))
+    return stack.quantize(colors=127, method=Image.Quantize.MAXCOVERAGE)
+
+
+def _mosaic(system: System, moments: list[tuple[_Panel, int]], columns: int, width: int) -> Image.Image:
+    """Draw panels at steps, row by row."""
+    panel_width = (width - GAP * (columns - 1)) // columns
+    if panel_width < SMALLEST_PANEL:
+        raise ValueError(
+            f"width must leave {SMALLEST_PANEL} pixels to each of {columns} panels beside one another; got {width}."
+        )
+    size = (panel_width, panel_width * SIZE[1] // SIZE[0])
+    rows = -(-len(moments) // columns)
+    mosaic = Image.new("RGB", (columns * (size[0] + GAP) - GAP, rows * (size[1] + GAP) - GAP), BACKGROUND)
+    mosaic.paste(FAINT, (0, 0, *mosaic.size))
+    for i, (panel, step) in enumerate(moments):
+        action = panel.actions[step - 1] if step > 0 else None
+        caption = f"{step * system.dt:.2f} s   loss {float(panel.costs[step]):.3g}"
+        pixels = picture(system, panel.states[step], action, caption, panel.title, size)
+        row, column = divmod(i, columns)
+        mosaic.paste(Image.fromarray(pixels), (column * (size[0] + GAP), row * (size[1] + GAP)))
+    return mosaic
+
+
+@torch.no_grad()
+def _panels(system: System, trajectories: Mapping[str, Trajectory], episodes: int) -> list[_Panel]:
+    """The first `episodes` of each trajectory: every trajectory's first, then every second, ..."""
+    if not trajectories:
+        raise ValueError("trajectory must hold at least one trajectory; got none.")
+    panels: list[list[_Panel]] = []
+    for name, trajectory in trajectories.items():
+        horizon, batch = trajectory.actions.shape[:2]
+        if episodes > batch:
+            raise ValueError(f"episodes must be at most {batch}, the number that the trajectory holds; got {episodes}.")
+        states, actions = trajectory.states[:, :episodes], system.bound(trajectory.actions[:, :episodes])
+        running = system.running_cost(states[:-1].flatten(0, 1), actions.flatten(0, 1), states[1:].flatten(0, 1)).view(
+            horizon, episodes
+        )
+        so_far = torch.cat([running.new_zeros(1, episodes), running.cumsum(0)])
+        costs = so_far + system.final_cost(states.flatten(0, 1)).view(horizon + 1, episodes)
+        panels.append([_Panel(name, states[:, i], actions[:, i], costs[:, i]) for i in range(episodes)])
+    return [panel for row in zip(*panels, strict=True) for panel in row]
+
+
+# Pieces of figures
+
+
+def _plot_episodes(axes: Axes, dt: float, series: np.ndarray, costs: Tensor) -> None:
+    """Draw one component, (T or T + 1, B), over time."""
+    times = dt * np.arange(len(series))
+    batch = series.shape[1]
+    if batch > MOST_LINES:
+        known = np.isfinite(series).any(axis=1)
+        low, high = np.nanpercentile(series[known], [10, 90], axis=1)
+        axes.fill_between(times[known], low, high, color=_rgb(FAINT))
+    shown = min(batch, MOST_LINES)
+    colors = matplotlib.colormaps["viridis"](np.linspace(0.0, 0.88, shown))
+    for color, episode in zip(colors, costs[:shown].argsort().tolist(), strict=True):
+        axes.plot(times, series[:, episode], color=color, linewidth=1.2, label=f"{float(costs[episode]):.3g}")
+
+
+def _count_in_pi(axes: Axes) -> None:
+    """Put the ticks of the y axis at multiples of pi, if it spans more than one."""
+    low, high = axes.get_ylim()
+    if high - low > math.pi:
+        step = max(1, round_up((high - low) / math.pi / 4))
+        axes.yaxis.set_major_locator(MultipleLocator(math.pi * step))
+        axes.yaxis.set_major_formatter(lambda y, _: _multiple_of_pi(round(y / math.pi)))
+
+
+def _multiple_of_pi(count: int) -> str:
+    return {0: "0", 1: "π", -1: "−π"}.get(count, f"{count}π".replace("-", "−"))
+
+
+def _components(tensor: Tensor) -> np.ndarray:
+    """(T, B, ...) as an array (T, B, n); what is not finite becomes NaN, a gap."""
+    array = tensor.detach().flatten(2).double().cpu().numpy()
+    return np.where(np.isfinite(array), array, np.nan)
+
+
+def _labels(labels: Sequence[str], kind: str, count: int) -> list[str]:
+    """`count` labels with Greek letters; what has none is numbered."""
+    return [_with_greek(labels[i]) if i < len(labels) else f"{kind} {i}" for i in range(count)]
+
+
+def _with_greek(label: str) -> str:
+    """The name in "theta'_1 [rad]" as mathematics."""
+    name, bracket, unit = label.partition(" [")
+    return rf"$\{name}${bracket}{unit}" if GREEK.match(name) else label
+
+
+def _describe(costs: Tensor) -> str:
+    if len(costs) == 1:
+        return f"loss {float(costs[0]):.3g}"
+    low, mean, high = float(costs.min()), float(costs.mean()), float(costs.max())
+    return f"mean loss {mean:.3g} over {len(costs)} episodes ({low:.3g} to {high:.3g})"
+
+
+def _style(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(_rgb(MUTED))
+    axes.tick_params(colors=_rgb(MUTED), labelsize=8)
+    axes.grid(True, color=_rgb(FAINT), linewidth=0.6)
+    axes.set_axisbelow(True)
+
+
+def _rgb(color: Color) -> tuple[float, float, float]:
+    red, green, blue = color
+    return red / 255, green / 255, blue / 255
+
+
+def _suffix(path: Path, known: Sequence[str]) -> str:
+    suffix = path.suffix.lower().removeprefix(".")
+    if suffix not in known:
+        raise ValueError(f"path must end in {' or '.join(f'.{name}' for name in known)}; got {str(path)!r}.")
+    return suffix
