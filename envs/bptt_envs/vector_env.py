@@ -154,7 +154,7 @@ class DifferentiableVectorEnv(Differentiable, VectorEnv[np.ndarray, np.ndarray, 
             self._restart(ended)
             rewards[ended] = 0.0
             terminated[ended] = False
-        self._losses[~ended] -= rewards[~ended]
+        self._losses -= rewards
         infos = self._infos(terminated)
         if self.autoreset_mode is AutoresetMode.SAME_STEP and terminated.any():
             infos = {

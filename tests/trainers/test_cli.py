@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import gymnasium as gym
 import pytest
@@ -95,27 +96,27 @@ def test_version(bptt):
     assert bptt("--version") == f"bptt {bptt_envs.__version__}\n"
 
 
-def options_of(command):
-    """Names of all options, those of nested dataclasses included."""
+def flags(command):
+    """Every option of a command, those of the settings in it included."""
+    kinds, annotations = get_type_hints(command), get_type_hints(command, include_extras=True)
     for field in dataclasses.fields(command):
-        kind = next((v for k, v in command.__annotations__.items() if k == field.name), None)
-        nested = [name for name in ("TrainConfig", "ComparisonConfig") if kind and name in str(kind)]
-        if nested:
-            yield from (inner.name for inner in dataclasses.fields(getattr(sys.modules[command.__module__], nested[0])))
-        else:
-            yield field.name
+        if dataclasses.is_dataclass(kinds[field.name]):
+            yield from flags(kinds[field.name])
+        elif not {"Suppress", "Positional"} & {
+            str(extra).rpartition(".")[2] for extra in get_args(annotations[field.name])
+        }:
+            yield f"--{field.name.replace('_', '-')}"
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_explains_every_option_within_80_columns(bptt, name):
     module, _, class_name = COMMANDS[name].path.partition(":")
-    command = getattr(importlib.import_module(module), class_name)
-    for text in (bptt(f"{name} --help"), bptt(f"help {name}")):
-        for option in options_of(command):
-            flag = f"--{option.replace('_', '-')}"
-            assert flag in text or option in ("run_folder", "runs", "env")
-        assert f"example: bptt {name}" in text
-        assert max(map(len, text.splitlines())) <= 80
+    text = bptt(f"{name} --help")
+    for flag in flags(getattr(importlib.import_module(module), class_name)):
+        assert f" {flag}" in text
+    assert f"example: bptt {name}" in text
+    assert max(map(len, text.splitlines())) <= 80
+    assert bptt(f"help {name}") == text
 
 
 def test_it_starts_without_the_slow_libraries(place):
@@ -174,6 +175,13 @@ def test_envs_explains_every_option_with_type_and_default(bptt, env_id):
         ("train --env-option objective=continous", "Did you mean 'continuous'?"),
         ("train --env-option max_force=-5", "max_force must be a finite number above 0; got -5.0"),
         ("resume", "RUN"),
+        ("compare --methods C PP", "Did you mean 'PPO'?"),
+        ("compare --seeds 0 0", "seeds must be at least one, each once"),
+        ("compare --override C.clip", "METHOD.NAME=VALUE"),
+        ("compare --override C.clap=norm", "Did you mean 'clip'?"),
+        ("compare --env-option horizont=3", "Did you mean 'horizon'?"),
+        ("compare --module no_such_module", "no module 'no_such_module'"),
+        ("demo --steps 0", "steps must be an integer of at least 1; got 0"),
         ("evaluate", "at least one run"),
         ("evaluate runs/one --states 0", "--states must be an integer of at least 1; got 0"),
         ("render runs/one --episodes 0", "--episodes must be an integer of at least 1; got 0"),
@@ -291,19 +299,26 @@ def test_an_environment_of_the_users_own(bptt, place, monkeypatch):
         "import bptt_envs\n"
         "class Slow(bptt_envs.systems.Integrator):\n"
         '    """Halves the action.\n\n    Args:\n        gain: what multiplies it, without unit.\n    """\n'
-        "    def __init__(self, *, gain: float = 0.5, horizon: int = 4):\n"
-        "        super().__init__(horizon=horizon)\n"
+        "    def __init__(self, *, gain: float = 0.5, horizon=4, max_push=None):\n"
+        "        super().__init__(horizon=horizon, max_action=max_push)\n"
         "        self.gain = gain\n"
         "    def step(self, state, action):\n"
         "        return state + self.gain * action\n"
         'bptt_envs.register("Slow-v0", "my_envs:Slow", "a slow one")\n'
     )
     try:
-        said = bptt("train --env my_envs:Slow-v0 --env-option gain=0.25 --epochs 1 --train-states 8 --no-tensorboard")
-        assert "  bptt evaluate runs/Slow-v0_gain=0.25_C_seed0 --module my_envs\n" in said
+        said = bptt(
+            "train --env my_envs:Slow-v0 --env-option gain=0.25 --env-option horizon=3 --env-option max_push=2 "
+            "--epochs 1 --train-states 8 --no-tensorboard"
+        )
+        assert "  bptt evaluate runs/Slow-v0_gain=0.25_horizon=3_max_push=2_C_seed0 --module my_envs\n" in said
         assert "gain: float, default 0.5\n      what multiplies it, without unit." in bptt("envs my_envs:Slow-v0")
-        run = "runs/Slow-v0_gain=0.25_C_seed0"
+        run = "runs/Slow-v0_gain=0.25_horizon=3_max_push=2_C_seed0"
         assert "continuing after epoch 1 of 2" in bptt(f"resume {run} --epochs 2 --module my_envs")
+        compared = bptt(
+            "compare --module my_envs --env Slow-v0 --methods C zero --seeds 0 --steps 1024 --test-states 8"
+        )
+        assert "C, zero on Slow-v0" in compared
         monkeypatch.delitem(gym.registry, "Slow-v0")
         assert "--module" in bptt(f"resume {run}", code=1)
     finally:
@@ -311,7 +326,53 @@ def test_an_environment_of_the_users_own(bptt, place, monkeypatch):
         sys.modules.pop("my_envs", None)
 
 
+# Comparisons
+
+COMPARE = (
+    "compare --steps 1600 --test-states 8 --env-option horizon=10 --override C.train_states=16 "
+    "--override C.hidden=(8,) --out runs/comparison"
+)
+
+
+def test_compare_leaves_tables_and_a_figure_and_computes_only_what_is_missing(bptt):
+    said = bptt(f"{COMPARE} --methods C zero --seeds 0")
+    out = Path("runs/comparison")
+    assert said.splitlines()[2].split() == ["method", "C", "zero"]
+    assert max(map(len, said.splitlines())) <= 80
+    for name in ("methods.md", "methods.csv", "runs.csv", "curves.csv", "curves.png"):
+        assert (out / name).exists()
+        assert f"{out / name}  " in said
+    first = (out / "runs/C-seed0/last.pt").stat().st_mtime_ns
+    said = bptt(f"{COMPARE} --methods C R M S zero random --seeds 0 1 --override R.hidden=(8,)")
+    assert (out / "runs/C-seed0/last.pt").stat().st_mtime_ns == first
+    assert (out / "runs/C-seed1/last.pt").exists()
+    assert max(map(len, said.splitlines())) <= 80
+    refused = bptt(f"{COMPARE} --methods C --seeds 0 --override C.clip=norm", code=1)
+    assert "C clip: 'none' in the folder, 'norm' asked for" in refused
+
+
+def test_demo_compares_and_animates(bptt):
+    said = bptt("demo --seeds 0 --steps 6400 --out runs/demo")
+    assert said.splitlines()[2].split() == ["method", "C", "PPO", "zero"]
+    with Image.open("runs/demo/swing-up.gif") as film:
+        assert film.n_frames >= 10
+    named = [Path(line.split()[0]) for line in said.splitlines() if line.startswith("runs/demo/")]
+    assert len(named) == 7
+    assert all(path.exists() for path in named)
+
+
 # Ctrl-C and kill
+
+
+def test_ctrl_c_in_a_comparison_names_the_same_command(bptt):
+    command = COMPARE.replace("1600", "1600000") + " --methods C --seeds 0"
+    process = start(command)
+    wait_for_epochs(Path("runs/comparison/runs/C-seed0"), 1, process)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in said
+    assert shlex.split(said.splitlines()[-1]) == ["bptt", *shlex.split(command)]
 
 
 def test_ctrl_c_names_the_command_that_goes_on(bptt):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
@@ -93,7 +94,8 @@ def _run(program: str, entry: Entry, arguments: list[str]) -> int:
     except Misuse as error:
         return _end(program, f"{error}\nFor help: {program} --help", 2)
     except Interrupted as error:
-        return _end(program, str(error), 130)
+        again = shlex.join([*program.split(), *arguments])
+        return _end(program, f"{error}; to go on:\n  {error.resume or again}", 130)
     except KeyboardInterrupt:
         return _end(program, "stopped", 130)
     except BrokenPipeError:  # the reader, such as head, has seen enough

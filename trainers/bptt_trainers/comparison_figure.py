@@ -7,16 +7,18 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from bptt_trainers.curve import Curve
 
 POINTS = 200  # of a band
-SMALLEST = 1e-8  # losses below it are drawn there
+SMALLEST, LARGEST = 1e-8, 1e8  # losses beyond them are drawn there, those that are no number too
 AXES = {"simulator_steps": "simulator steps", "seconds": "seconds of training"}
 FLOOR_STYLES = ("--", ":", "-.")
 
-# Colours that differ for every reader: Okabe and Ito (2008), without their yellow
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#555555")
+# Colors of Okabe and Ito (2008), without their yellow: the same method has the same one in every figure
+COLORS = {"C": "#D55E00", "R": "#0072B2", "M": "#56B4E9", "S": "#CC79A7", "PPO": "#009E73", "SAC": "#E69F00"}
+OTHERS = ("#555555", "#8C564B", "#17BECF", "#7B4FB3")
 
 
 def curves_figure(curves: Mapping[tuple[str, int], Curve], title: str = "") -> Figure:
@@ -34,7 +36,8 @@ def curves_figure(curves: Mapping[tuple[str, int], Curve], title: str = "") -> F
     for (method, _), curve in curves.items():
         by_method.setdefault(method, []).append(curve)
     floors = [method for method, runs in by_method.items() if len(runs[0]) == 1]
-    colors = {method: COLORS[i % len(COLORS)] for i, method in enumerate(m for m in by_method if m not in floors)}
+    others = [method for method in by_method if method not in COLORS and method not in floors]
+    colors = COLORS | {method: OTHERS[i % len(OTHERS)] for i, method in enumerate(others)}
     for axes, (of, name) in zip(panels, AXES.items(), strict=True):
         _style(axes)
         for method, runs in by_method.items():
@@ -45,6 +48,8 @@ def curves_figure(curves: Mapping[tuple[str, int], Curve], title: str = "") -> F
             else:
                 _band(axes, runs, of, colors[method], method)
         axes.set_xlabel(name)
+    panels[0].xaxis.set_major_formatter(EngFormatter(sep=""))
+    panels[1].xaxis.set_major_formatter(lambda seconds, _: f"{seconds:g}")
     panels[0].set_ylabel("held-out loss")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=9)
@@ -57,10 +62,10 @@ def _band(axes: Axes, runs: Sequence[Curve], of: str, color: str, label: str) ->
     """Median and range over the runs, interpolated where all of them have values; a single run as it is."""
     series = []
     for curve in runs:
-        x = np.array([getattr(point, of) for point in curve], dtype=float)
-        y = np.array([point.test_loss for point in curve], dtype=float)
-        y = np.log(np.clip(np.nan_to_num(y, nan=np.inf, posinf=np.finfo(float).max), SMALLEST, None))
-        series.append((x[x > 0], y[x > 0]))
+        trained = [point for point in curve if point.simulator_steps > 0]  # a log axis has no 0
+        y = np.array([point.test_loss for point in trained])
+        y = np.log(np.clip(np.nan_to_num(y, nan=LARGEST, posinf=LARGEST), SMALLEST, LARGEST))
+        series.append((np.array([float(getattr(point, of)) for point in trained]), y))
     if len(series) == 1:
         grid, values = series[0][0], series[0][1][None]
     else:
@@ -75,6 +80,8 @@ def _band(axes: Axes, runs: Sequence[Curve], of: str, color: str, label: str) ->
 def _style(axes: Axes) -> None:
     axes.set_xscale("log")
     axes.set_yscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(True, color="#DEE1E5", linewidth=0.6)
     axes.set_axisbelow(True)

@@ -133,8 +133,8 @@ evaluation with at most this loss, the median over all runs, those that never re
 
 
 def _spread(row: Row, name: str) -> str:
-    middle = f"{row[name]:.2g}"
-    return middle if row["runs"] == 1 else f"{middle} ({row[f'{name}_min']:.2g} to {row[f'{name}_max']:.2g})"
+    middle, least, largest = (f"{row[key]:.2g}" for key in (name, f"{name}_min", f"{name}_max"))
+    return middle if least == largest else f"{middle} ({least} to {largest})"
 
 
 def _reached(row: Row, loss: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
@@ -90,5 +91,5 @@ class SB3VecEnv(VecEnv):
         raise NotImplementedError("the environments of SB3VecEnv are one object; call the methods of .env instead.")
 
     def env_is_wrapped(self, wrapper_class: Any, indices: VecEnvIndices = None) -> list[bool]:
-        """Whether each environment is wrapped: none is; the infos hold what a Monitor would add."""
-        return [False for _ in self._get_indices(indices)]
+        """Whether each environment is wrapped: by none, but the infos hold what a Monitor adds."""
+        return [wrapper_class is Monitor for _ in self._get_indices(indices)]

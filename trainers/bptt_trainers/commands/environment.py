@@ -8,17 +8,19 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import gymnasium as gym
+from tyro.conf import UseAppendAction, arg
+from tyro.constructors import PrimitiveConstructorSpec
 
 from bptt_envs import DifferentiableEnv, System
 from bptt_envs.checks import one_of
 from bptt_envs.registration import system_class
 
 
-def import_module(name: str) -> None:
-    """Import a module for what it registers; the working directory counts as a place to find it.
+def import_module(name: str) -> str:
+    """Import a module for what it registers, and return its name; the working directory is searched too.
 
     Raises:
         ValueError: if there is no such module.
@@ -32,6 +34,23 @@ def import_module(name: str) -> None:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise  # the module is there; one that it imports is not
         raise ValueError(f"there is no module {error.name!r} on the Python path or in {here}.") from error
+    return name
+
+
+Module = Annotated[
+    str | None,
+    PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="MODULE",
+        instance_from_str=lambda texts: import_module(texts[0]),
+        is_instance=lambda value: value is None or isinstance(value, str),
+        str_from_instance=lambda value: [str(value)],
+    ),
+]
+"""An option that imports a module as soon as it is read: before the fields below it are checked."""
+
+EnvOptions = Annotated[tuple[str, ...], UseAppendAction, arg(metavar="NAME=VALUE")]
+"""An option that may be given several times, for `parse_options`."""
 
 
 def split_id(env: str) -> tuple[str | None, str]:
@@ -82,9 +101,10 @@ def parse_options(env: str, texts: Sequence[str]) -> dict[str, Any]:
 
 
 def option_types(system: type[System]) -> dict[str, Any]:
-    """The type of each option of a system."""
+    """The type of each option of a system: as annotated, else that of its default, `Any` where that is None."""
     hints = get_type_hints(system.__init__)
-    return {name: hints.get(name, Any) for name in system.options()}
+    defaults = {name: Any if default is None else type(default) for name, default in system.options().items()}
+    return {name: hints.get(name, kind) for name, kind in defaults.items()}
 
 
 def describe_type(kind: Any) -> str:
@@ -93,7 +113,7 @@ def describe_type(kind: Any) -> str:
         return " or ".join(map(str, get_args(kind)))
     if len(_members(kind)) > 1:
         return " or ".join(describe_type(member) for member in _members(kind))
-    names: dict[Any, str] = {type(None): "none", Any: "Python value"}
+    names: dict[Any, str] = {type(None): "none", Any: "any"}
     return names.get(kind) or str(getattr(kind, "__name__", kind))
 
 
@@ -122,7 +142,17 @@ def _read_bool(text: str) -> bool:
     return {"true": True, "false": False}[one_of("value", text.lower(), ("true", "false"))]
 
 
+def _read_any(text: str) -> Any:
+    """A number, none, true, false, any Python literal; else the text itself."""
+    named = {"none": None, "true": True, "false": False}
+    try:
+        return named[text.lower()] if text.lower() in named else ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
 _READERS: dict[Any, Callable[[str], Any]] = {
+    Any: _read_any,
     type(None): _read_none,
     bool: _read_bool,
     int: int,

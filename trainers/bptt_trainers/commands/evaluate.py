@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from bptt_envs.checks import finite, positive_integer
-from bptt_trainers.commands.environment import import_module
+from bptt_trainers.commands.environment import Module
 from bptt_trainers.commands.exits import Misuse, checking_arguments
 from bptt_trainers.rollout import losses, rollout
 from bptt_trainers.run_folder import RunFolder
@@ -41,7 +41,7 @@ class Evaluate:
     below: float = 0.01
     """Show the share of episodes with a loss below this."""
 
-    module: str | None = None
+    module: Module = None
     """Module to import first: one that registers the environment of a run, if that is your own."""
 
     def run(self) -> None:
@@ -52,8 +52,6 @@ class Evaluate:
             finite("--below", self.below)
             if self.states is not None:
                 positive_integer("--states", self.states)
-            if self.module is not None:
-                import_module(self.module)
         head = ["run", "rule", "objective", "epoch", "states", "mean", "median", "max", f"< {self.below:g}"]
         for line in aligned([head, *(self._row(RunFolder(run)) for run in self.runs)]):
             print(line)
@@ -86,6 +84,6 @@ def aligned(rows: list[list[str]], left: int = 3) -> list[str]:
         "  ".join(
             cell.ljust(width) if i < left else cell.rjust(width)
             for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
+        ).rstrip()
         for row in rows
     ]

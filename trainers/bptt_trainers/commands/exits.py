@@ -11,7 +11,16 @@ class Misuse(Exception):
 
 
 class Interrupted(Exception):
-    """Ctrl-C; the message says what stands and which command goes on."""
+    """Ctrl-C.
+
+    Args:
+        message: what stands.
+        resume: the command that goes on; None: the same command again.
+    """
+
+    def __init__(self, message: str, resume: str | None = None) -> None:
+        super().__init__(message)
+        self.resume = resume
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from bptt_envs.checks import positive_integer
-from bptt_trainers.commands.environment import import_module
+from bptt_trainers.commands.environment import Module
 from bptt_trainers.commands.exits import checking_arguments
 from bptt_trainers.rollout import rollout
 from bptt_trainers.run_folder import RunFolder
@@ -47,7 +47,7 @@ class Render:
     hold: float = 1.5
     """How long an animation shows its last frame before it starts again, in s."""
 
-    module: str | None = None
+    module: Module = None
     """Module to import first: one that registers the environment of the run, if that is your own."""
 
     def run(self) -> None:
@@ -56,8 +56,6 @@ class Render:
         out = self.out or folder.path / "animation.gif"
         with checking_arguments():
             positive_integer("--episodes", self.episodes)
-            if self.module is not None:
-                import_module(self.module)
             system = folder.make_env().system
         controller, checkpoint = folder.load_controller(system, self.which)
         drawn = max(self.episodes, folder.train_config().test_states)

@@ -8,16 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
+from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from bptt_trainers.callbacks import Callback, ProgressBar
-from bptt_trainers.commands.environment import import_module, make_environment, parse_options, split_id
+from bptt_trainers.commands.environment import EnvOptions, Module, make_environment, parse_options, split_id
 from bptt_trainers.commands.exits import Interrupted, checking_arguments
 from bptt_trainers.config import OnNonfinite, TrainConfig
 from bptt_trainers.run_folder import RunFolder
 from bptt_trainers.trainer import NonFiniteError, Trainer
-
-EnvOptions = Annotated[tuple[str, ...], UseAppendAction, arg(metavar="NAME=VALUE")]
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,7 @@ class Resume:
     tensorboard: bool | None = None
     """Whether to write TensorBoard events. None: as the run did."""
 
-    module: str | None = None
+    module: Module = None
     """Module to import first: one that registers the environment of the run, if that is your own."""
 
     def run(self) -> None:
@@ -78,8 +76,6 @@ class Resume:
         changes = {"epochs": self.epochs, "on_nonfinite": self.on_nonfinite, "tensorboard": self.tensorboard}
         folder = RunFolder(self.run_folder)
         with checking_arguments():
-            if self.module is not None:
-                import_module(self.module)
             config = folder.train_config(**{name: value for name, value in changes.items() if value is not None})
             env = folder.make_env()
             begun = folder.load("last") is not None
@@ -123,7 +119,7 @@ def fit(trainer: Trainer, out: Path, module: str | None) -> None:
         if not RunFolder(out).exists():
             raise
         raise Interrupted(
-            f"stopped after epoch {trainer.epoch} of {trainer.config.epochs}; to go on:\n  bptt resume {run}"
+            f"stopped after epoch {trainer.epoch} of {trainer.config.epochs}", f"bptt resume {run}"
         ) from None
     except NonFiniteError as error:
         raise NonFiniteError(f"{error} To skip such updates:\n  bptt resume {run} --on-nonfinite skip") from error

@@ -1,0 +1,37 @@
+"""The example programs run, on a tiny budget."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+
+
+def run(name, *arguments):
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(SCRIPTS / name), *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "80"},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def test_train():
+    said = run("train.py", "--epochs", "1", "--out", "run")
+    assert "held-out loss: 1.9650 untrained" in said
+    assert {"config.json", "last.pt", "trajectories.png"} <= {path.name for path in Path("run").iterdir()}
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in SCRIPTS.glob("*.py")))
+def test_every_script_says_what_it_does(name):
+    assert "usage:" in run(name, "--help")

@@ -1,0 +1,278 @@
+"""A comparison compares like with like, says what happened, and computes nothing twice."""
+
+import csv
+import json
+import math
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import tyro
+
+from bptt_trainers import RunFolderError, held_out_states, losses, rollout
+from bptt_trainers.comparison import ComparisonConfig, compare, run_folder
+from bptt_trainers.comparison_figure import curves_figure
+from bptt_trainers.comparison_table import method_rows, run_rows, summarize, to_markdown
+from bptt_trainers.curve import CurvePoint, curve_to_csv, read_curve
+from bptt_trainers.floors import ZeroController
+from bptt_trainers.methods import BPTT, METHODS, Budget, Floor
+from bptt_trainers.pictures import save_figure
+from bptt_trainers.run_folder import RunFolder
+
+TINY_PPO = {"num_envs": 4, "n_steps": 8, "batch_size": 32, "n_epochs": 1, "hidden": (8,)}
+TINY_BPTT = {"train_states": 16, "hidden": (8,)}
+
+
+def tiny(out, **changes):
+    settings = {
+        "env": "DiffIntegrator-v0",
+        "methods": ("C", "PPO", "zero", "random"),
+        "seeds": (0, 1),
+        "steps": 128,
+        "evaluations": 2,
+        "test_states": 16,
+        "overrides": {"PPO": TINY_PPO, "C": TINY_BPTT, "R": TINY_BPTT},
+        "out": out,
+    }
+    return ComparisonConfig(**(settings | changes))
+
+
+def times(folder):
+    """When each file of the runs was written."""
+    return {path: path.stat().st_mtime_ns for path in (folder / "runs").rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def finished(tmp_path):
+    config = tiny(tmp_path / "all")
+    return config, compare(config, progress=False)
+
+
+# The table, against numbers worked out by hand
+
+
+def curve(*losses):
+    return [CurvePoint(100 * i, 2.0 * i, loss) for i, loss in enumerate(losses)]
+
+
+def test_a_run_in_numbers():
+    run = summarize("C", 3, curve(2.0, 0.5, 0.05, 0.2, 0.08), [1.0, 0.1, 0.01])
+    assert (run.simulator_steps, run.seconds, run.final_loss, run.best_loss) == (400, 8.0, 0.08, 0.05)
+    assert run.steps_to == {1.0: 100, 0.1: 200, 0.01: math.inf}
+    assert run.seconds_to == {1.0: 2.0, 0.1: 4.0, 0.01: math.inf}
+    assert not run.climbed_back
+
+
+@pytest.mark.parametrize(("last", "climbed"), [(0.15, False), (0.16, True), (math.nan, True)])
+def test_a_run_that_climbs_back_is_reported(last, climbed):
+    assert summarize("C", 0, curve(2.0, 0.05, last), [0.1]).climbed_back is climbed
+
+
+def test_a_loss_that_is_no_number_counts_as_infinite():
+    run = summarize("R", 0, curve(2.0, math.nan), [0.1])
+    assert run.final_loss == math.inf
+    assert run.best_loss == 2.0
+    assert run.steps_to[0.1] == math.inf
+
+
+def test_a_method_in_numbers():
+    curves = [curve(2.0, 0.5, 0.05), curve(2.0, 0.08, 0.9), curve(2.0, 1.0, 0.3)]
+    runs = [summarize("C", seed, one, [0.1, 0.01]) for seed, one in enumerate(curves)]
+    (row,) = method_rows(runs)
+    expected = {
+        "method": "C",
+        "runs": 3,
+        "simulator_steps": 200,
+        "seconds": 4.0,
+        "final_loss": 0.3,
+        "final_loss_min": 0.05,
+        "final_loss_max": 0.9,
+        "best_loss": 0.08,
+        "best_loss_min": 0.05,
+        "best_loss_max": 0.3,
+        "climbed_back": 1,
+        "reached_0.1": 2,
+        "steps_to_0.1": 200,  # of 100, 200, never
+        "seconds_to_0.1": 4.0,
+        "reached_0.01": 0,
+        "steps_to_0.01": math.inf,
+        "seconds_to_0.01": math.inf,
+    }
+    assert row == expected
+    line = to_markdown([row], [0.1, 0.01]).splitlines()[2]
+    assert line == "| C | 3 | 200 | 4.0 | 0.3 (0.05 to 0.9) | 0.08 (0.05 to 0.3) | 1/3 | 200, 4.0 s (2/3 runs) | – |"
+    assert run_rows(runs)[1]["climbed_back"] == 1
+
+
+def test_a_curve_survives_its_file(tmp_path):
+    points = curve(2.0, 0.1, math.inf)
+    (tmp_path / "curve.csv").write_text(curve_to_csv(points))
+    assert read_curve(tmp_path / "curve.csv") == points
+    (tmp_path / "broken.csv").write_text("seconds,test_loss\n1,2\n")
+    with pytest.raises(RunFolderError, match="no column 'simulator_steps'"):
+        read_curve(tmp_path / "broken.csv")
+
+
+# The comparison
+
+
+def test_every_method_is_judged_on_the_same_states(finished):
+    config, comparison = finished
+    system = config.budget.make_env().system
+    states = held_out_states(system, 16)
+    zero = float(losses(system, rollout(system, ZeroController(system), states)).mean())
+    assert comparison.curves["zero", 0][-1].test_loss == comparison.curves["zero", 1][-1].test_loss == zero
+    folder = RunFolder(run_folder(config.out, "C", 1))
+    controller, _ = folder.load_controller(system, "last")
+    loss = float(losses(system, rollout(system, controller, states)).mean())
+    assert comparison.curves["C", 1][-1].test_loss == pytest.approx(loss, rel=1e-6)
+    for method in ("C", "PPO"):
+        assert [point.simulator_steps for point in comparison.curves[method, 0]] == [0, 64, 128]
+
+
+def test_the_files_hold_what_the_result_says(finished):
+    config, comparison = finished
+    rows = list(csv.DictReader((config.out / "curves.csv").open()))
+    assert len(rows) == sum(map(len, comparison.curves.values()))
+    assert {(row["method"], row["seed"]) for row in rows} == {(m, str(s)) for m, s in comparison.curves}
+    assert len(list(csv.DictReader((config.out / "runs.csv").open()))) == 8
+    table = list(csv.DictReader((config.out / "methods.csv").open()))
+    assert [row["method"] for row in table] == ["C", "PPO", "zero", "random"]
+    assert (config.out / "methods.md").read_text() == comparison.table
+    assert (config.out / "curves.png").read_bytes().startswith(b"\x89PNG")
+    settings = json.loads((config.out / "comparison.json").read_text())["settings"]
+    assert settings["PPO"]["num_envs"] == 4
+    assert settings["C"]["train_states"] == 16
+
+
+def test_a_rerun_computes_nothing_again(finished):
+    config, comparison = finished
+    before = times(config.out)
+    again = compare(config, progress=False)
+    assert times(config.out) == before
+    assert again.table == comparison.table
+
+
+def test_a_rerun_computes_what_is_missing_and_only_that(finished):
+    config, comparison = finished
+    before = times(config.out)
+    lost = run_folder(config.out, "PPO", 1)
+    for path in lost.iterdir():
+        path.unlink()
+    (run_folder(config.out, "C", 0) / "curve.csv").unlink()  # as if killed right before the end of the run
+    again = compare(config, progress=False)
+    changed = {path for path, time in times(config.out).items() if before[path] != time}
+    assert {path.parent for path in changed} == {lost, run_folder(config.out, "C", 0)}
+    for key, points in comparison.curves.items():
+        assert [p.test_loss for p in again.curves[key]] == [p.test_loss for p in points]
+
+
+def test_methods_and_seeds_may_be_added(finished):
+    config, _ = finished
+    before = times(config.out)
+    more = compare(replace(config, methods=("R", "C"), seeds=(0, 1, 2)), progress=False)
+    assert set(more.curves) == {(method, seed) for method in ("R", "C") for seed in (0, 1, 2)}
+    after = times(config.out)
+    assert {path: after[path] for path in before} == before
+    compare(config, progress=False)  # and taken away again
+    assert times(config.out) == after
+
+
+@pytest.mark.parametrize(
+    ("changes", "difference"),
+    [
+        ({"steps": 256}, "steps: 128 in the folder, 256 asked for"),
+        ({"env_options": {"horizon": 5}}, "env_options: {} in the folder, {'horizon': 5} asked for"),
+        ({"overrides": {"PPO": TINY_PPO | {"gamma": 0.5}, "C": TINY_BPTT}}, "PPO gamma: 1.0 in the folder, 0.5"),
+        ({"overrides": {"PPO": TINY_PPO, "C": TINY_BPTT | {"clip": "norm"}}}, "C clip: 'none' in the folder, 'norm'"),
+    ],
+)
+def test_a_folder_of_another_comparison_is_refused_with_the_difference(finished, changes, difference):
+    config, _ = finished
+    with pytest.raises(RunFolderError) as refused:
+        compare(replace(config, **changes), progress=False)
+    assert difference in str(refused.value)
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(RunFolderError, match="holds other files and no comparison"):
+        compare(tiny(tmp_path), progress=False)
+
+
+def test_a_method_of_ones_own_is_a_row(tmp_path, monkeypatch):
+    monkeypatch.setitem(METHODS, "C, clipped", BPTT("C", TINY_BPTT | {"clip": "norm"}))
+    monkeypatch.setitem(METHODS, "push", Floor("pushes", lambda system, seed: lambda obs: torch.ones(len(obs), 1)))
+    comparison = compare(tiny(tmp_path, methods=("C, clipped", "push"), seeds=(0,)), progress=False)
+    assert comparison.curves["push", 0][0].test_loss == pytest.approx(2.0, abs=1.0)  # 4 steps of 1, from 0 to 2
+    assert RunFolder(run_folder(tmp_path, "C, clipped", 0)).train_config().clip == "norm"
+    assert METHODS["C, clipped"].summary.endswith("clip norm")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"methods": ("C", "PP0")}, "methods must be among .*Did you mean 'PPO'"),
+        ({"methods": ()}, "methods must be at least one"),
+        ({"seeds": (1, 1)}, "seeds must be at least one, each once"),
+        ({"seeds": (-1,)}, "seeds must be integers of at least 0; got -1"),
+        ({"steps": 0}, "steps must be an integer of at least 1"),
+        ({"losses": (0.0,)}, "losses must be a finite number above 0"),
+        ({"env": "DiffIntegrater-v0"}, "Did you mean 'DiffIntegrator-v0'"),
+        ({"env_options": {"horizn": 3}}, "no option 'horizn'. Did you mean 'horizon'"),
+        ({"env_options": {"horizon": 0}}, "horizon must be an integer of at least 1"),
+        ({"overrides": {"ppo": {}}}, "overrides must be among"),
+        ({"overrides": {"PPO": {"num_env": 3}}}, "PPO has no setting 'num_env'"),
+        ({"overrides": {"C": {"learning_rat": 0.1}}}, "no setting 'learning_rat'.*Did you mean 'learning_rate'"),
+        ({"overrides": {"C": {"epochs": 3}}}, "no setting 'epochs' to override"),
+        ({"overrides": {"C": {"clip": "hard"}}}, "clip must be one of"),
+        ({"overrides": {"zero": {"force": 3}}}, "learns nothing has no settings"),
+    ],
+)
+def test_wrong_settings_are_refused_before_any_work(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        tiny(tmp_path, **changes)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_rules_and_ppo_get_the_steps_asked_for_and_sac_at_most_its_own():
+    budget = Budget("DiffCartPole-v0", {}, 2_560_000, 100, 256)
+    assert METHODS["C"].settings(budget, {}) == METHODS["C"].settings(budget, {"clip": "none"})
+    assert METHODS["PPO"].settings(budget, {})["max_steps"] > budget.steps
+    assert METHODS["SAC"].settings(budget, {})["max_steps"] == 200_000
+
+
+def test_threads_are_put_back(finished):
+    config, _ = finished
+    before = torch.get_num_threads()
+    compare(replace(config, threads=1), progress=False)
+    assert torch.get_num_threads() == before
+
+
+def test_the_command_line_comes_from_the_configuration(capsys):
+    config = tyro.cli(ComparisonConfig, args=["--methods", "C", "PPO", "--seeds", "3", "--steps", "500"])
+    assert (config.methods, config.seeds, config.steps) == (("C", "PPO"), (3,), 500)
+    with pytest.raises(SystemExit):
+        tyro.cli(ComparisonConfig, args=["--help"])
+    assert "Simulator steps a run trains on" in capsys.readouterr().out
+
+
+def test_the_figure_shows_a_band_a_single_run_a_floor_and_a_run_that_diverged(tmp_path):
+    curves = {("C", seed): curve(2.0, 0.5 + seed, 0.1) for seed in range(3)}
+    curves |= {("PPO", 0): curve(2.0, 0.2, 0.01), ("R", 0): curve(2.0, math.inf, math.nan), ("zero", 0): curve(2.0)}
+    figure = curves_figure(curves, "three kinds")
+    steps, seconds = figure.axes
+    assert [line.get_label() for line in steps.lines] == ["C", "PPO", "R", "zero"]
+    assert len(steps.collections) == len(seconds.collections) == 1
+    save_figure(figure, tmp_path / "figure.png")
+
+
+def test_the_script_runs(tmp_path):
+    script = Path(__file__).parents[2] / "scripts" / "compare_with_ppo.py"
+    arguments = ["--steps", "6400", "--seeds", "0", "--test-states", "8", "--out", str(tmp_path / "out")]
+    done = subprocess.run([sys.executable, str(script), *arguments], capture_output=True, text=True, check=True)
+    assert "| C-clipped | 1 |" in done.stdout
+    assert "lowest loss at the end" in done.stdout

@@ -1,0 +1,161 @@
+"""`bptt compare` and `bptt demo`."""
+
+from __future__ import annotations
+
+import textwrap
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import OmitArgPrefixes, UseAppendAction, arg
+
+from bptt_trainers.commands.environment import EnvOptions, Module, parse_options
+from bptt_trainers.commands.evaluate import aligned
+from bptt_trainers.commands.exits import Interrupted, checking_arguments
+from bptt_trainers.comparison import Comparison, ComparisonConfig, compare, run_folder
+from bptt_trainers.controllers import default_controller
+from bptt_trainers.pictures import save_animation
+from bptt_trainers.presets import parse_overrides
+from bptt_trainers.rollout import rollout
+from bptt_trainers.run_folder import RunFolder
+from bptt_trainers.start_states import WEIGHTS, held_out_states, stream_seed
+
+FILES = {
+    "methods.md": "the table, for readers",
+    "methods.csv": "the table: a line a method",
+    "runs.csv": "a line a run",
+    "curves.csv": "the learning curves in numbers",
+    "curves.png": "the learning curves",
+    "runs": "a folder for each run",
+}
+
+Overrides = Annotated[tuple[str, ...], UseAppendAction, arg(metavar="METHOD.NAME=VALUE")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compare:
+    """Compare update rules with reinforcement learning.
+
+    Same objective, same held-out start states, same simulator steps. Leaves a
+    table (Markdown, CSV) and learning curves. Run again, it computes only what is
+    missing, also with more methods or seeds.
+
+    example: bptt compare --methods C R PPO --env-option max_force=50 --seeds 0 1 2
+    """
+
+    module: Module = None
+    """Module to import first: one that registers the environment, if that is your own."""
+
+    comparison: OmitArgPrefixes[ComparisonConfig]
+
+    env_option: EnvOptions = ()
+    """An option of the environment, such as max_force=50 (N); 'none' for none. bptt envs ID lists them."""
+
+    override: Overrides = ()
+    """A setting of one method that is to differ from its default, such as PPO.num_envs=32 or C.clip=norm."""
+
+    def run(self) -> None:
+        """Compare."""
+        with checking_arguments():
+            config = replace(
+                self.comparison,
+                env_options=parse_options(self.comparison.env, self.env_option),
+                overrides=parse_overrides(self.override),
+            )
+        comparison = compare_aloud(config)
+        print(f"{table_for_terminal(comparison.table)}\n\n{file_list(config.out, FILES)}")
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Rule C next to PPO, swinging up a pole: about 3 minutes on 2 cores.
+
+    Both learn on DiffCartPole-v0 with forces up to 50 N, from the same number of
+    simulator steps and with the same seeds. Leaves a table (Markdown, CSV),
+    learning curves and an animation. It is bptt compare with settings chosen for
+    you; run again, it computes only what is missing.
+
+    example: bptt demo --out runs/demo
+    """
+
+    out: Path = Path("runs/demo")
+    """Folder for everything."""
+
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds; each method runs once with each."""
+
+    steps: int = 768_000
+    """Simulator steps a run trains on: 30 epochs of rule C."""
+
+    def run(self) -> None:
+        """Compare, and draw."""
+        with checking_arguments():
+            config = ComparisonConfig(
+                env="DiffCartPole-v0",
+                env_options={"max_force": 50.0},
+                methods=("C", "PPO", "zero"),
+                seeds=self.seeds,
+                steps=self.steps,
+                evaluations=40,
+                out=self.out,
+            )
+        comparison = compare_aloud(config)
+        animation = draw(config)
+        print(f"{table_for_terminal(comparison.table)}\n\n{file_list(config.out, {animation.name: ANIMATION} | FILES)}")
+
+
+ANIMATION = "the pole, untrained, under rule C and under PPO"
+
+
+def compare_aloud(config: ComparisonConfig) -> Comparison:
+    """`compare`, with a line before it and a way on after Ctrl-C.
+
+    Raises:
+        Interrupted: at Ctrl-C.
+    """
+    print(
+        f"{config.out}: {', '.join(config.methods)} on {config.env}, {len(config.seeds)} seeds each;\n"
+        f"{config.steps:,} simulator steps a run; what is finished is not computed again",
+        flush=True,
+    )
+    try:
+        return compare(config)
+    except KeyboardInterrupt:
+        raise Interrupted("stopped; what is finished is kept") from None
+
+
+def draw(config: ComparisonConfig) -> Path:
+    """Animate one held-out episode of the first seed: untrained, rule C, PPO. Returns the file."""
+    from bptt_trainers.baselines import load_baseline  # with it comes stable-baselines3
+
+    C, PPO = (run_folder(config.out, method, config.seeds[0]) for method in ("C", "PPO"))
+    system = config.budget.make_env().system
+    states = held_out_states(system, config.test_states)[:1]
+    trajectories = {
+        "untrained": rollout(system, default_controller(system, stream_seed(WEIGHTS, config.seeds[0])), states),
+        "rule C": rollout(system, RunFolder(C).load_controller(system, "last")[0], states),
+    }
+    baseline = load_baseline(PPO)
+    trajectories["PPO"] = baseline.controller.rollout(baseline.config.judged_system(), states)
+    out = config.out / "swing-up.gif"
+    save_animation(system, trajectories, out, width=960)
+    return out
+
+
+def table_for_terminal(markdown: str, width: int = 80) -> str:
+    """A Markdown table and the text below it for a narrow screen: a column a method, as many as fit at a time."""
+    table, _, notes = markdown.strip().partition("\n\n")
+    head, _, *methods = ([cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines())
+
+    def blocks(size: int) -> list[list[str]]:
+        groups = (methods[i : i + size] for i in range(0, len(methods), size))
+        return [aligned([list(row) for row in zip(head, *group, strict=True)], left=1) for group in groups]
+
+    sizes = range(len(methods), 1, -1)
+    fitting = next((size for size in sizes if max(len(line) for block in blocks(size) for line in block) <= width), 1)
+    return "\n\n".join([*map("\n".join, blocks(fitting)), textwrap.fill(notes, width)])
+
+
+def file_list(out: Path, files: dict[str, str]) -> str:
+    """The files in `out` with what they are."""
+    return "\n".join(aligned([[f"{out / name}", meaning] for name, meaning in files.items()], left=2))
