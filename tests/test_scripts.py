@@ -32,6 +32,13 @@ def test_train():
     assert {"config.json", "last.pt", "trajectories.png"} <= {path.name for path in Path("run").iterdir()}
 
 
+def test_compare_with_ppo():
+    said = run("compare_with_ppo.py", "--steps", "6400", "--seeds", "0", "--test-states", "8", "--out", "both")
+    assert "| C-clipped | 1 |" in said
+    assert "lowest loss at the end: " in said
+    assert {"methods.md", "curves.png"} <= {path.name for path in Path("both").iterdir()}
+
+
 @pytest.mark.parametrize("name", sorted(path.name for path in SCRIPTS.glob("*.py")))
 def test_every_script_says_what_it_does(name):
     assert "usage:" in run(name, "--help")

@@ -31,7 +31,7 @@ class System(ABC):
 
     Args:
         horizon: steps of an episode, T.
-        dt: duration of a step.
+        dt: duration of a step, in s.
         objective: "final" (the cost counts at step T only) or "continuous" (at every step).
         max_action: every action component is clamped to [-max_action, max_action]; None leaves it unbounded.
 

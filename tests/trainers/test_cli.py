@@ -20,8 +20,9 @@ from PIL import Image
 import bptt_envs
 from bptt_envs.registration import ENTRIES
 from bptt_trainers import RunFolder
-from bptt_trainers.cli import COMMANDS, main
+from bptt_trainers.cli import COMMANDS, main, read_command
 
+ROOT = Path(__file__).parents[2]
 TINY = (
     "--env-option horizon=10 --env-option max_force=50 --train-states 16 --test-states 16 --hidden 8 --no-tensorboard"
 )
@@ -149,6 +150,21 @@ def test_envs_explains_every_option_with_type_and_default(bptt, env_id):
     assert "not documented" not in text
     assert max(map(len, text.splitlines())) <= 80
     assert text.strip() in bptt("envs --verbose")
+
+
+DOCUMENTED = [
+    line.removeprefix("bptt ")
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+    for line in page.read_text(encoding="utf-8").splitlines()
+    if line.startswith("bptt ") and "--module" not in line  # which imports what only the page has
+]
+
+
+@pytest.mark.parametrize("line", DOCUMENTED)
+def test_the_commands_in_the_documentation_can_be_read(line):
+    name, *arguments = shlex.split(line, comments=True)
+    if not name.startswith("-"):
+        read_command(name, arguments)
 
 
 # What it refuses: exit code 2, in words

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -45,10 +46,23 @@ def times(folder):
     return {path: path.stat().st_mtime_ns for path in (folder / "runs").rglob("*") if path.is_file()}
 
 
-@pytest.fixture
-def finished(tmp_path):
-    config = tiny(tmp_path / "all")
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    config = tiny(tmp_path_factory.mktemp("comparison") / "all")
     return config, compare(config, progress=False)
+
+
+@pytest.fixture
+def finished(original, tmp_path):
+    """A copy of a finished comparison, and what it found."""
+    config, comparison = original
+    shutil.copytree(config.out, tmp_path / "all")
+    return replace(config, out=tmp_path / "all"), comparison
+
+
+def rows(path):
+    with path.open() as file:
+        return list(csv.DictReader(file))
 
 
 # The table, against numbers worked out by hand
@@ -135,12 +149,11 @@ def test_every_method_is_judged_on_the_same_states(finished):
 
 def test_the_files_hold_what_the_result_says(finished):
     config, comparison = finished
-    rows = list(csv.DictReader((config.out / "curves.csv").open()))
-    assert len(rows) == sum(map(len, comparison.curves.values()))
-    assert {(row["method"], row["seed"]) for row in rows} == {(m, str(s)) for m, s in comparison.curves}
-    assert len(list(csv.DictReader((config.out / "runs.csv").open()))) == 8
-    table = list(csv.DictReader((config.out / "methods.csv").open()))
-    assert [row["method"] for row in table] == ["C", "PPO", "zero", "random"]
+    points = rows(config.out / "curves.csv")
+    assert len(points) == sum(map(len, comparison.curves.values()))
+    assert {(row["method"], row["seed"]) for row in points} == {(m, str(s)) for m, s in comparison.curves}
+    assert len(rows(config.out / "runs.csv")) == 8
+    assert [row["method"] for row in rows(config.out / "methods.csv")] == ["C", "PPO", "zero", "random"]
     assert (config.out / "methods.md").read_text() == comparison.table
     assert (config.out / "curves.png").read_bytes().startswith(b"\x89PNG")
     settings = json.loads((config.out / "comparison.json").read_text())["settings"]

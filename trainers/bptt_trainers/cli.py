@@ -74,27 +74,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         hint = nearest(name, COMMANDS)
         return _end("bptt", f"unknown command {name!r}.{hint} The commands: {', '.join(COMMANDS)}.", 2)
-    return _run(f"bptt {name}", COMMANDS[name], rest)
+    return _run(name, rest)
 
 
-def _run(program: str, entry: Entry, arguments: list[str]) -> int:
-    module, _, class_name = entry.path.partition(":")
+def read_command(name: str, arguments: Sequence[str]) -> Command:
+    """The command that `arguments` ask for, with its options checked.
+
+    Raises:
+        Misuse: if a setting is out of range.
+        SystemExit: at --help, or if an option is unknown or cannot be read; what is to be said is said then.
+    """
+    module, _, class_name = COMMANDS[name].path.partition(":")
+    command: type[Command] = getattr(importlib.import_module(module), class_name)
+    if not {"-h", "--help"}.isdisjoint(arguments):  # printed here, as tyro would join the lines and not wrap them
+        print(inspect.getdoc(command), end="\n\n")
     try:
-        command_class: type[Command] = getattr(importlib.import_module(module), class_name)
-        if not {"-h", "--help"}.isdisjoint(arguments):  # tyro would join the lines and not wrap them
-            print(inspect.getdoc(command_class), end="\n\n")
-        try:
-            command = tyro.cli(command_class, prog=program, description="", args=arguments)
-        except ValueError as error:  # from a check of the settings
-            raise Misuse(str(error)) from error
-        command.run()
+        return tyro.cli(command, prog=f"bptt {name}", description="", args=arguments)
+    except ValueError as error:
+        raise Misuse(str(error)) from error
+
+
+def _run(name: str, arguments: list[str]) -> int:
+    program = f"bptt {name}"
+    try:
+        read_command(name, arguments).run()
         sys.stdout.flush()
     except SystemExit as done:  # from tyro: --help, or a message about an option
         return done.code if isinstance(done.code, int) else 1
     except Misuse as error:
         return _end(program, f"{error}\nFor help: {program} --help", 2)
     except Interrupted as error:
-        again = shlex.join([*program.split(), *arguments])
+        again = shlex.join(["bptt", name, *arguments])
         return _end(program, f"{error}; to go on:\n  {error.resume or again}", 130)
     except KeyboardInterrupt:
         return _end(program, "stopped", 130)

@@ -133,7 +133,7 @@ def summary(trainer: Trainer, out: Path, run: str) -> str:
     skipped = sum(row.skipped for row in trainer.history)
     lines = [
         f"loss over the {len(trainer.test_states)} held-out states:",
-        f"  untrained     {untrained.test_loss:<9.4g}",
+        f"  untrained     {untrained.test_loss:.4g}",
         f"  epoch {last.epoch:<6}  {last.test_loss:<9.4g} last.pt",
         f"  epoch {best.epoch:<6}  {best.test_loss:<9.4g} best.pt, the best epoch on the training states",
         *([f"skipped {skipped} updates whose loss or direction was not finite"] if skipped else []),
