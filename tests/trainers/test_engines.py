@@ -417,7 +417,7 @@ def test_long_horizon_keeps_memory_to_the_states():
         ({"rule": "Q"}, "rule must be one of 'R', 'M', 'S', 'C'; got 'Q'"),
         ({"engine": "adjont"}, "engine must be one of .* got 'adjont'. Did you mean 'adjoint'?"),
         ({"combine": "both"}, "combine must be one of 'modified', 'regular'; got 'both'"),
-        ({"initial_states": torch.zeros(3, 5)}, r"initial_states must have shape \(B, 4\).*got \(3, 5\)"),
+        ({"initial_states": torch.zeros(3, 5)}, r"initial_states must be a tensor \(B, 4\).*got \(3, 5\)"),
         ({"initial_states": torch.zeros(0, 4)}, "B >= 1"),
         ({"initial_states": torch.zeros(3, 4)}, "initial_states must be torch.float64 .*got torch.float32"),
         ({"controller": nn.Linear(4, 2).double()}, r"to actions \(B, 1\); got shape \(6, 2\)"),

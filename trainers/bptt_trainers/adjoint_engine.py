@@ -27,8 +27,8 @@ from bptt_envs import System
 from bptt_trainers.rollout import losses, rollout
 from bptt_trainers.rules import Directions, Feedback
 
-# Samples (steps x batch) of a segment, and numbers in its stacked Jacobians. Measured on two machines' worth
-# of caches by scripts/benchmark_engines.py: flat between 2,000 and 8,000 samples, slower on either side.
+# Samples (steps x batch) of a segment, and numbers in its stacked Jacobians. At batch 1024 an update took the
+# same time, within noise, from 2,000 to 8,000 samples and longer on either side.
 SEGMENT_SAMPLES = 4096
 SEGMENT_JACOBIAN_NUMBERS = 2**22
 

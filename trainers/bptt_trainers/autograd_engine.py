@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
 
 from bptt_envs import System
+from bptt_trainers.controllers import left_as_it_was
 from bptt_trainers.rollout import check_actions
 from bptt_trainers.rules import Directions, Feedback
 
@@ -37,9 +39,15 @@ class AutogradEngine:
         """
         parameters = {n: p for n, p in self.controller.named_parameters() if p.requires_grad}
         directions = {}
-        for feedback in passes:
-            loss = self.unrolled_loss(initial_states, feedback)
-            gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True, materialize_grads=True)
+        for i, feedback in enumerate(passes):
+            # A rule compares its passes, so all of them see the same random numbers and buffers
+            with left_as_it_was(self.controller) if i + 1 < len(passes) else nullcontext():
+                loss = self.unrolled_loss(initial_states, feedback)
+                gradients: Sequence[Tensor] = [torch.zeros_like(p) for p in parameters.values()]
+                if loss.requires_grad:
+                    gradients = torch.autograd.grad(
+                        loss, list(parameters.values()), allow_unused=True, materialize_grads=True
+                    )
             directions[feedback] = dict(zip(parameters, gradients, strict=True))
         return loss.detach(), directions
 

@@ -77,6 +77,8 @@ class TrainConfig:
             positive_integer(name, getattr(self, name))
         for name in ("learning_rate", "adam_epsilon"):
             positive(name, getattr(self, name))
+        if not isinstance(self.hidden, tuple):
+            raise ValueError(f"hidden must be a tuple of widths, such as (100, 100); got {self.hidden!r}.")
         for width in self.hidden:
             positive_integer("hidden", width)
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:

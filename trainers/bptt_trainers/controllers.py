@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
 
@@ -142,6 +143,30 @@ class _SigmoidTanh(torch.autograd.Function):
         (y,) = ctx.saved_tensors
         slope: Tensor = torch.ops.aten.tanh_backward(grad, y)
         return slope
+
+
+@contextmanager
+def left_as_it_was(controller: nn.Module) -> Iterator[None]:
+    """Undo, at the end, what running a controller does to torch's random numbers and to the module's buffers."""
+    buffers = [(buffer, buffer.clone()) for buffer in controller.buffers()]
+    with torch.random.fork_rng():
+        yield
+    with torch.no_grad():
+        for buffer, before in buffers:
+            buffer.copy_(before)
+
+
+@contextmanager
+def evaluating(controller: nn.Module) -> Iterator[None]:
+    """Put a controller into eval mode, without dropout and the like, and leave it as it was."""
+    training = [(part, part.training) for part in controller.modules()]
+    controller.eval()
+    try:
+        with left_as_it_was(controller):
+            yield
+    finally:
+        for part, mode in training:
+            part.training = mode
 
 
 def default_controller(system: System, seed: int = 0, hidden: Sequence[int] = (100, 100)) -> MLP:

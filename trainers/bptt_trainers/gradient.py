@@ -14,7 +14,7 @@ from bptt_envs import System
 from bptt_envs.checks import one_of
 from bptt_trainers.adjoint_engine import AdjointEngine
 from bptt_trainers.autograd_engine import AutogradEngine
-from bptt_trainers.probe import layers_can_be_shared, why_not_adjoint
+from bptt_trainers.probe import Verdict, examine, scalars
 from bptt_trainers.rules import COMBINE, Combine, Directions, Feedback, Rule, combined, get_rule
 
 EngineName = Literal["auto", "adjoint", "autograd"]
@@ -69,7 +69,8 @@ def policy_gradient(
 ) -> PolicyGradient:
     """Loss and update direction of `controller` for one batch of episodes.
 
-    Nothing is changed: no `.grad` is written, the environment's state stays.
+    Nothing is changed: no `.grad` is written, the environment's state stays. Only a module that keeps state or
+    draws random numbers does so here too, once for each step of the rollout.
 
     Args:
         env: an environment of this package, or its system.
@@ -102,23 +103,26 @@ def choose_engine(system: System, controller: nn.Module, initial_states: Tensor,
     _check_states(system, controller, initial_states)
     if engine == "autograd":
         return Choice(AutogradEngine(system, controller), "asked for")
-    obstacle, by_layer = _examine(system, controller, initial_states)
-    if obstacle is None:
+    verdict = _examine(system, controller, initial_states)
+    if verdict.obstacle is None:
         reason = "asked for" if engine == "adjoint" else "the controller acts on each observation alone"
-        reason += "" if by_layer else "; its layers need a vector-Jacobian product for each rule"
-        return Choice(AdjointEngine(system, controller, by_layer=by_layer), reason)
+        reason += "" if verdict.by_layer else "; its layers need a vector-Jacobian product for each rule"
+        return Choice(AdjointEngine(system, controller, by_layer=verdict.by_layer), reason)
     if engine == "adjoint":
         raise ValueError(
-            f"engine='adjoint' cannot serve this {type(controller).__name__}: {obstacle}. "
+            f"engine='adjoint' cannot serve this {type(controller).__name__}: {verdict.obstacle}. "
             "Use engine='autograd' or 'auto'."
         )
     if controller not in _warned:
         _warned.add(controller)
         warnings.warn(
-            f"engine='auto' falls back to the slower autograd engine for {type(controller).__name__}: {obstacle}.",
+            f"engine='auto' falls back to the slower autograd engine for {type(controller).__name__}: "
+            f"{verdict.obstacle}.",
             stacklevel=3,
         )
-    return Choice(AutogradEngine(system, controller), f"the adjoint engine cannot serve the controller: {obstacle}")
+    return Choice(
+        AutogradEngine(system, controller), f"the adjoint engine cannot serve the controller: {verdict.obstacle}"
+    )
 
 
 def system_of(env: gym.Env[Any, Any] | gym.vector.VectorEnv[Any, Any, Any] | System) -> System:
@@ -130,48 +134,57 @@ def system_of(env: gym.Env[Any, Any] | gym.vector.VectorEnv[Any, Any, Any] | Sys
     """
     if isinstance(env, System):
         return env
+    system = getattr(getattr(env, "unwrapped", None), "system", None)
+    if not isinstance(system, System):
+        raise ValueError(f"env must be a differentiable environment of bptt_envs or a System; got {env!r}.")
     layer: Any = env
     while layer is not env.unwrapped:
-        if isinstance(layer, _CHANGING_WRAPPERS):
+        if not _only_watches(layer, system):
             raise ValueError(
                 f"env is wrapped in {type(layer).__name__}, which backpropagation through the system does not see; "
                 "pass env.unwrapped to train without the wrapper."
             )
         layer = layer.env
-    system = getattr(env.unwrapped, "system", None)
-    if not isinstance(system, System):
-        raise ValueError(f"env must be a differentiable environment of bptt_envs or a System; got {env!r}.")
     return system
 
 
-_CHANGING_WRAPPERS = (
-    gym.ObservationWrapper,
-    gym.ActionWrapper,
-    gym.RewardWrapper,
-    gym.vector.VectorObservationWrapper,
-    gym.vector.VectorActionWrapper,
-    gym.vector.VectorRewardWrapper,
+_WATCHING_WRAPPERS = (
+    gym.wrappers.PassiveEnvChecker,
+    gym.wrappers.OrderEnforcing,
+    gym.wrappers.RecordVideo,
+    gym.wrappers.RecordEpisodeStatistics,
+    gym.wrappers.HumanRendering,
+    gym.wrappers.RenderCollection,
+    gym.wrappers.vector.RecordEpisodeStatistics,
 )
 
-_Examined = tuple[str | None, bool]
+
+def _only_watches(layer: Any, system: System) -> bool:
+    """Whether a wrapper changes nothing that a controller would see, do or be paid."""
+    if isinstance(layer, gym.wrappers.TimeLimit):
+        return bool(layer._max_episode_steps >= system.horizon)
+    monitor = type(layer).__name__ == "Monitor"  # of stable-baselines3, which is slow to import
+    return monitor or isinstance(layer, _WATCHING_WRAPPERS)
+
+
 _warned: WeakSet[nn.Module] = WeakSet()
-_examined: WeakKeyDictionary[nn.Module, dict[Any, _Examined]] = WeakKeyDictionary()
+_examined: WeakKeyDictionary[nn.Module, dict[Any, Verdict]] = WeakKeyDictionary()
 
 
-def _examine(system: System, controller: nn.Module, initial_states: Tensor) -> _Examined:
-    """Why the adjoint engine cannot serve the controller, and whether it may share layers."""
-    key = (type(system), system.observation_shape, tuple(part.training for part in controller.modules()))
+def _examine(system: System, controller: nn.Module, initial_states: Tensor) -> Verdict:
+    """What a probe finds, remembered for as long as the controller's plain values stay the same."""
+    key = (type(system), system.observation_shape, scalars(controller))
     known = _examined.setdefault(controller, {})
     if key not in known:
-        obstacle = why_not_adjoint(system, controller, initial_states)
-        known[key] = (obstacle, obstacle is None and layers_can_be_shared(system, controller, initial_states))
+        known[key] = examine(system, controller, initial_states)
     return known[key]
 
 
 def _check_states(system: System, controller: nn.Module, states: Tensor) -> None:
-    if states.dim() != len(system.state_shape) + 1 or states.shape[1:] != system.state_shape or len(states) == 0:
+    shape = tuple(states.shape) if isinstance(states, Tensor) else type(states).__name__
+    if not isinstance(shape, tuple) or shape[1:] != system.state_shape or shape[:1] in ((), (0,)):
         expected = ", ".join(map(str, system.state_shape))
-        raise ValueError(f"initial_states must have shape (B, {expected}) with B >= 1; got {tuple(states.shape)}.")
+        raise ValueError(f"initial_states must be a tensor (B, {expected}) with B >= 1; got {shape}.")
     trainable = [p for p in controller.parameters() if p.requires_grad]
     if not trainable:
         raise ValueError(f"controller {type(controller).__name__} has no parameter that requires a gradient.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -37,11 +38,18 @@ class Rule:
 
     With one pass the direction is that of the pass. With two, a component is kept where both passes have
     the same sign (0 agrees with 0 only) and is 0 elsewhere.
+
+    Raises:
+        ValueError: if there are not one or two passes.
     """
 
     name: str
     passes: tuple[Feedback, ...]
     summary: str
+
+    def __post_init__(self) -> None:
+        if len(self.passes) not in (1, 2):
+            raise ValueError(f"passes of rule {self.name!r} must be one or two; got {len(self.passes)}.")
 
 
 RULES = {
@@ -80,4 +88,9 @@ def combined(rule: Rule, directions: dict[Feedback, Directions], combine: Combin
         return directions[rule.passes[0]]
     first, second = (directions[feedback] for feedback in rule.passes)
     chosen = second if combine == "modified" else first
-    return {name: torch.where(first[name].sign() == second[name].sign(), chosen[name], 0.0) for name in chosen}
+    result = {}
+    for name, direction in chosen.items():
+        agrees = first[name].sign() == second[name].sign()
+        undefined = (first[name] + second[name]).isnan()  # torch has sign(NaN) = 0, which would hide it
+        result[name] = torch.where(agrees, direction, 0.0).masked_fill(undefined, math.nan)
+    return result

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from bptt_envs import System
 from bptt_trainers.callbacks import Callback, TensorBoardLog
 from bptt_trainers.config import TrainConfig
-from bptt_trainers.controllers import default_controller
+from bptt_trainers.controllers import default_controller, evaluating, left_as_it_was
 from bptt_trainers.files import RunFolderError
 from bptt_trainers.gradient import Choice, choose_engine, system_of
 from bptt_trainers.metrics import EpochMetrics
@@ -60,7 +60,9 @@ class Trainer:
             controller = default_controller(self.system, stream_seed(WEIGHTS, config.seed), config.hidden)
         self.controller = controller
         self.rule = get_rule(config.rule)
-        parameter = next(controller.parameters())
+        parameter = next(controller.parameters(), None)
+        if parameter is None:
+            raise ValueError(f"controller {type(controller).__name__} has no parameters to train.")
         self.train_states = training_states(self.system, config.train_states, config.seed).to(parameter)
         self.test_states = held_out_states(self.system, config.test_states).to(parameter)
         self.choice: Choice = choose_engine(self.system, controller, self.train_states, config.engine)
@@ -100,7 +102,9 @@ class Trainer:
         """
         with torch.random.fork_rng():
             torch.manual_seed(self.config.seed)  # for controllers that draw random numbers
-            if not self.history:
+            if self.history:
+                self._load(self._last)
+            else:
                 self._restore_or_start()
             try:
                 self._call("on_fit_start")
@@ -117,8 +121,9 @@ class Trainer:
         return self.history
 
     def evaluate(self, states: Tensor) -> float:
-        """Mean loss over episodes from `states`, (B, *state_shape)."""
-        return float(losses(self.system, rollout(self.system, self.controller, states)).mean())
+        """Mean loss over episodes from `states`, (B, *state_shape), with the controller in eval mode."""
+        with evaluating(self.controller):
+            return float(losses(self.system, rollout(self.system, self.controller, states)).mean())
 
     def _epoch(self) -> EpochMetrics:
         direction_norms = []
@@ -126,11 +131,12 @@ class Trainer:
         skipped, seconds = 0, self.history[-1].seconds
         for update, states in enumerate(self.train_states.split(self.config.batch_size)):
             begin = time.perf_counter()
-            needed = self.rule.passes
-            if update == 0:
-                needed = tuple(dict.fromkeys([*needed, REGULAR, MODIFIED]))
-            loss, passes = self.choice.engine(states, needed)
+            loss, passes = self.choice.engine(states, self.rule.passes)
             directions = combined(self.rule, passes, self.config.combine)
+            seconds += time.perf_counter() - begin
+            if update == 0:
+                agreement, cosine = self._compare(states, passes)
+            begin = time.perf_counter()
             norm = _norm(directions)
             if math.isfinite(norm) and math.isfinite(float(loss)):
                 self._update(directions, norm)
@@ -139,8 +145,6 @@ class Trainer:
                 self._refuse_unless_skipping(update, float(loss), directions)
                 skipped += 1
             seconds += time.perf_counter() - begin
-            if update == 0:
-                agreement, cosine = _compare(passes)
             self._call("on_update_end", float(loss), norm)
         epoch = self.epoch + 1
         train_loss = self.evaluate(self.train_states)
@@ -159,6 +163,15 @@ class Trainer:
             simulator_steps=epoch * self.config.train_states * self.system.horizon,
             seconds=seconds,
         )
+
+    def _compare(self, states: Tensor, passes: dict[Feedback, Directions]) -> tuple[float, float]:
+        """Share of components in which R and M have the same sign, and the cosine between them."""
+        if not {REGULAR, MODIFIED} <= passes.keys():
+            with left_as_it_was(self.controller):
+                _, passes = self.choice.engine(states, (REGULAR, MODIFIED))
+        regular, modified = (_flat(passes[feedback]) for feedback in (REGULAR, MODIFIED))
+        agreement = float((regular.sign() == modified.sign()).double().mean())
+        return agreement, float(torch.nn.functional.cosine_similarity(regular, modified, dim=0))
 
     def _update(self, directions: Directions, norm: float) -> None:
         for name, parameter in self._trainable.items():
@@ -198,7 +211,8 @@ class Trainer:
             [row.test_loss for row in self.history],
         )
         save_figure(curves, self.folder.path / "learning_curve.png")
-        trajectory = rollout(self.system, self.controller, self.test_states[:8])
+        with evaluating(self.controller):
+            trajectory = rollout(self.system, self.controller, self.test_states[:8])
         save_figure(trajectory_figure(self.system, trajectory), self.folder.path / "trajectories.png")
 
     # Where a run stands: `_last` holds the state after the last finished epoch
@@ -258,7 +272,7 @@ class Trainer:
     def _load(self, state: Checkpoint) -> None:
         self.best_train_loss = state["best_train_loss"]
         self.controller.load_state_dict(state["controller"])
-        self._optimizer.load_state_dict(state["optimizer"])
+        self._optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))  # Adam would change what it is given
         torch.set_rng_state(state["rng_state"])
 
     def _call(self, hook: str, *arguments: Any) -> None:
@@ -268,13 +282,9 @@ class Trainer:
 
 def _norm(directions: Directions) -> float:
     """Global norm, in float64 so that large finite components do not overflow."""
-    return float(torch.cat([d.flatten() for d in directions.values()]).double().norm())
+    return float(_flat(directions).norm())
 
 
-def _compare(passes: dict[Feedback, Directions]) -> tuple[float, float]:
-    """Share of components in which R and M have the same sign, and the cosine between them."""
-    regular, modified = (
-        torch.cat([d.flatten() for d in passes[feedback].values()]).double() for feedback in (REGULAR, MODIFIED)
-    )
-    agreement = float((regular.sign() == modified.sign()).double().mean())
-    return agreement, float(torch.nn.functional.cosine_similarity(regular, modified, dim=0))
+def _flat(directions: Directions) -> Tensor:
+    """All components in one vector, in float64."""
+    return torch.cat([direction.flatten() for direction in directions.values()]).double()
