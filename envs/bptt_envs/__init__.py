@@ -1,11 +1,12 @@
 """Differentiable physics environments for Gymnasium, in torch. Importing this package registers their ids."""
 
+from bptt_envs.contract import check_system
 from bptt_envs.env import DifferentiableEnv
 from bptt_envs.registration import register, register_all
 from bptt_envs.system import System
 from bptt_envs.vector_env import DifferentiableVectorEnv
 
-__all__ = ["DifferentiableEnv", "DifferentiableVectorEnv", "System", "register"]
+__all__ = ["DifferentiableEnv", "DifferentiableVectorEnv", "System", "check_system", "register"]
 
 __version__ = "0.1.0"
 

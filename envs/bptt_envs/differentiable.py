@@ -11,7 +11,8 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from bptt_envs.checks import nearest
+from bptt_envs.checks import nearest, positive_integer
+from bptt_envs.contract import check_system
 from bptt_envs.system import System
 
 LARGEST = float(np.finfo(np.float32).max)
@@ -21,7 +22,8 @@ def load_system(system: System | str, options: dict[str, Any], owner: str) -> Sy
     """Return `system`, or build it where it is an import path "module:Class" with `options`.
 
     Raises:
-        ValueError: if an option is unknown, or given with a system that is built already.
+        ValueError: if an option is unknown, or given with a system that is built already, or the system does not
+            keep its contract.
     """
     if isinstance(system, System):
         if options:
@@ -29,11 +31,14 @@ def load_system(system: System | str, options: dict[str, Any], owner: str) -> Sy
                 f"options {sorted(options)} were given with a built system; pass them to "
                 f"{type(system).__name__}(...) instead."
             )
+        check_system(system)
         return system
     module, _, name = system.partition(":")
     system_class: type[System] = getattr(importlib.import_module(module), name)
     system_class.check_options(options, owner)
-    return system_class(**options)
+    built = system_class(**options)
+    check_system(built)
+    return built
 
 
 class Differentiable:
@@ -56,7 +61,8 @@ class Differentiable:
             action: (B, *action_shape); clamped like the actions of `step`.
 
         Returns:
-            The next state, (B, *state_shape), and the reward, (B,), which is minus the running cost.
+            The next state, (B, *state_shape), and the reward, (B,), which is minus the running cost. What the
+            end of an episode costs (all of it with objective "final") is the business of `final_reward`.
 
         Raises:
             ValueError: if a shape is wrong.
@@ -78,7 +84,12 @@ class Differentiable:
 
     def initial_states(self, batch: int, generator: torch.Generator | None = None) -> Tensor:
         """Draw (batch, *state_shape) start states, from torch's own generator if none is handed in."""
-        return self.system.initial_states(batch, torch.default_generator if generator is None else generator)
+        if generator is not None and not isinstance(generator, torch.Generator):
+            raise ValueError(
+                f"generator must be a torch.Generator, such as torch.Generator().manual_seed(0); got {generator!r}."
+            )
+        count = positive_integer("batch", batch)
+        return self.system.initial_states(count, torch.default_generator if generator is None else generator)
 
     def observe(self, state: Tensor) -> Tensor:
         """What a controller sees of `state`, (B, *observation_shape). Differentiable."""

@@ -34,10 +34,12 @@ def register(env_id: str, system: str, summary: str, **defaults: Any) -> None:
         defaults: options of the system that differ from its own defaults.
 
     Raises:
-        ValueError: if `system` is not an import path.
+        ValueError: if `system` is not an import path, or the id is taken by another system.
     """
-    if system.count(":") != 1:
+    if not isinstance(system, str) or system.count(":") != 1:
         raise ValueError(f'system must be an import path "module:Class"; got {system!r}.')
+    if env_id in ENTRIES and ENTRIES[env_id].system != system:
+        raise ValueError(f"env_id {env_id!r} is taken by {ENTRIES[env_id].system}; choose another one.")
     ENTRIES[env_id] = Entry(system, summary, defaults)
     gym.register(
         env_id,
@@ -55,7 +57,8 @@ def system_class(env_id: str) -> type[System]:
     """
     if env_id not in ENTRIES:
         raise ValueError(
-            f"unknown environment id {env_id!r}.{nearest(env_id, ENTRIES)} Registered: {', '.join(ENTRIES)}."
+            f"unknown environment id {env_id!r}.{nearest(env_id, ENTRIES)} Registered: {', '.join(ENTRIES)}. "
+            "One of your own is registered by importing its module (bptt: --module)."
         )
     module, _, name = ENTRIES[env_id].system.partition(":")
     loaded: type[System] = getattr(importlib.import_module(module), name)

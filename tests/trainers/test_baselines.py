@@ -309,11 +309,13 @@ def test_a_finished_run_is_loaded_and_not_computed_again(tmp_path):
 def test_an_interrupted_run_starts_again(tmp_path):
     config = BaselineConfig(**INTEGRATOR, steps=256, overrides=TINY)
     train_baseline(config, tmp_path, progress=False)
-    (tmp_path / "policy.pt").unlink()
-    with pytest.raises(RunFolderError, match="no finished run"):
-        load_baseline(tmp_path)
-    train_baseline(config, tmp_path, progress=False)
-    assert (tmp_path / "policy.pt").exists()
+    for name in ("curve.csv", "policy.pt"):  # the order in which they are missing after a kill
+        (tmp_path / name).unlink()
+        with pytest.raises(RunFolderError, match=r"no finished run|cannot read"):
+            load_baseline(tmp_path)
+        train_baseline(config, tmp_path, progress=False)
+        assert (tmp_path / "curve.csv").exists()
+        (tmp_path / "curve.csv").unlink()
 
 
 def test_a_folder_of_another_run_is_refused_with_the_difference(tmp_path):

@@ -14,7 +14,7 @@ import torch
 import tyro
 
 from bptt_trainers import RunFolderError, held_out_states, losses, rollout
-from bptt_trainers.comparison import ComparisonConfig, compare, run_folder
+from bptt_trainers.comparison import ComparisonConfig, compare, member_folder
 from bptt_trainers.comparison_figure import curves_figure
 from bptt_trainers.comparison_table import method_rows, run_rows, summarize, to_markdown
 from bptt_trainers.curve import CurvePoint, curve_to_csv, read_curve
@@ -139,7 +139,7 @@ def test_every_method_is_judged_on_the_same_states(finished):
     states = held_out_states(system, 16)
     zero = float(losses(system, rollout(system, ZeroController(system), states)).mean())
     assert comparison.curves["zero", 0][-1].test_loss == comparison.curves["zero", 1][-1].test_loss == zero
-    folder = RunFolder(run_folder(config.out, "C", 1))
+    folder = RunFolder(member_folder(config.out, "C", 1))
     controller, _ = folder.load_controller(system, "last")
     loss = float(losses(system, rollout(system, controller, states)).mean())
     assert comparison.curves["C", 1][-1].test_loss == pytest.approx(loss, rel=1e-6)
@@ -172,13 +172,13 @@ def test_a_rerun_computes_nothing_again(finished):
 def test_a_rerun_computes_what_is_missing_and_only_that(finished):
     config, comparison = finished
     before = times(config.out)
-    lost = run_folder(config.out, "PPO", 1)
+    lost = member_folder(config.out, "PPO", 1)
     for path in lost.iterdir():
         path.unlink()
-    (run_folder(config.out, "C", 0) / "curve.csv").unlink()  # as if killed right before the end of the run
+    (member_folder(config.out, "C", 0) / "curve.csv").unlink()  # as if killed right before the end of the run
     again = compare(config, progress=False)
     changed = {path for path, time in times(config.out).items() if before[path] != time}
-    assert {path.parent for path in changed} == {lost, run_folder(config.out, "C", 0)}
+    assert {path.parent for path in changed} == {lost, member_folder(config.out, "C", 0)}
     for key, points in comparison.curves.items():
         assert [p.test_loss for p in again.curves[key]] == [p.test_loss for p in points]
 
@@ -221,7 +221,7 @@ def test_a_method_of_ones_own_is_a_row(tmp_path, monkeypatch):
     monkeypatch.setitem(METHODS, "push", Floor("pushes", lambda system, seed: lambda obs: torch.ones(len(obs), 1)))
     comparison = compare(tiny(tmp_path, methods=("C, clipped", "push"), seeds=(0,)), progress=False)
     assert comparison.curves["push", 0][0].test_loss == pytest.approx(2.0, abs=1.0)  # 4 steps of 1, from 0 to 2
-    assert RunFolder(run_folder(tmp_path, "C, clipped", 0)).train_config().clip == "norm"
+    assert RunFolder(member_folder(tmp_path, "C, clipped", 0)).train_config().clip == "norm"
     assert METHODS["C, clipped"].summary.endswith("clip norm")
 
 

@@ -351,7 +351,7 @@ def test_training_on_a_full_disk_keeps_the_finished_epochs(tmp_path):
 
 def test_a_folder_that_cannot_be_made_is_an_error_in_words(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunFolderError, match=r"cannot write .*config.json: Not a directory. Nothing was written"):
+    with pytest.raises(RunFolderError, match=r"cannot write .*run: Not a directory. Nothing was written"):
         Trainer(cart_pole(), None, replace(TINY, out=tmp_path / "file" / "run")).fit()
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import random
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -187,9 +190,9 @@ def train_baseline(config: BaselineConfig, folder: Path | None = None, progress:
     """
     if folder is not None:
         _begin(folder, config)
-        if (folder / "policy.pt").exists():
+        if (folder / "curve.csv").exists():  # written last
             return load_baseline(folder)
-    with torch.random.fork_rng():
+    with _random_numbers_kept():
         model, normalize = _build(config)
         evaluation = _Evaluation(config, normalize, progress)
         try:
@@ -198,11 +201,11 @@ def train_baseline(config: BaselineConfig, folder: Path | None = None, progress:
             evaluation.bar.close()
     controller = _controller(model, normalize)
     if folder is not None:
-        write_atomic(folder / "curve.csv", curve_to_csv(evaluation.curve).encode())
         data = io.BytesIO()
         mean, var = map(torch.from_numpy, (controller.mean, controller.var))
         torch.save({"policy": model.policy.state_dict(), "mean": mean, "var": var}, data)
         write_atomic(folder / "policy.pt", data.getvalue())
+        write_atomic(folder / "curve.csv", curve_to_csv(evaluation.curve).encode())
     return BaselineRun(config, controller, evaluation.curve)
 
 
@@ -218,9 +221,11 @@ def load_baseline(folder: Path) -> BaselineRun:
     except FileNotFoundError as error:
         raise RunFolderError(f"{folder} holds no finished run: it has no policy.pt.") from error
     except Exception as error:  # torch raises many kinds for a damaged or a hostile file
-        raise RunFolderError(f"cannot read {folder / 'policy.pt'}: {str(error).splitlines()[0]}") from error
+        raise RunFolderError(
+            f"cannot read {folder / 'policy.pt'}: it is damaged, or no policy of this program."
+        ) from error
     config = BaselineConfig(**{name: stored[name] for name in _SETTINGS})
-    with torch.random.fork_rng():
+    with _random_numbers_kept():
         model, _ = _build(config)
     model.policy.load_state_dict(checkpoint["policy"])
     controller = BaselineController(model.policy, checkpoint["mean"].numpy(), checkpoint["var"].numpy())
@@ -245,7 +250,7 @@ class _Evaluation(BaseCallback):
             unit="step",
             unit_scale=True,
             dynamic_ncols=True,
-            mininterval=0.5,
+            mininterval=0.5 if sys.stderr.isatty() else 10.0,
             disable=not progress,
         )
 
@@ -269,8 +274,20 @@ class _Evaluation(BaseCallback):
         controller = _controller(self.model, self._normalize)
         loss = float(controller.evaluate(self._system, self._states).mean())
         self.curve.append(CurvePoint(self.num_timesteps, self._seconds, loss))
-        self.bar.set_postfix(test=f"{loss:.3g}")
+        self.bar.set_postfix(test=f"{loss:.3g}", refresh=False)
         self._resumed = time.perf_counter()
+
+
+@contextmanager
+def _random_numbers_kept() -> Iterator[None]:
+    """Leave the global generators as they were: stable-baselines3 seeds those of torch, NumPy and Python."""
+    of_numpy, of_python = np.random.get_state(), random.getstate()  # noqa: NPY002, they are what is seeded
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        np.random.set_state(of_numpy)  # noqa: NPY002
+        random.setstate(of_python)
 
 
 def _build(config: BaselineConfig) -> tuple[BaseAlgorithm, VecNormalize]:

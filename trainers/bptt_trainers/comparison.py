@@ -47,7 +47,8 @@ class ComparisonConfig:
     """Seeds; each method runs once with each."""
 
     steps: int = 2_560_000
-    """Simulator steps a run trains on, 100 epochs of the paper's setting; SAC takes 200 thousand at most."""
+    """Simulator steps a run trains on, 100 epochs of the paper's setting, rounded to whole epochs and updates (at
+    least one); SAC takes 200 thousand at most."""
 
     evaluations: int = 100
     """How often PPO and SAC are judged while they learn; the update rules are judged after every epoch."""
@@ -140,13 +141,13 @@ def compare(config: ComparisonConfig, progress: bool = True) -> Comparison:
     return _write(config, ordered, runs)
 
 
-def run_folder(out: Path, method: str, seed: int) -> Path:
+def member_folder(out: Path, method: str, seed: int) -> Path:
     """The folder of one run in the comparison `out`."""
     return out / "runs" / f"{re.sub(r'[^A-Za-z0-9_.+-]', '-', method)}-seed{seed}"
 
 
 def _run(config: ComparisonConfig, method: str, seed: int, progress: bool) -> Curve:
-    folder = run_folder(config.out, method, seed)
+    folder = member_folder(config.out, method, seed)
     finished = folder / "curve.csv"  # written last
     if finished.exists():
         return read_curve(finished)

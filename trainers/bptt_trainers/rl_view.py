@@ -21,7 +21,8 @@ class RLView(System):
     to [-1, 1].
     Loss: the system's. With `dense` the final cost is paid step by step, each step paying by how much it
     raised the cost of the state: the sum differs by the cost of the start state, which no action changes, so
-    the best policy is the same (potential-based shaping: Ng, Harada, Russell, ICML 1999).
+    the best policy for the undiscounted return is the same (potential-based shaping: Ng, Harada, Russell,
+    ICML 1999). With a discount it is not quite: what is paid early counts more.
 
     Args:
         system: the system to look at.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,11 +59,11 @@ def losses(system: System, trajectory: Trajectory) -> Tensor:
     return running.view(horizon, batch).sum(0) + system.final_cost(states[-1])
 
 
-def check_actions(system: System, action: Tensor, batch: int) -> None:
+def check_actions(system: System, action: Any, batch: int) -> None:
     """Raise ValueError unless `action` has shape (batch, *action_shape)."""
-    expected = (batch, *system.action_shape)
-    if tuple(action.shape) != expected:
+    shape = tuple(action.shape) if isinstance(action, Tensor) else type(action).__name__
+    if shape != (batch, *system.action_shape):
         raise ValueError(
             f"the controller must map observations (B, {', '.join(map(str, system.observation_shape))}) to actions "
-            f"(B, {', '.join(map(str, system.action_shape))}); got shape {tuple(action.shape)} for B = {batch}."
+            f"(B, {', '.join(map(str, system.action_shape))}); got shape {shape} for B = {batch}."
         )

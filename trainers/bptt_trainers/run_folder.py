@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import nn
 
 import bptt_envs
 from bptt_envs import DifferentiableEnv, System
+from bptt_envs.registration import ENTRIES, system_class
 from bptt_trainers.config import TrainConfig
 from bptt_trainers.controllers import MLP
 from bptt_trainers.files import RunFolderError, write_atomic
@@ -25,6 +27,11 @@ from bptt_trainers.metrics import EpochMetrics, read_csv, to_csv
 
 # Settings that do not change what has been computed so far: a run may be continued with others.
 CHANGEABLE = ("epochs", "on_nonfinite", "tensorboard", "out")
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 Config = dict[str, Any]
 Checkpoint = dict[str, Any]
@@ -160,58 +167,116 @@ class RunFolder:
         try:
             checkpoint: Checkpoint = torch.load(path, weights_only=True, map_location="cpu")
         except Exception as error:  # torch raises many kinds for a damaged or a hostile file
-            raise RunFolderError(f"cannot read {path}: {str(error).splitlines()[0]}") from error
+            raise RunFolderError(f"cannot read {path}: it is damaged, or no checkpoint of this program.") from error
         return checkpoint
 
     def train_config(self, **changes: Any) -> TrainConfig:
-        """The stored training settings, with `changes`."""
-        stored = self.read_config()["training"]
-        stored["hidden"] = tuple(stored["hidden"])
-        return TrainConfig(**(stored | {"out": self.path} | changes))
+        """The stored training settings, with `changes`.
+
+        Raises:
+            RunFolderError: if config.json cannot be used.
+            ValueError: if a change is out of range.
+        """
+        with self.understanding("config.json"):
+            stored = self.read_config()["training"]
+            config = TrainConfig(**(stored | {"hidden": tuple(stored["hidden"]), "out": self.path}))
+        return replace(config, **changes)
 
     def make_env(self, **kwargs: Any) -> DifferentiableEnv:
         """Build the environment of the run.
 
         Raises:
-            RunFolderError: if it was not made by a registered id.
+            RunFolderError: if it was not made by a registered id, or config.json cannot be used.
         """
-        stored = self.read_config()["environment"]
-        if stored["id"] not in gym.registry:
-            raise RunFolderError(
-                f"{self.path} was trained on {stored['id'] or stored['system']}, which is not registered here; import "
-                "the module that registers it (bptt: --module), or use the Python API with your own environment."
-            )
-        env = gym.make(stored["id"], **stored["options"], **kwargs).unwrapped
-        assert isinstance(env, DifferentiableEnv)
+        with self.understanding("config.json"):
+            stored = self.read_config()["environment"]
+            env_id, options = stored["id"], dict(stored["options"])
+            if env_id not in ENTRIES or env_id not in gym.registry:
+                raise RunFolderError(
+                    f"{self.path} was trained on {env_id or stored['system']}, which is not registered here; import "
+                    "the module that registers it (bptt: --module), or use the Python API with your own environment."
+                )
+            system_class(env_id).check_options(options, env_id)  # options only: no other system, no other code
+            env = gym.make(env_id, **options, **kwargs).unwrapped
+            if not isinstance(env, DifferentiableEnv):
+                raise TypeError(f"{env_id} makes a {type(env).__name__}")
         return env
 
     def make_controller(self, system: System) -> nn.Module:
         """Build the untrained controller of the run.
 
         Raises:
-            RunFolderError: if it is a module of the user's own.
+            RunFolderError: if it is a module of the user's own, or config.json cannot be used.
         """
-        stored = self.read_config()["controller"]
-        if stored["type"] != MLP.__name__ or "hidden" not in stored:
-            raise RunFolderError(
-                f"{self.path} holds a controller of its own type, {stored['type']}; build it in Python and "
-                "load_state_dict the checkpoint's 'controller'."
-            )
-        return MLP(system.observation_shape, system.action_shape, stored["hidden"], bias=stored["bias"])
+        with self.understanding("config.json"):
+            stored = self.read_config()["controller"]
+            if stored["type"] != MLP.__name__ or "hidden" not in stored:
+                raise RunFolderError(
+                    f"{self.path} holds a controller of its own type, {stored['type']}; build it in Python and hand it "
+                    "to load_controller(system, controller=...)."
+                )
+            return MLP(system.observation_shape, system.action_shape, stored["hidden"], bias=stored["bias"])
 
-    def load_controller(self, system: System, which: str = "best") -> tuple[nn.Module, Checkpoint]:
+    def load_controller(
+        self, system: System, which: str = "best", controller: nn.Module | None = None
+    ) -> tuple[nn.Module, Checkpoint]:
         """The trained controller and its checkpoint, "best" (on the training states) or "last".
 
+        Args:
+            system: the system of the run.
+            which: "best" or "last".
+            controller: a module of your own, as it was built for training; its weights are replaced.
+
         Raises:
-            RunFolderError: if there is no such checkpoint.
+            RunFolderError: if there is no such checkpoint, or it does not fit.
         """
         checkpoint = self.load(which)
         if checkpoint is None:
             raise RunFolderError(f"{self.path} has no checkpoint {which}.pt yet.")
-        weights = checkpoint["controller"]
-        controller = self.make_controller(system).to(next(iter(weights.values())).dtype)
-        controller.load_state_dict(weights)
+        controller = self.make_controller(system) if controller is None else controller
+        with self.understanding(f"{which}.pt"):
+            weights = checkpoint["controller"]
+            controller.to(next(iter(weights.values())).dtype).load_state_dict(weights)
         return controller, checkpoint
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from training into the folder.
+
+        Raises:
+            RunFolderError: if another one does.
+        """
+        if fcntl is None:  # not on this platform
+            yield
+            return
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.path, os.O_RDONLY)
+        except OSError as error:
+            raise RunFolderError(
+                f"cannot write {self.path}: {error.strerror or error}. Nothing was written."
+            ) from error
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise RunFolderError(f"{self.path} is in use by another process that trains into it.") from error
+            yield
+        finally:
+            os.close(descriptor)
+
+    @contextmanager
+    def understanding(self, name: str) -> Iterator[None]:
+        """Turn into words what a damaged file, or one of another version, raises."""
+        try:
+            yield
+        except RunFolderError:
+            raise
+        except (KeyError, TypeError, AttributeError, ValueError, StopIteration, RuntimeError) as error:
+            raise RunFolderError(
+                f"cannot use {self.path / name}: it is damaged or of another version "
+                f"({type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else error!r})."
+            ) from error
 
 
 def _flat(tree: Any, prefix: str) -> dict[str, Any]:

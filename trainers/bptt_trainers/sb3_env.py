@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode
@@ -13,6 +14,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
 from bptt_envs import DifferentiableVectorEnv, System
+from bptt_trainers.gradient import system_of
 from bptt_trainers.rl_view import RLView
 
 
@@ -25,13 +27,13 @@ class SB3VecEnv(VecEnv):
     environment, starts the next `reset` from there.
 
     Args:
-        system: the system.
+        system: the system, or an environment of it.
         num_envs: number of environments, N.
         dense: pay the final cost step by step (see `RLView`).
     """
 
-    def __init__(self, system: System, num_envs: int, *, dense: bool = False) -> None:
-        self.view = RLView(system, dense=dense)
+    def __init__(self, system: System | gym.Env[Any, Any], num_envs: int, *, dense: bool = False) -> None:
+        self.view = RLView(system_of(system), dense=dense)
         self.env = DifferentiableVectorEnv(self.view, num_envs, autoreset_mode=AutoresetMode.SAME_STEP)
         self.render_mode = None
         self._began = time.perf_counter()

@@ -6,12 +6,13 @@ import copy
 import math
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bptt_envs import System
+from bptt_envs import System, check_system
 from bptt_trainers.callbacks import Callback, TensorBoardLog
 from bptt_trainers.config import TrainConfig
 from bptt_trainers.controllers import default_controller, evaluating, left_as_it_was
@@ -55,7 +56,14 @@ class Trainer:
         callbacks: Sequence[Callback] = (),
     ) -> None:
         self.config = config = TrainConfig() if config is None else config
+        _check_type("config", config, TrainConfig, "a TrainConfig")
+        if controller is not None:
+            _check_type("controller", controller, nn.Module, "a torch.nn.Module; settings are passed as config=")
+        _check_type("callbacks", callbacks, Sequence, "a list of Callback objects")
+        for callback in callbacks:
+            _check_type("callbacks", callback, Callback, "a list of Callback objects")
         self.system: System = system_of(env)
+        check_system(self.system)
         if controller is None:
             controller = default_controller(self.system, stream_seed(WEIGHTS, config.seed), config.hidden)
         self.controller = controller
@@ -100,7 +108,7 @@ class Trainer:
             NonFiniteError: if a loss or direction is not finite and `config.on_nonfinite` is "stop".
             RunFolderError: if the run folder holds another configuration or cannot be written.
         """
-        with torch.random.fork_rng():
+        with nullcontext() if self.folder is None else self.folder.locked(), torch.random.fork_rng():
             torch.manual_seed(self.config.seed)  # for controllers that draw random numbers
             if self.history:
                 self._load(self._last)
@@ -234,8 +242,9 @@ class Trainer:
                 f"{self.folder.path} has {stored['epoch']} epochs already; epochs={self.config.epochs} asks for fewer."
             )
         self.history = self.folder.rewind_metrics(stored["epoch"])
+        with self.folder.understanding("last.pt"):
+            self._load(stored)
         self._last = stored
-        self._load(stored)
 
     def _finish_epoch(self, metrics: EpochMetrics) -> bool:
         """Record and save an epoch; return whether the callbacks want another.
@@ -278,6 +287,11 @@ class Trainer:
     def _call(self, hook: str, *arguments: Any) -> None:
         for callback in self.callbacks:
             getattr(callback, hook)(self, *arguments)
+
+
+def _check_type(name: str, value: object, kind: type, wanted: str) -> None:
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} must be {wanted}; got {value!r}.")
 
 
 def _norm(directions: Directions) -> float:

@@ -12,7 +12,7 @@ from tyro.conf import OmitArgPrefixes, UseAppendAction, arg
 from bptt_trainers.commands.environment import EnvOptions, Module, parse_options
 from bptt_trainers.commands.evaluate import aligned
 from bptt_trainers.commands.exits import Interrupted, checking_arguments
-from bptt_trainers.comparison import Comparison, ComparisonConfig, compare, run_folder
+from bptt_trainers.comparison import Comparison, ComparisonConfig, compare, member_folder
 from bptt_trainers.controllers import default_controller
 from bptt_trainers.pictures import save_animation
 from bptt_trainers.presets import parse_overrides
@@ -62,6 +62,9 @@ class Compare:
                 env_options=parse_options(self.comparison.env, self.env_option),
                 overrides=parse_overrides(self.override),
             )
+            for method in config.overrides:
+                if method not in config.methods:
+                    raise ValueError(f"--override is for {method}, which is not among the methods that are compared.")
         comparison = compare_aloud(config)
         print(f"{table_for_terminal(comparison.table)}\n\n{file_list(config.out, FILES)}")
 
@@ -128,7 +131,7 @@ def draw(config: ComparisonConfig) -> Path:
     """Animate one held-out episode of the first seed: untrained, rule C, PPO. Returns the file."""
     from bptt_trainers.baselines import load_baseline  # with it comes stable-baselines3
 
-    C, PPO = (run_folder(config.out, method, config.seeds[0]) for method in ("C", "PPO"))
+    C, PPO = (member_folder(config.out, method, config.seeds[0]) for method in ("C", "PPO"))
     system = config.budget.make_env().system
     states = held_out_states(system, config.test_states)[:1]
     trajectories = {
