@@ -5,6 +5,7 @@ pygame does the drawing and is imported when the first picture is drawn, not bef
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from collections.abc import Sequence
@@ -244,7 +245,8 @@ class Viewer:
     def close(self) -> None:
         """Close the window, if there is one; a second call does nothing. The next `show` opens another."""
         if self._window is not None:
-            self._window.destroy()
+            with contextlib.suppress(_load_pygame().error):  # other code has called pygame.quit
+                self._window.destroy()
             self._window = None
 
     def _show_in_window(self, surface: Any, title: str) -> None:
@@ -253,13 +255,19 @@ class Viewer:
             raise DependencyNotInstalled('a window needs pygame-ce; run pip install "stable-bptt[render]".')
         if not pygame.display.get_init():
             pygame.display.init()
-        try:
-            target = self._window.get_surface()
-        except (AttributeError, pygame.error):  # none yet, or other code has called pygame.quit
-            self._window = pygame.Window(title, SIZE)
-            self._clock = pygame.time.Clock()
-            target = self._window.get_surface()
-        target.blit(surface, (0, 0))
+        if self._window is not None:
+            try:
+                self._present(surface)
+                return
+            except pygame.error:  # other code has called pygame.quit, which takes every window with it
+                self._window = None
+        self._window = pygame.Window(title, SIZE)
+        self._clock = pygame.time.Clock()
+        self._present(surface)
+
+    def _present(self, surface: Any) -> None:
+        pygame = _load_pygame()
+        self._window.get_surface().blit(surface, (0, 0))
         self._window.flip()
         pygame.event.pump()
         self._clock.tick(self.fps)

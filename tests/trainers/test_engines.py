@@ -14,7 +14,7 @@ from bptt_envs.registration import ENTRIES
 from bptt_envs.systems import CartPole, Integrator, MultiPole
 from bptt_trainers import MLP, RULES, losses, policy_gradient, rollout
 from bptt_trainers.adjoint_engine import AdjointEngine
-from bptt_trainers.rules import MODIFIED, REGULAR, Feedback, Rule
+from bptt_trainers.rules import MODIFIED, REGULAR, Feedback, Rule, combined
 
 REFERENCE = Path(__file__).parent.parent / "reference"
 SETTINGS = [
@@ -434,3 +434,143 @@ def test_bad_arguments_are_named(arguments, message):
     good = {"env": system, "controller": mlp(system), "initial_states": start(system, 3)}
     with pytest.raises(ValueError, match=message):
         policy_gradient(**(good | arguments))
+
+
+class Centred(nn.Module):
+    """Mixes the samples of a batch, which a head of zeros hides."""
+
+    def __init__(self):
+        super().__init__()
+        self.hidden, self.head = nn.Linear(4, 8), nn.Linear(8, 1)
+        nn.init.zeros_(self.head.weight)
+
+    def forward(self, observation):
+        hidden = self.hidden(observation).tanh()
+        return self.head(hidden - hidden.mean(0))
+
+
+def test_a_head_of_zeros_hides_nothing_from_the_probe():
+    system, controller = CartPole(horizon=5), Centred().double()
+    with pytest.warns(UserWarning, match="other samples of the batch"):
+        assert policy_gradient(system, controller, start(system, batch=1)).engine == "autograd"
+
+
+class FrozenEncoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.head = nn.Linear(4, 8), nn.Linear(8, 1)
+
+    def forward(self, observation):
+        with torch.no_grad():
+            code = self.encoder(observation).tanh()
+        return self.head(code) + 0.1 * observation[:, :1]
+
+
+class Embedded(nn.Module):
+    """Runs a Linear layer on a parameter instead of the observation."""
+
+    def __init__(self):
+        super().__init__()
+        self.code, self.layer = nn.Parameter(torch.randn(3, 5)), nn.Linear(5, 4)
+
+    def forward(self, observation):
+        return (observation @ self.layer(self.code).T).tanh().sum(1, keepdim=True)
+
+
+@pytest.mark.parametrize("module", [FrozenEncoder, Embedded])
+def test_modules_whose_layers_cannot_be_taken_apart_get_the_right_directions_too(module):
+    torch.manual_seed(0)
+    system, controller = CartPole(horizon=6), module().double()
+    states = start(system)
+    fast = policy_gradient(system, controller, states, "C")
+    defined = policy_gradient(system, controller, states, "C", "autograd")
+    assert relative_error(fast.directions, defined.directions) <= 1e-10
+
+
+class Switchable(nn.Module):
+    """Dropout whose rate is changed after the first look."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.dropout, self.out = nn.Linear(4, 16), nn.Dropout(0.0), nn.Linear(16, 1)
+
+    def forward(self, observation):
+        return self.out(self.dropout(self.layer(observation)))
+
+
+def test_a_controller_that_changes_is_looked_at_again():
+    system, controller = CartPole(horizon=4), Switchable().double()
+    policy_gradient(system, controller, start(system))
+    controller.dropout.p = 0.5
+    with pytest.warns(UserWarning, match="draws random numbers"):
+        assert policy_gradient(system, controller, start(system)).engine == "autograd"
+
+
+def test_passes_of_a_rule_see_the_same_random_numbers():
+    system, controller = CartPole(horizon=5, objective="continuous"), Switchable().double()
+    controller.dropout.p = 0.5
+    states = start(system)
+    results = {}
+    for rule in ("R", "M", "C"):
+        torch.manual_seed(7)
+        results[rule] = policy_gradient(system, controller, states, rule, "autograd")
+    assert float(results["C"].loss) == float(results["R"].loss) == float(results["M"].loss)
+    assert relative_error(results["C"].passes[REGULAR], results["R"].directions) == 0
+    assert relative_error(results["C"].passes[MODIFIED], results["M"].directions) == 0
+
+
+def test_combined_does_not_hide_what_is_not_a_number():
+    nan, one = {"w": torch.tensor([math.nan, 1.0, 2.0])}, {"w": torch.tensor([1.0, 1.0, -1.0])}
+    for first, second in ((nan, one), (one, nan)):
+        direction = combined(RULES["C"], {REGULAR: first, MODIFIED: second})["w"]
+        assert direction.isnan().tolist() == [True, False, False]
+        assert direction[1:].tolist() == [1.0, 0.0]
+    infinite = {"w": torch.tensor([math.inf])}  # an exploded R still has a sign
+    assert combined(RULES["C"], {REGULAR: infinite, MODIFIED: {"w": torch.tensor([2.0])}})["w"].tolist() == [2.0]
+
+
+def test_a_loss_without_any_parameter_in_it_has_directions_of_zero():
+    class Alone(Integrator):
+        def final_cost(self, state):
+            return state[:, 0].detach()
+
+    system = Alone(horizon=1)
+    for engine in ("autograd", "adjoint"):
+        directions = policy_gradient(system, mlp(system), start(system), "C", engine).directions
+        assert all(not direction.any() for direction in directions.values())
+
+
+def test_a_controller_that_changes_its_observation_in_place_is_refused():
+    class Halving(nn.Linear):
+        def forward(self, observation):
+            return super().forward(observation.mul_(0.5))
+
+    system, states = CartPole(horizon=3), start(CartPole())
+    before = states.clone()
+    with pytest.raises(ValueError, match="Halving changes its observations in place"):
+        policy_gradient(system, Halving(4, 1).double(), states)
+    assert torch.equal(states, before)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda env: gym.wrappers.TimeLimit(env, 5),
+        lambda env: gym.wrappers.NormalizeReward(env),
+        lambda env: gym.wrappers.FrameStackObservation(env, 2),
+    ],
+)
+def test_wrappers_that_change_the_task_are_refused(wrap):
+    env = wrap(gym.make("DiffCartPole-v0"))
+    with pytest.raises(ValueError, match=r"env is wrapped in .* which backpropagation .* does not see"):
+        policy_gradient(env, MLP((4,), (1,)), torch.zeros(2, 4))
+
+
+def test_wrappers_that_only_watch_are_fine():
+    env = gym.wrappers.RecordEpisodeStatistics(gym.wrappers.TimeLimit(gym.make("DiffCartPole-v0"), 100))
+    policy_gradient(env, MLP((4,), (1,)), env.unwrapped.initial_states(2))
+
+
+def test_a_rule_has_one_or_two_passes():
+    with pytest.raises(ValueError, match="passes of rule 'X' must be one or two; got 3"):
+        Rule("X", (REGULAR, MODIFIED, REGULAR), "")

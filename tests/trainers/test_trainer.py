@@ -496,3 +496,153 @@ def test_float64_controllers_train_in_float64():
     trainer.fit()
     assert trainer.train_states.dtype == torch.float64
     assert all(p.dtype == torch.float64 for p in trainer.controller.parameters())
+
+
+# What evaluation, interruptions and strangers may not change
+
+
+def noisy():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Dropout(0.2), nn.Linear(8, 1))
+
+
+def test_the_number_of_held_out_states_has_no_influence_on_training():
+    results = []
+    for count in (4, 16):
+        trainer = Trainer(cart_pole(), noisy(), replace(TINY, engine="autograd", test_states=count))
+        trainer.fit()
+        results.append(weights(trainer))
+    assert_same(*results)
+
+
+def test_evaluation_is_in_eval_mode_and_leaves_the_mode_alone():
+    trainer = Trainer(cart_pole(), noisy(), replace(TINY, engine="autograd"))
+    trainer.controller[3].eval()
+    before = weights(trainer)
+    assert trainer.evaluate(trainer.test_states) == trainer.evaluate(trainer.test_states)
+    assert_same(weights(trainer), before)
+    assert [part.training for part in trainer.controller] == [True, True, True, False, True]
+
+
+@pytest.mark.parametrize("make", [noisy, lambda: None])
+def test_fitting_on_in_the_same_process_is_bit_for_bit_too(tmp_path, make):
+    config = replace(TINY, epochs=5, engine="autograd")
+    whole = Trainer(cart_pole(), make(), config)
+    whole.fit()
+    config = replace(config, out=tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(cart_pole(), make(), config, [StopAfter(1, KeyboardInterrupt())]).fit()
+    resumed = Trainer(cart_pole(), make(), config, [StopAfter(3, KeyboardInterrupt())])
+    with pytest.raises(KeyboardInterrupt):
+        resumed.fit()
+    resumed.fit()
+    assert_same(weights(resumed), weights(whole))
+
+
+def test_rule_c_stops_where_r_is_not_a_number():
+    class NaNSlope(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            return torch.full_like(grad, float("nan"))
+
+    class Broken(nn.Linear):
+        def forward(self, observation):
+            return super().forward(NaNSlope.apply(observation))
+
+    torch.manual_seed(0)
+    with pytest.raises(NonFiniteError, match="in epoch 1, update 1 of 3, the direction of weight"):
+        Trainer(cart_pole(), Broken(4, 1), replace(TINY, engine="autograd")).fit()
+
+
+def test_a_folder_is_trained_into_by_one_process_at_a_time(tmp_path):
+    config = replace(TINY, out=tmp_path / "run")
+
+    class Another(Callback):
+        def on_fit_start(self, trainer):
+            with pytest.raises(RunFolderError, match="in use by another process"):
+                Trainer(cart_pole(), None, config).fit()
+
+    assert len(Trainer(cart_pole(), None, config, [Another()]).fit()) == 4
+
+
+def edit_config(folder, change):
+    config = json.loads((folder / "config.json").read_text())
+    change(config)
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def test_a_config_from_a_stranger_imports_nothing(tmp_path, monkeypatch):
+    Trainer(cart_pole(), None, replace(TINY, epochs=1, out=tmp_path / "run")).fit()
+    (tmp_path / "evil.py").write_text("raise SystemExit('code was run')")
+    monkeypatch.syspath_prepend(tmp_path)
+    folder = tmp_path / "run"
+    edit_config(folder, lambda config: config["environment"]["options"].update(system="evil:System"))
+    with pytest.raises(RunFolderError, match="has no option 'system'"):
+        RunFolder(folder).make_env()
+    edit_config(folder, lambda config: config["environment"].update(id="evil:Env-v0"))
+    with pytest.raises(RunFolderError, match="not registered here"):
+        RunFolder(folder).make_env()
+    edit_config(folder, lambda config: config["environment"].update(id="CartPole-v1"))
+    with pytest.raises(RunFolderError, match="not registered here"):
+        RunFolder(folder).make_env()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda config: config["training"].pop("hidden"),
+        lambda config: config["training"].update(new_setting=1),
+        lambda config: config.update(training=3),
+    ],
+)
+def test_a_damaged_config_is_an_error_in_words(tmp_path, damage):
+    Trainer(cart_pole(), None, replace(TINY, epochs=1, out=tmp_path / "run")).fit()
+    edit_config(tmp_path / "run", damage)
+    with pytest.raises(RunFolderError, match=r"config.json.* damaged or of another version|cannot read"):
+        RunFolder(tmp_path / "run").train_config()
+
+
+def test_a_checkpoint_of_another_kind_is_an_error_in_words(tmp_path):
+    config = replace(TINY, epochs=2, out=tmp_path / "run")
+    Trainer(cart_pole(), None, config).fit()
+    torch.save({"epoch": 1}, tmp_path / "run" / "best.pt")
+    folder = RunFolder(tmp_path / "run")
+    with pytest.raises(RunFolderError, match=r"cannot use .*best.pt: it is damaged or of another version"):
+        folder.load_controller(folder.make_env().system)
+    torch.save({"epoch": 2, "best_train_loss": 1.0}, tmp_path / "run" / "last.pt")
+    with pytest.raises(RunFolderError, match=r"cannot use .*last.pt: it is damaged or of another version"):
+        Trainer(cart_pole(), None, config).fit()
+
+
+def test_a_users_own_controller_is_loaded_into_a_module_like_it(tmp_path):
+    trainer = Trainer(cart_pole(), noisy(), replace(TINY, epochs=1, engine="autograd", out=tmp_path / "run"))
+    trainer.fit()
+    loaded, _ = RunFolder(tmp_path / "run").load_controller(trainer.system, "last", controller=noisy())
+    assert_same(dict(loaded.state_dict()), weights(trainer))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"controller": TINY}, "controller must be a torch.nn.Module; settings are passed as config="),
+        ({"config": {"rule": "C"}}, "config must be a TrainConfig"),
+        ({"callbacks": [Callback]}, "callbacks must be a list of Callback objects"),
+        ({"callbacks": Callback()}, "callbacks must be a list of Callback objects"),
+    ],
+)
+def test_wrong_arguments_are_named(arguments, message):
+    with pytest.raises(TypeError, match=message):
+        Trainer(cart_pole(), **arguments)
+
+
+def test_other_wrong_arguments_are_named_too():
+    with pytest.raises(ValueError, match="controller Identity has no parameters to train"):
+        Trainer(cart_pole(), nn.Identity(), TINY)
+    with pytest.raises(ValueError, match=r"env must be a differentiable environment .* got 'DiffCartPole-v0'"):
+        Trainer("DiffCartPole-v0", None, TINY)
+    with pytest.raises(ValueError, match=r"hidden must be a tuple of widths, such as \(100, 100\); got 64"):
+        TrainConfig(hidden=64)

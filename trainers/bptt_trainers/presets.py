@@ -16,7 +16,7 @@ _COMMON: Preset = {
     "num_envs": 64,  # environments stepped as one batch
     "max_steps": 10_000_000,  # simulator steps that a comparison gives the method at most
     "objective": "same",  # trained on: that which it is judged by ("same"), "final" or "continuous"
-    "dense": True,  # the final cost is paid step by step, see RLView
+    "dense": False,  # the final cost is paid step by step, see RLView
     "observation": "cos_sin",  # this option of the system, where it has it
     "normalize_reward": True,  # divide rewards by the running deviation of the return
     "hidden": (64, 64),  # widths of the hidden layers of policy and value networks
@@ -41,6 +41,7 @@ PRESETS: dict[str, Preset] = {
     "SAC": _COMMON
     | {
         "max_steps": 200_000,  # a gradient step takes 6 ms on one CPU core: 2 to 3 minutes
+        "dense": True,
         "gamma": 0.98,
         "train_freq": 1,  # steps of each environment between two updates
         "gradient_steps": 8,  # for each 64 simulator steps
