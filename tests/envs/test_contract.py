@@ -33,7 +33,10 @@ BREACHES = {
     "running_cost": (lambda self, state, action, after: after, r"running_cost must return \(3,\)"),
     "step": (lambda self, state, action: state[:, :1], r"step must return \(3, 2\)"),
     "observe": (lambda self, state: state.double(), r"observe must return \(3, 2\), torch.float32.*torch.float64"),
-    "initial_states": (lambda self, batch, generator, dtype=None: torch.rand(batch, 2), r"initial_states must draw from its generator only"),
+    "initial_states": (
+        lambda self, batch, generator, dtype=None: torch.rand(batch, 2),
+        r"initial_states must draw from its generator only",
+    ),
 }
 
 

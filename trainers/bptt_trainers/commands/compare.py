@@ -73,9 +73,9 @@ class Compare:
 class Demo:
     """Rule C next to PPO, swinging up a pole: about 3 minutes on 2 cores.
 
-    Both learn on DiffCartPole-v0 with forces up to 50 N, from the same number of
-    simulator steps and with the same seeds. Leaves a table (Markdown, CSV),
-    learning curves and an animation. It is bptt compare with settings chosen for
+    Both learn on DiffCartPole-v0 with forces up to 50 N and cos theta, sin theta
+    in the observation, from the same number of simulator steps and with the same
+    seeds. Leaves a table (Markdown, CSV), learning curves and an animation. It is bptt compare with settings chosen for
     you; run again, it computes only what is missing.
 
     example: bptt demo --out runs/demo
@@ -95,7 +95,7 @@ class Demo:
         with checking_arguments():
             config = ComparisonConfig(
                 env="DiffCartPole-v0",
-                env_options={"max_force": 50.0},
+                env_options={"max_force": 50.0, "observation": "cos_sin"},
                 methods=("C", "PPO", "zero"),
                 seeds=self.seeds,
                 steps=self.steps,
