@@ -75,8 +75,9 @@ class Demo:
 
     Both learn on DiffCartPole-v0 with forces up to 50 N and cos theta, sin theta
     in the observation, from the same number of simulator steps and with the same
-    seeds. Leaves a table (Markdown, CSV), learning curves and an animation. It is bptt compare with settings chosen for
-    you; run again, it computes only what is missing.
+    seeds. Leaves a table (Markdown, CSV), learning curves and an animation. It is
+    bptt compare with settings chosen for you; run again, it computes only what is
+    missing.
 
     example: bptt demo --out runs/demo
     """
