@@ -16,7 +16,7 @@ def defined_loss(system, states):
     elif isinstance(system, Integrator):
         costs = 0.5 * (states[1:, :, 0] - system.target) ** 2
     else:
-        pytest.skip(f"write the loss of {type(system).__name__} here")
+        pytest.fail(f"write the loss of {type(system).__name__} here, by its definition")
     return costs[-1] if system.objective == "final" else costs.mean(axis=0)
 
 
