@@ -5,17 +5,24 @@ from __future__ import annotations
 import inspect
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from bptt_envs.charts import Chart, Curves
 from bptt_envs.checks import nearest, one_of, positive, positive_integer
 
 if TYPE_CHECKING:
     from bptt_envs.rendering import Canvas
 
 OBJECTIVES = ("final", "continuous")
+
+Pullback = Callable[[slice, Tensor], tuple[Tensor, Tensor]]
+"""From samples and vectors to their products with the Jacobians of a step, see `System.pullback`."""
+
+DENSE_STATE_SIZE = 32  # numbers of a state up to which dense Jacobians are the faster way
 
 
 class System(ABC):
@@ -27,7 +34,7 @@ class System(ABC):
         L = sum_t running_cost(x_t, u_t, x_{t+1}) + final_cost(x_T),
 
     averaged over the batch. A subclass sets `state_shape` and `action_shape` and implements `step`,
-    `initial_states` and at least one of the two costs; the rest has defaults.
+    `initial_states` and `state_cost`, from which the two costs follow; the rest has defaults.
 
     Args:
         horizon: steps of an episode, T.
@@ -65,13 +72,27 @@ class System(ABC):
     def initial_states(self, batch: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
         """Draw (batch, *state_shape) start states on the device of `generator`."""
 
+    def state_cost(self, state: Tensor) -> Tensor:
+        """Cost of being in `state`, (B,): what the objective counts at the last step or at every step."""
+        return state.new_zeros(state.shape[0])
+
+    @property
+    def step_weight(self) -> float:
+        """Weight of each step's `state_cost` with objective "continuous": by default that of their mean."""
+        return 1.0 / self.horizon
+
     def running_cost(self, state: Tensor, action: Tensor, next_state: Tensor) -> Tensor:
-        """Cost of one step, (B,). Scaled so that the sum over an episode is its part of the loss."""
-        return next_state.new_zeros(next_state.shape[0])
+        """Cost of one step, (B,). Scaled so that the sum over an episode is its part of the loss.
+
+        The weighted `state_cost` of the next state with objective "continuous", 0 with "final".
+        """
+        if self.objective == "final":
+            return next_state.new_zeros(next_state.shape[0])
+        return self.step_weight * self.state_cost(next_state)
 
     def final_cost(self, state: Tensor) -> Tensor:
-        """Cost of the state at step T, (B,)."""
-        return state.new_zeros(state.shape[0])
+        """Cost of the state at step T, (B,): its `state_cost` with objective "final", 0 with "continuous"."""
+        return self.state_cost(state) if self.objective == "final" else state.new_zeros(state.shape[0])
 
     def observe(self, state: Tensor) -> Tensor:
         """What a controller sees of `state`, (B, *observation_shape): the state itself unless overridden."""
@@ -88,6 +109,18 @@ class System(ABC):
         The default is a bar for each state component.
         """
         canvas.bars([float(value) for value in state.flatten()], self.state_labels)
+
+    def charts(self, states: Tensor, actions: Tensor) -> list[Chart]:
+        """What a figure of B episodes shows; where a chart holds one episode, it is the first.
+
+        The default is a panel of curves for each component of the state and of the action.
+
+        Args:
+            states: (T + 1, B, *state_shape).
+            actions: (T, B, *action_shape), bounded.
+        """
+        named = [*_labelled(self.state_labels, "state", states), *_labelled(self.action_labels, "action", actions)]
+        return [Curves(label, values) for label, values in named]
 
     # What follows is derived from the above.
 
@@ -108,26 +141,53 @@ class System(ABC):
         """
         return action if self.max_action is None else action.clamp(-self.max_action, self.max_action)
 
+    @property
+    def dense_jacobians(self) -> bool:
+        """Whether the fast engine asks for `linearize` rather than for products with `pullback`.
+
+        Dense Jacobians are n^2 numbers a sample, but a step of the recursion over time is then one product.
+        """
+        return self.state_size <= DENSE_STATE_SIZE
+
+    def pullback(self, state: Tensor, action: Tensor) -> Pullback:
+        """Vector-Jacobian products of `step` at N samples.
+
+        Args:
+            state: (N, *state_shape).
+            action: (N, *action_shape).
+
+        Returns:
+            A function of `rows`, a slice of the samples, and `vectors`, (P, R, n): P vectors for each of these
+            R samples, by the components of the flattened next state. It returns their products with
+            d next/d state, (P, R, n), and with d next/d action, (P, R, m). This default steps again and takes
+            P backward passes; override it where a closed form is at hand.
+        """
+
+        def pull(rows: slice, vectors: Tensor) -> tuple[Tensor, Tensor]:
+            with torch.enable_grad():
+                leaves = (state[rows].detach().requires_grad_(), action[rows].detach().requires_grad_())
+                following = self.step(*leaves).flatten(1)
+                products = [
+                    torch.autograd.grad(
+                        following, leaves, vector, retain_graph=True, materialize_grads=True, allow_unused=True
+                    )
+                    for vector in vectors
+                ]
+            by_state, by_action = (torch.stack([one.flatten(1) for one in part]) for part in zip(*products, strict=True))
+            return by_state, by_action
+
+        return pull
+
     def linearize(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         """Jacobians of `step`: A = d next/d state, (B, n, n), and B = d next/d action, (B, n, m).
 
-        n and m count the flattened state and action. This default takes one vector-Jacobian product for
-        each state component, which works for any differentiable `step`; override it where a closed form
-        is at hand, it is the larger part of a training step.
+        n and m count the flattened state and action. This default pulls back a unit vector for each state
+        component; override it where a closed form is at hand, it is the larger part of a training step.
         """
-        with torch.enable_grad():
-            state = state.detach().requires_grad_()
-            action = action.detach().requires_grad_()
-            components = self.step(state, action).flatten(1).sum(0)
-            rows = [
-                torch.autograd.grad(
-                    component, (state, action), retain_graph=True, materialize_grads=True, allow_unused=True
-                )
-                for component in components
-            ]
-        by_state = torch.stack([row[0].flatten(1) for row in rows], dim=1)
-        by_action = torch.stack([row[1].flatten(1) for row in rows], dim=1)
-        return by_state, by_action
+        n = self.state_size
+        units = torch.eye(n, dtype=state.dtype, device=state.device).unsqueeze(1).expand(n, state.shape[0], n)
+        by_state, by_action = self.pullback(state, action)(slice(None), units)
+        return by_state.transpose(0, 1), by_action.transpose(0, 1)
 
     @classmethod
     def options(cls) -> dict[str, Any]:
@@ -149,3 +209,9 @@ class System(ABC):
                 raise ValueError(
                     f"{owner} has no option {name!r}.{nearest(name, known)} Its options: {', '.join(known)}."
                 )
+
+
+def _labelled(labels: Sequence[str], kind: str, values: Tensor) -> list[tuple[str, Tensor]]:
+    """The components of (T, B, ...) with their labels; what has none is numbered."""
+    components = values.flatten(2).unbind(-1)
+    return [(labels[i] if i < len(labels) else f"{kind} {i}", one) for i, one in enumerate(components)]

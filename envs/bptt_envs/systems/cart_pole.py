@@ -85,15 +85,7 @@ class MultiPole(System):
 
     # Cost, start, observation
 
-    def running_cost(self, state: Tensor, action: Tensor, next_state: Tensor) -> Tensor:
-        if self.objective == "final":
-            return super().running_cost(state, action, next_state)
-        return self._height_cost(next_state) / self.horizon
-
-    def final_cost(self, state: Tensor) -> Tensor:
-        return self._height_cost(state) if self.objective == "final" else super().final_cost(state)
-
-    def _height_cost(self, state: Tensor) -> Tensor:
+    def state_cost(self, state: Tensor) -> Tensor:
         return 1.0 - state[:, 2::2].cos().mean(-1)
 
     def initial_states(self, batch: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -147,6 +139,10 @@ class MultiPole(System):
         v = v + self.dt * accelerations(theta.sin(), theta.cos(), theta_dot, action)
         q = q + self.dt * v
         return torch.stack([q, v], dim=-1).flatten(1)
+
+    @property
+    def dense_jacobians(self) -> bool:
+        return True  # `linearize` has a closed form for any number of poles
 
     def linearize(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         theta, theta_dot = state[:, 2::2], state[:, 3::2]

@@ -53,15 +53,7 @@ class Integrator(System):
     def initial_states(self, batch: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
         return 2.0 * torch.rand(batch, 1, generator=generator, device=generator.device, dtype=dtype) - 1.0
 
-    def running_cost(self, state: Tensor, action: Tensor, next_state: Tensor) -> Tensor:
-        if self.objective == "final":
-            return super().running_cost(state, action, next_state)
-        return self._distance_cost(next_state) / self.horizon
-
-    def final_cost(self, state: Tensor) -> Tensor:
-        return self._distance_cost(state) if self.objective == "final" else super().final_cost(state)
-
-    def _distance_cost(self, state: Tensor) -> Tensor:
+    def state_cost(self, state: Tensor) -> Tensor:
         return 0.5 * (state[:, 0] - self.target) ** 2
 
     def draw(self, canvas: Canvas, state: Tensor, action: Tensor | None) -> None:
