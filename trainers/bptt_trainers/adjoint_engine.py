@@ -1,17 +1,9 @@
 """The directions by the adjoint recursion: no tape over time, all rules through one pass.
 
-With A_t, B_t the Jacobians of the physics and K_t that of the controller, a pass with the feedback paths p
-(physics) and k (controller), each 0 or 1, follows
-
-    mu_{t+1}  = lambda_{t+1} + dl_t/dx_{t+1}
-    v_t       = B_t^T mu_{t+1} + dl_t/du_t
-    lambda_t  = dl_t/dx_t + p A_t^T mu_{t+1} + k K_t^T v_t
-    direction = sum_t (dN/dtheta)^T v_t
-
-(section 2 of arXiv 2405.02041, with a running cost l_t(x_t, u_t, x_{t+1})). The rollout keeps the states
-only. Then, backwards in segments of time steps, everything but the recursion itself is one batch over the
-steps and samples of the segment: the controller runs again and its Jacobian is taken, the physics are
-linearized, and the vectors v of all passes meet the parameters in one product a layer.
+The rollout keeps the states only. Then, backwards in segments of time steps, everything but the recursion
+itself (`recursion.py`) is one batch over the steps and samples of the segment: the controller runs again and
+its Jacobian is taken, the physics are linearized, and the vectors v_t of all passes, that is the slopes of
+the loss by the actions, meet the parameters in one product a layer: direction = sum_t (dN/dtheta)^T v_t.
 """
 
 from __future__ import annotations
@@ -24,13 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from bptt_envs import System
-from bptt_trainers.rollout import losses, rollout
+from bptt_trainers.recursion import SegmentSlopes, Sweep, dense_sweep, product_sweep
+from bptt_trainers.rollout import Trajectory, losses, rollout
 from bptt_trainers.rules import Directions, Feedback
 
 # Samples (steps x batch) of a segment, and numbers in its stacked Jacobians. At batch 1024 an update took the
 # same time, within noise, from 2,000 to 8,000 samples and longer on either side.
 SEGMENT_SAMPLES = 4096
 SEGMENT_JACOBIAN_NUMBERS = 2**22
+PRODUCTS_SAVE = 4  # a pullback keeps at most about so much less than the dense Jacobian of a sample
 
 
 class AdjointEngine:
@@ -44,6 +38,8 @@ class AdjointEngine:
         by_layer: take the products with the parameters of `nn.Linear` layers from one backward pass that
             all rules share; where False, from one vector-Jacobian product for each rule.
         segment_samples: samples (steps x batch) that are processed at once; bounds the memory.
+        members: the batch holds so many equal parts, one after the other, and the loss is the sum of their
+            means; for controllers that act on each part with parameters of its own (`stacked.py`).
     """
 
     name = "adjoint"
@@ -55,10 +51,12 @@ class AdjointEngine:
         *,
         by_layer: bool = True,
         segment_samples: int = SEGMENT_SAMPLES,
+        members: int = 1,
     ) -> None:
         self.system = system
         self.controller = controller
         self.segment_samples = segment_samples
+        self.members = members
         self._parameters = {n: p for n, p in controller.named_parameters() if p.requires_grad}
         self._names = {p: n for n, p in self._parameters.items()}
         self._layers = [m for m in controller.modules() if by_layer and _is_plain_linear(m)]
@@ -66,7 +64,7 @@ class AdjointEngine:
         self._others = [p for p in self._parameters.values() if p not in in_layers]
 
     def __call__(self, initial_states: Tensor, passes: Sequence[Feedback]) -> tuple[Tensor, dict[Feedback, Directions]]:
-        """The loss, (), of one batch and the directions of every pass.
+        """The loss of each episode, (B,), and the directions of every pass for their mean.
 
         Args:
             initial_states: (B, *state_shape).
@@ -74,104 +72,64 @@ class AdjointEngine:
         """
         system = self.system
         trajectory = rollout(system, self.controller, initial_states)
-        batch = initial_states.shape[0]
-        final_state = trajectory.states[-1]
-        (final_slope,) = _slopes(system.final_cost, final_state)
-        if final_slope is None:
-            final_slope = torch.zeros_like(final_state)
-        adjoint = (final_slope.flatten(1) / batch).repeat(len(passes), 1)  # (P B, n)
         totals: dict[Tensor, Tensor] = {
             p: torch.zeros(len(passes), *p.shape, dtype=p.dtype, device=p.device) for p in self._names
         }
-        for steps in self._segments(batch, len(passes)):
-            adjoint = self._backward(
-                trajectory.states[steps.start : steps.stop + 1],
-                trajectory.actions[steps],
-                adjoint,
-                passes,
-                totals,
-            )
+        for sweep, tape in self.sweeps(trajectory, passes):
+            tape.add_products(sweep.weights, self._others, totals)
         directions = {
             feedback: {name: totals[p][i] for name, p in self._parameters.items()} for i, feedback in enumerate(passes)
         }
-        return losses(system, trajectory).mean(), directions
+        return losses(system, trajectory), directions
+
+    def sweeps(self, trajectory: Trajectory, passes: Sequence[Feedback]) -> Iterator[tuple[Sweep, ControllerTape]]:
+        """The adjoints of every segment, the last segment first, with the controller's slopes."""
+        batch = trajectory.actions.shape[1]
+        final_state = trajectory.states[-1]
+        (slope,) = _slopes(self.system.final_cost, final_state)
+        slope = torch.zeros_like(final_state) if slope is None else slope
+        adjoint = (self.members / batch * slope.flatten(1)).expand(len(passes), -1, -1)  # (P, B, n)
+        for steps in self._segments(batch, len(passes)):
+            sweep, tape = self._sweep(
+                trajectory.states[steps.start : steps.stop + 1], trajectory.actions[steps], adjoint, passes
+            )
+            adjoint = sweep.start
+            yield sweep, tape
 
     def _segments(self, batch: int, passes: int) -> Iterator[slice]:
         """Slices of time steps, the last first."""
-        numbers = passes * self.system.state_size**2
-        samples = min(self.segment_samples, max(1, SEGMENT_JACOBIAN_NUMBERS // numbers))
+        n = self.system.state_size
+        numbers = passes * n**2 if self.system.dense_jacobians else n**2 // PRODUCTS_SAVE
+        samples = min(self.segment_samples, max(1, SEGMENT_JACOBIAN_NUMBERS // max(1, numbers)))
         length = max(1, samples // batch)
         for stop in range(self.system.horizon, 0, -length):
             yield slice(max(0, stop - length), stop)
 
-    def _backward(
-        self,
-        states: Tensor,
-        actions: Tensor,
-        adjoint: Tensor,
-        passes: Sequence[Feedback],
-        totals: dict[Tensor, Tensor],
-    ) -> Tensor:
-        """Take the adjoints, (P B, n), from the end of a segment to its start; add its share to `totals`.
+    def _sweep(
+        self, states: Tensor, actions: Tensor, adjoint: Tensor, passes: Sequence[Feedback]
+    ) -> tuple[Sweep, ControllerTape]:
+        """Take the adjoints, (P, B, n), from the end of a segment to its start.
 
         states: (S + 1, B, *state_shape), actions: (S, B, *action_shape).
         """
         system = self.system
         steps, batch = actions.shape[:2]
         state, next_state, action = states[:-1].flatten(0, 1), states[1:].flatten(0, 1), actions.flatten(0, 1)
-
-        bounded, open_ = _bound(system, action)
-        by_state, by_action = system.linearize(state, bounded)  # A: (S B, n, n), B: (S B, n, m)
-        by_action = by_action if open_ is None else by_action * open_.unsqueeze(1)
-        cost_x, cost_u, cost_next = (
-            None if slope is None else slope.flatten(1) / batch
+        bounded, bound = _bound(system, action)
+        by_state, by_action, by_next_state = (
+            None if slope is None else self.members / batch * slope.flatten(1)
             for slope in _slopes(system.running_cost, state, bounded, next_state)
         )
-        if cost_u is not None and open_ is not None:
-            cost_u = cost_u * open_
-
-        tape = _ControllerTape(self.controller, system, state, self._layers)
-
-        # lambda_t = offset_t + F_t^T mu_{t+1} for every pass, stacked along the batch
-        closed_loop = by_action @ tape.jacobian if any(f.controller for f in passes) else None
-        transitions, offsets = [], []
-        for feedback in passes:
-            transition = by_state if feedback.physics else torch.zeros_like(by_state)
-            offset = cost_x
-            if feedback.controller and closed_loop is not None:
-                transition = transition + closed_loop
-                if cost_u is not None:
-                    offset = _sum(offset, (cost_u.unsqueeze(1) @ tape.jacobian).squeeze(1))
-            transitions.append(transition.mT.unflatten(0, (steps, batch)))
-            offsets.append(offset)
-        stacked = torch.stack(transitions, dim=1).flatten(1, 2)  # (S, P B, n, n)
-        offset_rows = _stack_rows(offsets, steps, batch, state.shape[0])
-        next_rows = _stack_rows([cost_next] * len(passes), steps, batch, state.shape[0])
-
-        mu = adjoint.unsqueeze(-1) if next_rows is None else adjoint.unsqueeze(-1) + next_rows[-1]
-        between = None
-        if offset_rows is not None or next_rows is not None:
-            between = _sum(
-                None if offset_rows is None else offset_rows[1:],
-                None if next_rows is None else next_rows[:-1],
-            )
-        mus = [mu]
-        for t in range(steps - 1, 0, -1):
-            mu = stacked[t] @ mu if between is None else torch.baddbmm(between[t - 1], stacked[t], mu)
-            mus.append(mu)
-        start = stacked[0] @ mu
-        start = start if offset_rows is None else start + offset_rows[0]
-
-        mus.reverse()
-        arriving = torch.stack(mus).view(steps, len(passes), batch, -1).permute(0, 2, 1, 3).flatten(0, 1)
-        weights = arriving @ by_action  # v: (S B, P, m)
-        if cost_u is not None:
-            weights = weights + cost_u.unsqueeze(1)
-        tape.add_products(weights, self._others, totals)
-        return start.squeeze(-1)
+        if by_action is not None and bound is not None:
+            by_action = by_action * bound
+        tape = ControllerTape(self.controller, system, state, self._layers)
+        slopes = SegmentSlopes(steps, by_state, by_action, by_next_state, bound, tape.jacobian)
+        if system.dense_jacobians:
+            return dense_sweep(*system.linearize(state, bounded), slopes, adjoint, passes), tape
+        return product_sweep(system.pullback(state, bounded), slopes, adjoint, passes), tape
 
 
-class _ControllerTape:
+class ControllerTape:
     """One batched run of the controller, its Jacobian, and the products of vectors with its parameters.
 
     One backward pass for each action component gives the Jacobian (N, m, n) by the state and passes every
@@ -289,18 +247,3 @@ def _slopes(cost: Callable[..., Tensor], *arguments: Tensor) -> tuple[Tensor | N
         if not total.requires_grad:
             return (None,) * len(leaves)
         return torch.autograd.grad(total, leaves, allow_unused=True)
-
-
-def _sum(first: Tensor | None, second: Tensor | None) -> Tensor | None:
-    if first is None or second is None:
-        return second if first is None else first
-    return first + second
-
-
-def _stack_rows(rows: Sequence[Tensor | None], steps: int, batch: int, samples: int) -> Tensor | None:
-    """Stack P of (S B, n) to (S, P B, n, 1); None if all are None."""
-    template = next((row for row in rows if row is not None), None)
-    if template is None:
-        return None
-    filled = [torch.zeros_like(template) if row is None else row for row in rows]
-    return torch.stack([row.view(steps, batch, -1) for row in filled], dim=1).flatten(1, 2).unsqueeze(-1)

@@ -31,7 +31,7 @@ class AutogradEngine:
         self.controller = controller
 
     def __call__(self, initial_states: Tensor, passes: Sequence[Feedback]) -> tuple[Tensor, dict[Feedback, Directions]]:
-        """The loss, (), of one batch and the directions of every pass.
+        """The loss of each episode, (B,), and the directions of every pass for their mean.
 
         Args:
             initial_states: (B, *state_shape).
@@ -42,17 +42,17 @@ class AutogradEngine:
         for i, feedback in enumerate(passes):
             # A rule compares its passes, so all of them see the same random numbers and buffers
             with left_as_it_was(self.controller) if i + 1 < len(passes) else nullcontext():
-                loss = self.unrolled_loss(initial_states, feedback)
+                losses = self.unrolled_losses(initial_states, feedback)
                 gradients: Sequence[Tensor] = [torch.zeros_like(p) for p in parameters.values()]
-                if loss.requires_grad:
+                if losses.requires_grad:
                     gradients = torch.autograd.grad(
-                        loss, list(parameters.values()), allow_unused=True, materialize_grads=True
+                        losses.mean(), list(parameters.values()), allow_unused=True, materialize_grads=True
                     )
             directions[feedback] = dict(zip(parameters, gradients, strict=True))
-        return loss.detach(), directions
+        return losses.detach(), directions
 
-    def unrolled_loss(self, initial_states: Tensor, feedback: Feedback) -> Tensor:
-        """The loss, (), with a graph that carries exactly the paths of `feedback`."""
+    def unrolled_losses(self, initial_states: Tensor, feedback: Feedback) -> Tensor:
+        """The loss of each episode, (B,), with a graph that carries exactly the paths of `feedback`."""
         system = self.system
         state, total = initial_states, initial_states.new_zeros(initial_states.shape[0])
         for t in range(system.horizon):
@@ -64,4 +64,4 @@ class AutogradEngine:
             next_state = system.step(state if feedback.physics else state.detach(), action)
             total = total + system.running_cost(state, action, next_state)
             state = next_state
-        return (total + system.final_cost(state)).mean()
+        return total + system.final_cost(state)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from bptt_envs.checks import one_of, positive, positive_integer
+from bptt_trainers.controllers import CONTROLLER_NAMES, ControllerName
 from bptt_trainers.gradient import ENGINES, EngineName
 from bptt_trainers.rules import COMBINE, RULES, Combine
 
@@ -49,8 +50,11 @@ class TrainConfig:
     adam_epsilon: float = 1e-7
     """Epsilon of Adam."""
 
-    hidden: tuple[int, ...] = (100, 100)
-    """Widths of the hidden layers of the default controller; unused if a controller is given."""
+    controller: ControllerName = "default"
+    """The controller, unless one is given: the paper's for the environment (default), mlp or conv."""
+
+    hidden: tuple[int, ...] | None = None
+    """Widths of its hidden layers. None: the paper's, 100 100 for an MLP and 60 60 channels for conv."""
 
     seed: int = 0
     """Seeds the controller's weights and the training states."""
@@ -60,6 +64,9 @@ class TrainConfig:
 
     on_nonfinite: OnNonfinite = "stop"
     """At a non-finite loss or direction: stop the run, or skip the update and count it."""
+
+    keep_every: int | None = None
+    """Keep the untrained controller and that after every so many epochs in checkpoints/; None keeps none."""
 
     tensorboard: bool = True
     """Whether to write TensorBoard events into the run folder."""
@@ -75,11 +82,14 @@ class TrainConfig:
         one_of("on_nonfinite", self.on_nonfinite, ("stop", "skip"))
         for name in ("epochs", "batch_size", "train_states", "test_states"):
             positive_integer(name, getattr(self, name))
+        if self.keep_every is not None:
+            positive_integer("keep_every", self.keep_every)
         for name in ("learning_rate", "adam_epsilon"):
             positive(name, getattr(self, name))
-        if not isinstance(self.hidden, tuple):
-            raise ValueError(f"hidden must be a tuple of widths, such as (100, 100); got {self.hidden!r}.")
-        for width in self.hidden:
+        one_of("controller", self.controller, CONTROLLER_NAMES)
+        if self.hidden is not None and not isinstance(self.hidden, tuple):
+            raise ValueError(f"hidden must be a tuple of widths, such as (100, 100), or None; got {self.hidden!r}.")
+        for width in self.hidden or ():
             positive_integer("hidden", width)
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
             raise ValueError(f"seed must be an integer of at least 0; got {self.seed!r}.")

@@ -22,7 +22,7 @@ ENGINES = ("auto", "adjoint", "autograd")
 
 
 class Engine(Protocol):
-    """Computes the loss, (), of a batch of start states and the directions of every pass."""
+    """Computes the loss of each episode, (B,), and the directions of every pass for their mean."""
 
     name: str
 
@@ -89,8 +89,8 @@ def policy_gradient(
     rule = get_rule(rule)
     one_of("combine", combine, COMBINE)
     choice = choose_engine(system, controller, initial_states, engine)
-    loss, passes = choice.engine(initial_states, rule.passes)
-    return PolicyGradient(loss, combined(rule, passes, combine), passes, choice.engine.name, choice.reason)
+    losses, passes = choice.engine(initial_states, rule.passes)
+    return PolicyGradient(losses.mean(), combined(rule, passes, combine), passes, choice.engine.name, choice.reason)
 
 
 def choose_engine(system: System, controller: nn.Module, initial_states: Tensor, engine: EngineName = "auto") -> Choice:

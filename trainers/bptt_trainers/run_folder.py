@@ -20,13 +20,15 @@ import bptt_envs
 from bptt_envs import DifferentiableEnv, System
 from bptt_envs.registration import ENTRIES, system_class
 from bptt_trainers.config import TrainConfig
-from bptt_trainers.controllers import MLP
+from bptt_trainers.controllers import CONTROLLERS
 from bptt_trainers.files import RunFolderError, write_atomic
 from bptt_trainers.gradient import system_of
 from bptt_trainers.metrics import EpochMetrics, read_csv, to_csv
 
 # Settings that do not change what has been computed so far: a run may be continued with others.
-CHANGEABLE = ("epochs", "on_nonfinite", "tensorboard", "out")
+CHANGEABLE = ("epochs", "on_nonfinite", "keep_every", "tensorboard", "out")
+
+KEPT = "checkpoints"  # the folder in a run folder of those that are kept along training
 
 try:
     import fcntl
@@ -43,14 +45,14 @@ def describe(env: Any, controller: nn.Module, config: TrainConfig) -> Config:
     spec = getattr(env, "spec", None)
     environment: Config = {
         "id": None if spec is None else spec.id,
-        "options": {} if spec is None else {k: v for k, v in spec.kwargs.items() if k in type(system).options()},
+        "options": {} if spec is None else {k: _plain(v) for k, v in spec.kwargs.items() if k in type(system).options()},
         "system": type(system).__name__,
         "settings": {k: v for k, v in vars(system).items() if isinstance(v, (bool, int, float, str, type(None)))},
     }
     shapes = {name: list(p.shape) for name, p in controller.named_parameters()}
     description: Config = {"type": type(controller).__name__, "parameters": shapes}
-    if type(controller) is MLP:
-        description |= {"hidden": list(controller.hidden), "bias": controller.bias}
+    if type(controller) in CONTROLLERS.values():
+        description["settings"] = controller.settings
     training = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items() if k != "out"}
     return {
         "environment": environment,
@@ -73,10 +75,16 @@ def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[st
     ]
 
 
+def kept_name(epoch: int) -> str:
+    """The name of the checkpoint that is kept after `epoch`."""
+    return f"{KEPT}/epoch_{epoch:06d}"
+
+
 class RunFolder:
     """Reads and writes the files of a run.
 
-    config.json, metrics.csv (a line an epoch), last.pt and best.pt (best on the training states). Every
+    config.json, metrics.csv (a line an epoch), last.pt and best.pt (best on the training states), and in
+    checkpoints/ those that were kept along training. Every
     file is written whole or not at all, metrics.csv line by line; checkpoints hold tensors and plain
     values only and are loaded with `weights_only=True`.
 
@@ -150,13 +158,18 @@ class RunFolder:
         return rows
 
     def save(self, name: str, checkpoint: Checkpoint) -> None:
-        """Save a checkpoint as "last" or "best"."""
+        """Save a checkpoint as "last", "best" or one of `kept`, see `kept_name`."""
         data = io.BytesIO()
         torch.save(checkpoint, data)
         write_atomic(self.path / f"{name}.pt", data.getvalue())
 
+    def kept(self) -> dict[int, str]:
+        """The checkpoints that were kept along training, by epoch: names for `load` and `load_controller`."""
+        paths = sorted((self.path / KEPT).glob("epoch_*.pt"))
+        return {int(path.stem.removeprefix("epoch_")): f"{KEPT}/{path.stem}" for path in paths}
+
     def load(self, name: str) -> Checkpoint | None:
-        """Load the checkpoint "last" or "best"; None if there is none.
+        """Load the checkpoint "last", "best" or one of `kept`; None if there is none.
 
         Raises:
             RunFolderError: if it cannot be read, or holds anything but tensors and plain values.
@@ -179,7 +192,8 @@ class RunFolder:
         """
         with self.understanding("config.json"):
             stored = self.read_config()["training"]
-            config = TrainConfig(**(stored | {"hidden": tuple(stored["hidden"]), "out": self.path}))
+            hidden = None if stored["hidden"] is None else tuple(stored["hidden"])
+            config = TrainConfig(**(stored | {"hidden": hidden, "out": self.path}))
         return replace(config, **changes)
 
     def make_env(self, **kwargs: Any) -> DifferentiableEnv:
@@ -210,21 +224,22 @@ class RunFolder:
         """
         with self.understanding("config.json"):
             stored = self.read_config()["controller"]
-            if stored["type"] != MLP.__name__ or "hidden" not in stored:
+            known = {kind.__name__: kind for kind in CONTROLLERS.values()}
+            if stored["type"] not in known or "settings" not in stored:
                 raise RunFolderError(
                     f"{self.path} holds a controller of its own type, {stored['type']}; build it in Python and hand it "
                     "to load_controller(system, controller=...)."
                 )
-            return MLP(system.observation_shape, system.action_shape, stored["hidden"], bias=stored["bias"])
+            return known[stored["type"]](system.observation_shape, system.action_shape, **stored["settings"])
 
     def load_controller(
         self, system: System, which: str = "best", controller: nn.Module | None = None
     ) -> tuple[nn.Module, Checkpoint]:
-        """The trained controller and its checkpoint, "best" (on the training states) or "last".
+        """The trained controller and its checkpoint.
 
         Args:
             system: the system of the run.
-            which: "best" or "last".
+            which: "best" (on the training states), "last" or the name of one that was kept.
             controller: a module of your own, as it was built for training; its weights are replaced.
 
         Raises:
@@ -277,6 +292,12 @@ class RunFolder:
                 f"cannot use {self.path / name}: it is damaged or of another version "
                 f"({type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else error!r})."
             ) from error
+
+
+def _plain(value: Any) -> Any:
+    """The value as config.json gives it back: tuples, arrays and tensors as lists."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    return [_plain(part) for part in value] if isinstance(value, (tuple, list)) else value
 
 
 def _flat(tree: Any, prefix: str) -> dict[str, Any]:

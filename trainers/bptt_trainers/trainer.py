@@ -21,7 +21,7 @@ from bptt_trainers.gradient import Choice, choose_engine, system_of
 from bptt_trainers.metrics import EpochMetrics
 from bptt_trainers.rollout import losses, rollout
 from bptt_trainers.rules import MODIFIED, REGULAR, Directions, Feedback, combined, get_rule
-from bptt_trainers.run_folder import Checkpoint, RunFolder, describe
+from bptt_trainers.run_folder import Checkpoint, RunFolder, describe, kept_name
 from bptt_trainers.start_states import WEIGHTS, held_out_states, stream_seed, training_states
 
 _NAN = float("nan")
@@ -40,7 +40,7 @@ class Trainer:
     Args:
         env: an environment of `bptt_envs`, or its `System`.
         controller: any torch module from observations (B, *observation_shape) to actions
-            (B, *action_shape); it is trained in place. None: the paper's MLP.
+            (B, *action_shape); it is trained in place. None: the one that the configuration names.
         config: every setting.
         callbacks: called as training goes.
 
@@ -65,7 +65,9 @@ class Trainer:
         self.system: System = system_of(env)
         check_system(self.system)
         if controller is None:
-            controller = default_controller(self.system, stream_seed(WEIGHTS, config.seed), config.hidden)
+            controller = default_controller(
+                self.system, stream_seed(WEIGHTS, config.seed), config.hidden, config.controller
+            )
         self.controller = controller
         self.rule = get_rule(config.rule)
         parameter = next(controller.parameters(), None)
@@ -139,21 +141,22 @@ class Trainer:
         skipped, seconds = 0, self.history[-1].seconds
         for update, states in enumerate(self.train_states.split(self.config.batch_size)):
             begin = time.perf_counter()
-            loss, passes = self.choice.engine(states, self.rule.passes)
+            batch_losses, passes = self.choice.engine(states, self.rule.passes)
+            loss = float(batch_losses.mean())
             directions = combined(self.rule, passes, self.config.combine)
             seconds += time.perf_counter() - begin
             if update == 0:
                 agreement, cosine = self._compare(states, passes)
             begin = time.perf_counter()
             norm = _norm(directions)
-            if math.isfinite(norm) and math.isfinite(float(loss)):
+            if math.isfinite(norm) and math.isfinite(loss):
                 self._update(directions, norm)
                 direction_norms.append(norm)
             else:
-                self._refuse_unless_skipping(update, float(loss), directions)
+                self._refuse_unless_skipping(update, loss, directions)
                 skipped += 1
             seconds += time.perf_counter() - begin
-            self._call("on_update_end", float(loss), norm)
+            self._call("on_update_end", loss, norm)
         epoch = self.epoch + 1
         train_loss = self.evaluate(self.train_states)
         if not math.isfinite(train_loss) and self.config.on_nonfinite == "stop":
@@ -249,8 +252,8 @@ class Trainer:
     def _finish_epoch(self, metrics: EpochMetrics) -> bool:
         """Record and save an epoch; return whether the callbacks want another.
 
-        best.pt, metrics.csv and last.pt are written in this order: a kill between them leaves last.pt an
-        epoch behind, and that epoch is computed again.
+        best.pt, a kept checkpoint, metrics.csv and last.pt are written in this order: a kill between them leaves
+        last.pt an epoch behind, and that epoch is computed again.
         """
         better = metrics.train_loss < self.best_train_loss
         if better:
@@ -269,6 +272,8 @@ class Trainer:
         if self.folder is not None:
             if better:
                 self.folder.save("best", result)
+            if self.config.keep_every is not None and metrics.epoch % self.config.keep_every == 0:
+                self.folder.save(kept_name(metrics.epoch), result)
             self.folder.append_metrics(metrics)
             self.folder.save("last", last)
         self._last = last
