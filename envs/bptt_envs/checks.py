@@ -43,12 +43,28 @@ def positive(name: str, value: Any) -> float:
     return number
 
 
+def not_negative(name: str, value: Any) -> float:
+    """Return `value` as a finite float of at least 0, else raise ValueError."""
+    number = _as_float(value)
+    if not 0.0 <= number < math.inf:
+        raise ValueError(f"{name} must be a finite number of at least 0; got {value!r}.")
+    return number
+
+
 def finite(name: str, value: Any) -> float:
     """Return `value` as a finite float, else raise ValueError."""
     number = _as_float(value)
     if not math.isfinite(number):
         raise ValueError(f"{name} must be a finite number; got {value!r}.")
     return number
+
+
+def finite_pair(name: str, value: Any) -> tuple[float, float]:
+    """Return `value` as two finite floats, else raise ValueError."""
+    numbers = [_as_float(number) for number in value] if isinstance(value, (tuple, list)) else []
+    if len(numbers) != 2 or not all(map(math.isfinite, numbers)):
+        raise ValueError(f"{name} must be a pair of finite numbers, such as (0.0, 0.0); got {value!r}.")
+    return numbers[0], numbers[1]
 
 
 def _as_float(value: Any) -> float:

@@ -68,5 +68,7 @@ def system_class(env_id: str) -> type[System]:
 def register_all() -> None:
     """Register the ids of this package: the table."""
     register("DiffIntegrator-v0", "bptt_envs.systems:Integrator", "x' = x + u: the smallest system")
+    register("DiffLQR-v0", "bptt_envs.systems:LQR", "a linear system with a quadratic cost, and its optimum")
     register("DiffCartPole-v0", "bptt_envs.systems:CartPole", "swing up one pole on a cart")
     register("DiffMultiPole-v0", "bptt_envs.systems:MultiPole", "swing up several poles on one cart")
+    register("DiffQuantumControl-v0", "bptt_envs.systems:QuantumControl", "steer a quantum particle in a box")

@@ -1,5 +1,7 @@
 """Errors name the argument, the value it got and what would be right, before anything is done."""
 
+import re
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -29,6 +31,19 @@ BAD_OPTIONS = [
     ("DiffCartPole-v0", {"max_force": INF}, "max_force must be a finite number above 0; got inf"),
     ("DiffIntegrator-v0", {"max_action": -1.0}, "max_action must be a finite number above 0; got -1.0"),
     ("DiffIntegrator-v0", {"target": NAN}, "target must be a finite number; got nan"),
+    ("DiffQuantumControl-v0", {"target": 33}, "target must be an eigenstate from 1 to n_points = 32; got 33"),
+    ("DiffQuantumControl-v0", {"target": 0}, "target must be an integer of at least 1; got 0"),
+    ("DiffQuantumControl-v0", {"target": 3, "n_points": 2}, "an eigenstate from 1 to n_points = 2; got 3"),
+    ("DiffQuantumControl-v0", {"n_points": 1}, "n_points must be at least 2, for the two eigenstates .*; got 1"),
+    ("DiffQuantumControl-v0", {"box_length": 0.0}, "box_length must be a finite number above 0; got 0.0"),
+    ("DiffQuantumControl-v0", {"weighting": 1.5}, "weighting must be None or a number from 0 to 1; got 1.5"),
+    ("DiffQuantumControl-v0", {"weighting": "even"}, "weighting must be a finite number; got 'even'"),
+    ("DiffQuantumControl-v0", {"max_control": -1.0}, "max_control must be a finite number above 0; got -1.0"),
+    (
+        "DiffQuantumControl-v0",
+        {"dt": 0.003},
+        r"dt=0.003 .* n_points=32 and box_length=2 .* a larger dt or fewer points",
+    ),
     ("DiffCartPole-v0", {"max_forse": 5}, r"no option 'max_forse'. Did you mean 'max_force'\? Its options: objective,"),
     ("DiffCartPole-v0", {"n_poles": 2}, r"no option 'n_poles'.* Its options: .*horizon, dt\."),
 ]
@@ -157,20 +172,25 @@ def test_first_reset_must_start_every_environment(env_id):
 
 def test_bad_shapes_in_differentiable_calls(make):
     env = make().unwrapped
-    n, m = env.system.state_size, env.system.action_size
-    state, action = torch.zeros(3, n), torch.zeros(3, m)
-    with pytest.raises(ValueError, match=rf"state must be a tensor of shape \(B, {n}\); got shape \({n},\)"):
+    state, action = torch.zeros(3, *env.system.state_shape), torch.zeros(3, *env.system.action_shape)
+    longer_state, longer_action = (torch.zeros(*x.shape[:-1], x.shape[-1] + 1) for x in (state, action))
+
+    def refused(name, wanted, got):
+        shape = f"(B, {', '.join(map(str, wanted.shape[1:]))})"
+        return re.escape(f"{name} must be a tensor of shape {shape}; got shape {tuple(got.shape)}")
+
+    with pytest.raises(ValueError, match=refused("state", state, state[0])):
         env.step_differentiable(state[0], action)
-    with pytest.raises(ValueError, match=rf"state must be a tensor of shape \(B, {n}\); got shape \(3, {n + 1}\)"):
-        env.step_differentiable(torch.zeros(3, n + 1), action)
-    with pytest.raises(ValueError, match=rf"action must be a tensor of shape \(B, {m}\); got shape \(3, {m + 1}\)"):
-        env.step_differentiable(state, torch.zeros(3, m + 1))
-    with pytest.raises(ValueError, match=rf"action must be a tensor of shape \(B, {m}\); got shape \(3,\)"):
-        env.step_differentiable(state, torch.zeros(3))
+    with pytest.raises(ValueError, match=refused("state", state, longer_state)):
+        env.step_differentiable(longer_state, action)
+    with pytest.raises(ValueError, match=refused("action", action, longer_action)):
+        env.step_differentiable(state, longer_action)
+    with pytest.raises(ValueError, match=refused("action", action, action[:, 0])):
+        env.step_differentiable(state, action[:, 0])
     with pytest.raises(ValueError, match="same number of samples; got 3 and 2"):
         env.step_differentiable(state, action[:2])
-    with pytest.raises(ValueError, match=rf"state must be a tensor of shape \(B, {n}\); got array"):
-        env.step_differentiable(np.zeros((3, n)), action)
+    with pytest.raises(ValueError, match=r"state must be a tensor of shape \(B, .*\); got array"):
+        env.step_differentiable(state.numpy(), action)
     for method in (env.final_reward, env.observe):
-        with pytest.raises(ValueError, match=rf"state must be a tensor of shape \(B, {n}\); got shape \({n},\)"):
+        with pytest.raises(ValueError, match=refused("state", state, state[0])):
             method(state[0])

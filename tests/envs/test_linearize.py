@@ -1,12 +1,12 @@
-"""Jacobians of a step: closed forms against autograd, and both against finite differences."""
+"""Jacobians of a step and products with them: closed forms against autograd, and both against finite differences."""
 
 import pytest
 import torch
 
 from bptt_envs import System
-from bptt_envs.systems import CartPole, Integrator, MultiPole
+from bptt_envs.systems import CartPole, Integrator, MultiPole, QuantumControl
 
-SYSTEMS = [Integrator(), CartPole(dt=0.05)] + [
+SYSTEMS = [Integrator(), CartPole(dt=0.05), QuantumControl(n_points=8), QuantumControl(n_points=16, target=1)] + [
     MultiPole(n_poles=n_poles, dynamics=dynamics, dt=0.05) for dynamics in ("paper", "exact") for n_poles in range(1, 6)
 ]
 
@@ -52,10 +52,27 @@ def random_batch(system, size=6):
     return states, 10.0 * torch.randn(size, *system.action_shape, generator=generator, dtype=torch.float64)
 
 
+def assert_close(ours, defined):
+    for one, other in zip(ours, defined, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
 def test_linearize_equals_the_autograd_default(system):
     states, actions = random_batch(system)
-    for ours, defined in zip(system.linearize(states, actions), System.linearize(system, states, actions), strict=True):
-        torch.testing.assert_close(ours, defined, rtol=1e-12, atol=1e-12)
+    n = system.state_size
+    units = torch.eye(n, dtype=states.dtype).unsqueeze(1).expand(n, len(states), n)
+    defined = System.pullback(system, states, actions)(slice(None), units)
+    assert_close(system.linearize(states, actions), [rows.transpose(0, 1) for rows in defined])
+
+
+@pytest.mark.parametrize("rows", [slice(None), slice(2, 5), slice(0, 1)], ids=["all", "some", "first"])
+def test_pullback_equals_the_autograd_default(system, rows):
+    states, actions = random_batch(system)
+    generator = torch.Generator().manual_seed(1)
+    vectors = torch.randn(3, len(states[rows]), system.state_size, generator=generator, dtype=states.dtype)
+    assert_close(
+        system.pullback(states, actions)(rows, vectors), System.pullback(system, states, actions)(rows, vectors)
+    )
 
 
 def test_linearize_equals_finite_differences(system):
@@ -83,4 +100,16 @@ def test_linearize_leaves_no_graph_and_works_without_gradients(system):
     with torch.no_grad():
         without = system.linearize(states, actions)
     assert all(torch.equal(a, b) for a, b in zip(with_grad, without, strict=True))
+    assert not any(x.requires_grad for x in with_grad)
     assert states.grad is None
+
+
+def test_pullback_leaves_no_graph_and_works_without_gradients(system):
+    states, actions = (x.requires_grad_() for x in random_batch(system))
+    vectors = torch.ones(2, len(states), system.state_size, dtype=states.dtype, requires_grad=True)
+    with_grad = system.pullback(states, actions)(slice(None), vectors)
+    with torch.no_grad():
+        without = system.pullback(states, actions)(slice(None), vectors)
+    assert all(torch.equal(a, b) for a, b in zip(with_grad, without, strict=True))
+    assert not any(x.requires_grad for x in with_grad)
+    assert [x.grad for x in (states, actions, vectors)] == [None] * 3

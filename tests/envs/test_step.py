@@ -151,7 +151,12 @@ def test_without_max_force_nothing_is_clamped():
 
 @pytest.mark.parametrize(
     ("env_id", "option"),
-    [("DiffCartPole-v0", "max_force"), ("DiffMultiPole-v0", "max_force"), ("DiffIntegrator-v0", "max_action")],
+    [
+        ("DiffCartPole-v0", "max_force"),
+        ("DiffMultiPole-v0", "max_force"),
+        ("DiffIntegrator-v0", "max_action"),
+        ("DiffQuantumControl-v0", "max_control"),
+    ],
 )
 def test_the_bound_clamps_both_kinds_of_step_and_bounds_the_space(env_id, option):
     free, bounded = gym.make(env_id).unwrapped, gym.make(env_id, **{option: 3.0}).unwrapped
@@ -263,4 +268,5 @@ def test_a_new_episode_starts_afresh(env_id):
 def test_horizon_is_that_of_the_system(env_id):
     assert gym.make(env_id, horizon=17).unwrapped.horizon == 17
     assert isinstance(gym.make(env_id).unwrapped, DifferentiableEnv)
-    assert gym.make(env_id).unwrapped.horizon == {"DiffIntegrator-v0": 4}.get(env_id, 100)
+    horizons = {"DiffIntegrator-v0": 4, "DiffLQR-v0": 20, "DiffQuantumControl-v0": 128}
+    assert gym.make(env_id).unwrapped.horizon == horizons.get(env_id, 100)

@@ -178,7 +178,7 @@ def test_reset_starts_from_given_states(env_id):
     states += 1.0
     np.testing.assert_array_equal(envs.state, expected)
     envs.reset(options={"state": states, "reset_mask": np.array([False, True, False])})
-    np.testing.assert_array_equal(envs.state, np.where([[False], [True], [False]], states, expected))
+    np.testing.assert_array_equal(envs.state, [expected[0], states[1], expected[2]])
 
 
 def test_returned_arrays_are_the_callers_own(env_id):

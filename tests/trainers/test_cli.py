@@ -227,6 +227,12 @@ def test_option_values_have_the_type_of_the_option(bptt):
     assert RunFolder(Path("free")).make_env().system.max_action is None
 
 
+def test_a_matrix_is_given_as_python_writes_it(bptt):
+    sizes = "--epochs 1 --train-states 8 --test-states 8 --no-tensorboard"
+    bptt(f"train --env DiffLQR-v0 --env-option A=[[1,0.2],[0,1]] --env-option Q=none {sizes} --out run")
+    assert RunFolder(Path("run")).make_env().system.A.tolist() == [[1.0, 0.2], [0.0, 1.0]]
+
+
 # What fails: exit code 1, in words
 
 

@@ -1,5 +1,6 @@
 """Both engines against finite differences, one another, independent routes and the published scripts."""
 
+import copy
 import math
 import warnings
 from pathlib import Path
@@ -11,10 +12,10 @@ import torch
 from torch import nn
 
 from bptt_envs.registration import ENTRIES
-from bptt_envs.systems import CartPole, Integrator, MultiPole
-from bptt_trainers import MLP, RULES, losses, policy_gradient, rollout
+from bptt_envs.systems import CartPole, Guidance, Integrator, MultiPole, QuantumControl
+from bptt_trainers import MLP, RULES, default_controller, losses, policy_gradient, rollout
 from bptt_trainers.adjoint_engine import AdjointEngine
-from bptt_trainers.rules import MODIFIED, REGULAR, Feedback, Rule, combined
+from bptt_trainers.rules import MODIFIED, REGULAR, STOPPED, Feedback, Rule, combined
 
 REFERENCE = Path(__file__).parent.parent / "reference"
 SETTINGS = [
@@ -84,9 +85,28 @@ def test_adjoint_engine_agrees_with_autograd_engine(env_id, options, bias):
         assert relative_error(fast.directions, defined.directions) <= 1e-10
 
 
+def with_jacobians(system, dense):
+    """A copy of the system whose recursion takes dense Jacobians, or products with vectors."""
+    kind = type(system)
+    changed = copy.copy(system)
+    changed.__class__ = type(kind.__name__, (kind,), {"dense_jacobians": dense})
+    return changed
+
+
+@pytest.mark.parametrize(("env_id", "options"), SETTINGS)
+def test_dense_jacobians_and_products_give_the_same_directions(env_id, options):
+    system = make_system(env_id, options)
+    states, controller = start(system), mlp(system)
+    passes = (REGULAR, MODIFIED, STOPPED, Feedback(physics=False, controller=True))
+    dense, products = (AdjointEngine(with_jacobians(system, d), controller)(states, passes)[1] for d in (True, False))
+    for feedback in passes:
+        assert relative_error(products[feedback], dense[feedback]) <= 1e-10
+
+
+@pytest.mark.parametrize("dense", [True, False])
 @pytest.mark.parametrize("samples", [1, 7, 12, 50, 10_000])
-def test_segments_do_not_change_the_directions(samples):
-    system = MultiPole(objective="continuous", horizon=23, max_force=1.0)
+def test_segments_do_not_change_the_directions(samples, dense):
+    system = with_jacobians(MultiPole(objective="continuous", horizon=23, max_force=1.0), dense)
     states, controller = start(system), mlp(system)
     passes = (REGULAR, MODIFIED, Feedback(physics=False, controller=True))
     _, whole = AdjointEngine(system, controller)(states, passes)
@@ -130,8 +150,11 @@ def test_stopped_is_the_sum_of_gradients_of_one_step_problems(env_id, options, e
         cost = system.running_cost(state, action, next_state)
         if t == system.horizon - 1:
             cost = cost + system.final_cost(next_state)
-        elif options["objective"] == "final":
-            continue
+        else:  # what the next step pays for the state that this action leads to
+            next_action = system.bound(trajectory.actions[t + 1])
+            cost = cost + system.running_cost(next_state, next_action, trajectory.states[t + 2])
+        if not cost.requires_grad:
+            continue  # nothing is paid before the end
         for name, gradient in zip(total, torch.autograd.grad(cost.mean(), controller.parameters()), strict=True):
             total[name] += gradient
     stopped = policy_gradient(system, controller, states, "S", engine).directions
@@ -189,24 +212,41 @@ def test_toy_of_the_paper_matches_numbers_by_hand(engine, physics, controller):
     assert result.directions["theta"].tolist() == pytest.approx(integrator_by_hand(0.7, -0.4, feedback), rel=1e-12)
 
 
+DENSE = {f"layers.{2 * i}.{kind}": f"{letter}{i}" for i in range(3) for kind, letter in (("weight", "W"), ("bias", "b"))}
+CONVOLUTIONS = {
+    f"{layer}.{kind}": f"{key}_{letter}"
+    for layer, key in (("convolutions.0", "conv0"), ("convolutions.1", "conv1"), ("head", "dense"))
+    for kind, letter in (("weight", "W"), ("bias", "b"))
+}
+PUBLISHED = {  # file: the system of its settings, and its keys of the controller's parameters
+    "cart_pole_1": (lambda data: MultiPole(n_poles=1), DENSE),
+    "cart_pole_2": (lambda data: MultiPole(n_poles=2), DENSE),
+    "quantum_3": (
+        lambda data: QuantumControl(n_points=int(data["nx"]), target=int(data["target_state"])),
+        CONVOLUTIONS,
+    ),
+    "guidance_2_4": (lambda data: Guidance(control_weight=float(data["control_cost"])), DENSE),
+}
+
+
 @pytest.mark.parametrize("engine", ["autograd", "adjoint"])
 @pytest.mark.parametrize("objective", ["final", "continuous"])
-@pytest.mark.parametrize("n_poles", [1, 2])
-def test_directions_match_the_published_scripts(n_poles, objective, engine):
-    reference = np.load(REFERENCE / f"cart_pole_{n_poles}.npz")
-    system = MultiPole(
-        n_poles=n_poles, objective=objective, horizon=int(reference["horizon"]), dt=float(reference["dt"])
-    )
-    controller = MLP(system.observation_shape, system.action_shape)
-    weights = {
-        f"layers.{2 * i}.{kind}": f"{letter}{i}" for i in range(3) for kind, letter in (("weight", "W"), ("bias", "b"))
-    }
-    controller.load_state_dict({name: torch.tensor(reference[key]) for name, key in weights.items()})
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_directions_match_the_published_scripts(name, objective, engine):
+    reference = np.load(REFERENCE / f"{name}.npz")
+    make, keys = PUBLISHED[name]
+    system = make(reference)
+    system.objective = objective
+    assert system.horizon == int(reference["horizon"])
+    assert system.dt == pytest.approx(float(reference["dt"]))
+    controller = default_controller(system)
+    shapes = {parameter: value.shape for parameter, value in controller.named_parameters()}
+    controller.load_state_dict({p: torch.tensor(reference[key]).reshape(shapes[p]) for p, key in keys.items()})
     states = torch.tensor(reference["initial_states"])
     for rule in RULES:
         result = policy_gradient(system, controller, states, rule, engine)
         assert float(result.loss) == pytest.approx(float(reference[f"loss_{objective}"]), rel=1e-5)
-        expected = {n: torch.tensor(reference[f"{objective}_{rule}_{key}"]) for n, key in weights.items()}
+        expected = {p: torch.tensor(reference[f"{objective}_{rule}_{k}"]).reshape(shapes[p]) for p, k in keys.items()}
         assert relative_error(result.directions, expected) <= 1e-3
 
 
@@ -309,9 +349,10 @@ class ManyActions(Integrator):
         return torch.rand(batch, 2, generator=generator, dtype=dtype)
 
 
+@pytest.mark.parametrize("dense", [True, False])
 @pytest.mark.parametrize("max_action", [None, 0.2])
-def test_engines_agree_with_several_actions_and_costs_of_everything(max_action):
-    system = ManyActions(horizon=9, max_action=max_action)
+def test_engines_agree_with_several_actions_and_costs_of_everything(max_action, dense):
+    system = with_jacobians(ManyActions(horizon=9, max_action=max_action), dense)
     states, controller = start(system), mlp(system)
     for rule in RULES:
         fast = policy_gradient(system, controller, states, rule, "adjoint")

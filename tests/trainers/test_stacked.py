@@ -56,7 +56,9 @@ def test_neither_the_controller_nor_the_given_parameters_are_changed():
     own = {name: value.clone() for name, value in controllers[0].named_parameters()}
     stacked_directions(system, controllers[0], stacked, torch.zeros(2, 1, dtype=torch.float64), (REGULAR,))
     assert all(torch.equal(stacked[name], value) for name, value in before.items())
-    assert all(torch.equal(value, own[name]) and value.grad is None for name, value in controllers[0].named_parameters())
+    for name, value in controllers[0].named_parameters():
+        assert torch.equal(value, own[name])
+        assert value.grad is None
 
 
 def test_convolutions_stack():

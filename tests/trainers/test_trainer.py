@@ -10,6 +10,7 @@ import sys
 from dataclasses import replace
 
 import gymnasium as gym
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -64,7 +65,7 @@ def test_defaults_are_the_papers():
     config = TrainConfig()
     assert (config.rule, config.combine, config.clip) == ("C", "modified", "none")
     assert (config.batch_size, config.train_states, config.test_states, config.epochs) == (8, 256, 256, 1000)
-    assert (config.learning_rate, config.adam_epsilon, config.hidden) == (1e-3, 1e-7, (100, 100))
+    assert (config.learning_rate, config.adam_epsilon, config.hidden) == (1e-3, 1e-7, None)
     controller = default_controller(CartPole())
     linear = [layer for layer in controller.layers if isinstance(layer, nn.Linear)]
     assert [tuple(layer.weight.shape) for layer in linear] == [(100, 4), (100, 100), (1, 100)]
@@ -177,12 +178,36 @@ def test_a_run_is_a_folder(tmp_path):
     assert loss == pytest.approx(best.test_loss, rel=1e-6)
 
 
+def test_matrices_among_the_options_are_kept_and_compared_by_value(tmp_path):
+    config, A = replace(TINY, epochs=1, out=tmp_path / "run"), [[1.0, 0.25], [0.0, 1.0]]
+    for same in (A, tuple(map(tuple, A)), np.array(A), torch.tensor(A)):  # one run, begun and continued
+        Trainer(gym.make("DiffLQR-v0", A=same, horizon=3), None, config).fit()
+        stored = json.loads((tmp_path / "run" / "config.json").read_text())
+        assert stored["environment"]["options"] == {"A": A, "horizon": 3}
+    assert RunFolder(tmp_path / "run").make_env().system.A.tolist() == A
+    with pytest.raises(RunFolderError, match=r"environment.options.A: \[\[1.0, 0.25\], .* in the folder, \[\[2.0"):
+        Trainer(gym.make("DiffLQR-v0", A=[[2.0, 0.0], [0.0, 1.0]], horizon=3), None, config).fit()
+
+
 def test_best_checkpoint_is_chosen_on_the_training_states(tmp_path):
     trainer = Trainer(cart_pole(), None, replace(TINY, out=tmp_path / "run"))
     scores = iter([5.0, 1.0, 3.0, 9.0, 4.0, 0.1, 3.5, 0.2])  # train, test of epochs 0 to 3
     trainer.evaluate = lambda states: next(scores)
     trainer.fit()
     assert RunFolder(tmp_path / "run").load("best")["epoch"] == 1
+
+
+def test_checkpoints_are_kept_as_often_as_asked_for(tmp_path):
+    system = CartPole(horizon=10)
+    trainer = Trainer(system, config=replace(TINY, keep_every=2, epochs=4, out=tmp_path))
+    trainer.fit()
+    folder = RunFolder(tmp_path)
+    assert list(folder.kept()) == [0, 2, 4]
+    controller, checkpoint = folder.load_controller(system, folder.kept()[4])
+    assert checkpoint["epoch"] == 4
+    assert all(torch.equal(a, b) for a, b in zip(controller.parameters(), trainer.controller.parameters(), strict=True))
+    first, _ = folder.load_controller(system, folder.kept()[0])
+    assert not torch.equal(next(first.parameters()), next(controller.parameters()))
 
 
 class StopAfter(Callback):
@@ -291,7 +316,7 @@ def test_finished_run_is_not_computed_again(tmp_path):
     [
         ({"rule": "M"}, r"training.rule: 'C' in the folder, 'M' asked for"),
         ({"seed": 3}, r"training.seed: 0 in the folder, 3 asked for"),
-        ({"hidden": (9,)}, r"controller.hidden: \[8\] in the folder, \[9\] asked for"),
+        ({"hidden": (9,)}, r"controller.settings.hidden: \[8\] in the folder, \[9\] asked for"),
     ],
 )
 def test_folder_of_another_configuration_is_refused_with_the_difference(tmp_path, change, shown):
@@ -644,5 +669,5 @@ def test_other_wrong_arguments_are_named_too():
         Trainer(cart_pole(), nn.Identity(), TINY)
     with pytest.raises(ValueError, match=r"env must be a differentiable environment .* got 'DiffCartPole-v0'"):
         Trainer("DiffCartPole-v0", None, TINY)
-    with pytest.raises(ValueError, match=r"hidden must be a tuple of widths, such as \(100, 100\); got 64"):
+    with pytest.raises(ValueError, match=r"hidden must be a tuple of widths, such as \(100, 100\), or None; got 64"):
         TrainConfig(hidden=64)

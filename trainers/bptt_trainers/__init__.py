@@ -2,7 +2,8 @@
 
 from bptt_trainers.callbacks import Callback, ProgressBar
 from bptt_trainers.config import TrainConfig
-from bptt_trainers.controllers import MLP, Controller, default_controller
+from bptt_trainers.controllers import MLP, Controller, ConvNet, default_controller
+from bptt_trainers.diagnostics import Diagnosis, diagnose
 from bptt_trainers.files import RunFolderError
 from bptt_trainers.gradient import PolicyGradient, policy_gradient
 from bptt_trainers.rollout import Trajectory, losses, rollout
@@ -16,6 +17,8 @@ __all__ = [
     "RULES",
     "Callback",
     "Controller",
+    "ConvNet",
+    "Diagnosis",
     "Feedback",
     "NonFiniteError",
     "PolicyGradient",
@@ -27,6 +30,7 @@ __all__ = [
     "Trainer",
     "Trajectory",
     "default_controller",
+    "diagnose",
     "held_out_states",
     "losses",
     "policy_gradient",

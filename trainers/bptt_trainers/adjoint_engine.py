@@ -70,19 +70,31 @@ class AdjointEngine:
             initial_states: (B, *state_shape).
             passes: which paths each backward pass takes.
         """
-        system = self.system
-        trajectory = rollout(system, self.controller, initial_states)
+        trajectory = rollout(self.system, self.controller, initial_states)
+        return losses(self.system, trajectory), self.backward(trajectory, passes)
+
+    def backward(
+        self, trajectory: Trajectory, passes: Sequence[Feedback], watch: Callable[[Sweep], object] | None = None
+    ) -> dict[Feedback, Directions]:
+        """The directions of every pass for the mean loss of a trajectory of this controller.
+
+        Args:
+            trajectory: what `rollout` gave.
+            passes: which paths each backward pass takes.
+            watch: is shown the adjoints of every segment, the last segment first.
+        """
         totals: dict[Tensor, Tensor] = {
             p: torch.zeros(len(passes), *p.shape, dtype=p.dtype, device=p.device) for p in self._names
         }
-        for sweep, tape in self.sweeps(trajectory, passes):
+        for sweep, tape in self._sweeps(trajectory, passes):
             tape.add_products(sweep.weights, self._others, totals)
-        directions = {
+            if watch is not None:
+                watch(sweep)
+        return {
             feedback: {name: totals[p][i] for name, p in self._parameters.items()} for i, feedback in enumerate(passes)
         }
-        return losses(system, trajectory), directions
 
-    def sweeps(self, trajectory: Trajectory, passes: Sequence[Feedback]) -> Iterator[tuple[Sweep, ControllerTape]]:
+    def _sweeps(self, trajectory: Trajectory, passes: Sequence[Feedback]) -> Iterator[tuple[Sweep, ControllerTape]]:
         """The adjoints of every segment, the last segment first, with the controller's slopes."""
         batch = trajectory.actions.shape[1]
         final_state = trajectory.states[-1]
@@ -115,7 +127,7 @@ class AdjointEngine:
         system = self.system
         steps, batch = actions.shape[:2]
         state, next_state, action = states[:-1].flatten(0, 1), states[1:].flatten(0, 1), actions.flatten(0, 1)
-        bounded, bound = _bound(system, action)
+        bounded, bound = bound_with_slope(system, action)
         by_state, by_action, by_next_state = (
             None if slope is None else self.members / batch * slope.flatten(1)
             for slope in _slopes(system.running_cost, state, bounded, next_state)
@@ -137,7 +149,7 @@ class ControllerTape:
     sum_j (c_j delta_j)^T h, without another backward pass.
     """
 
-    def __init__(self, controller: nn.Module, system: System, state: Tensor, layers: Sequence[nn.Linear]) -> None:
+    def __init__(self, controller: nn.Module, system: System, state: Tensor, layers: Sequence[nn.Linear] = ()) -> None:
         with torch.enable_grad():
             leaf = state.detach().requires_grad_()
             with _recorded(layers) as calls:
@@ -189,7 +201,7 @@ def _add_linear(
     inner = inputs.shape[1]
     if components == 1 and layer.in_features < layer.out_features:  # scale the narrower of the two factors
         slope = slopes[0].reshape(samples * inner, -1)
-        scaled = (weights.unsqueeze(1) * inputs.unsqueeze(2)).view(samples * inner, -1)
+        scaled = (weights.unsqueeze(1) * inputs.unsqueeze(2)).reshape(samples * inner, -1)
         by_weight = (scaled.t() @ slope).view(passes, layer.in_features, layer.out_features).mT
         by_bias = weights.expand(-1, -1, inner).mT.reshape(samples * inner, passes).t() @ slope
     else:
@@ -228,7 +240,7 @@ def _is_plain_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
     return type(module) is nn.Linear and isinstance(module._parameters.get("weight"), nn.Parameter)
 
 
-def _bound(system: System, action: Tensor) -> tuple[Tensor, Tensor | None]:
+def bound_with_slope(system: System, action: Tensor) -> tuple[Tensor, Tensor | None]:
     """The bounded actions, and the slope of the bound, (N, m), None where there is no bound."""
     if system.max_action is None:
         return action, None

@@ -43,6 +43,7 @@ COMMANDS = {
     "evaluate": Entry("bptt_trainers.commands.evaluate:Evaluate", "judge trained controllers on held-out start states"),
     "compare": Entry("bptt_trainers.commands.compare:Compare", "compare rules with reinforcement learning"),
     "render": Entry("bptt_trainers.commands.render:Render", "draw a trained controller: an animation or a picture"),
+    "diagnose": Entry("bptt_trainers.commands.diagnose:Diagnose", "draw how the rules differed in a training run"),
     "envs": Entry("bptt_trainers.commands.envs:Envs", "list the environments and their options"),
     "demo": Entry("bptt_trainers.commands.compare:Demo", "rule C and PPO on one pole, in a few minutes"),
 }

@@ -68,6 +68,9 @@ class TrainConfig:
     keep_every: int | None = None
     """Keep the untrained controller and that after every so many epochs in checkpoints/; None keeps none."""
 
+    diagnostics: bool = False
+    """Measure after each epoch how the rules differ and how feedback grows backwards: diagnostics.csv and .npz."""
+
     tensorboard: bool = True
     """Whether to write TensorBoard events into the run folder."""
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from bptt_envs import System
 from bptt_envs.checks import one_of, positive_integer
+from bptt_envs.systems import QuantumControl
 
 
 class Controller(nn.Module):
@@ -167,8 +168,7 @@ class ConvNet(Controller):
         """Observations (B, L, channels) -> actions (B, *action_shape)."""
         x = observation
         for convolution in self.convolutions:
-            patches = x.unfold(1, self.KERNEL, self.STRIDE)  # (B, positions, channels, kernel)
-            x = self.tanh(convolution(patches.flatten(2)))
+            x = self.tanh(convolution(_Patches.apply(x)))  # type: ignore[no-untyped-call]  # torch leaves it untyped
         actions: Tensor = self.head(x.transpose(1, 2).flatten(1))
         return actions.view(-1, *self.action_shape)
 
@@ -235,10 +235,32 @@ def evaluating(controller: nn.Module) -> Iterator[None]:
             part.training = mode
 
 
+class _Patches(torch.autograd.Function):
+    """The patches that a convolution meets, (B, L, C) -> (B, positions, C kernel); torch's own slope is slow."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.unfold(1, ConvNet.KERNEL, ConvNet.STRIDE).flatten(2)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.shape = inputs[0].shape
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        slope = grad.new_zeros(ctx.shape)
+        by_tap = grad.unflatten(2, (-1, ConvNet.KERNEL)).unbind(-1)
+        for tap, part in enumerate(by_tap):
+            slope[:, tap : tap + ConvNet.STRIDE * (grad.shape[1] - 1) + 1 : ConvNet.STRIDE] += part
+        return slope
+
+
 CONTROLLERS: dict[str, type[MLP | ConvNet]] = {"mlp": MLP, "conv": ConvNet}
 """The controllers that settings and run folders name."""
 
-DEFAULTS: dict[type[System], str] = {}
+DEFAULTS: dict[type[System], str] = {QuantumControl: "conv"}
 """The paper's controller for each system; an MLP for those that are not here."""
 
 ControllerName = Literal["default", "mlp", "conv"]
@@ -265,10 +287,9 @@ def default_controller(
         name = next(names, "mlp")
     else:
         name = kind
-    make = CONTROLLERS[name]
-    widths = {} if hidden is None else {"hidden": hidden}
+    given: dict[str, Any] = {} if hidden is None else {"hidden": hidden}
     generator = torch.Generator().manual_seed(seed)
-    return make(system.observation_shape, system.action_shape, generator=generator, **widths)
+    return CONTROLLERS[name](system.observation_shape, system.action_shape, generator=generator, **given)
 
 
 def _widths(hidden: Sequence[int]) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import cycle, groupby, pairwise
 from pathlib import Path
 
 import matplotlib
@@ -23,8 +23,9 @@ from PIL import Image
 from torch import Tensor
 
 from bptt_envs import System
+from bptt_envs.charts import Chart, Curves, Field, NamedCurves, Paths
 from bptt_envs.checks import positive, positive_integer
-from bptt_envs.rendering import BACKGROUND, CYCLE, FAINT, MUTED, SIZE, Color, picture, round_up
+from bptt_envs.rendering import BACKGROUND, CYCLE, FAINT, INK, MUTED, SIZE, Color, picture, round_up
 from bptt_trainers.files import write_atomic
 from bptt_trainers.rollout import Trajectory, losses
 
@@ -33,65 +34,77 @@ ANIMATION_FORMATS = ("gif", "png")
 
 FIGURE_WIDTH = 7.5  # inches at 100 dpi: legible where a README shows it
 MOST_LINES = 8  # episodes that a figure draws one by one
-MOST_PANELS = 12  # state components that a figure shows
+MOST_PANELS = 12  # panels of curves of the state that a figure shows
+HEIGHTS: dict[type[Chart], float] = {Curves: 1.55, NamedCurves: 2.2, Field: 2.4, Paths: 5.0}  # inches
 FRAME_SECONDS = 0.03  # between two frames of an animation, about
 SHORTEST_FRAME = 0.02  # s; viewers slow down what is under it
 SMALLEST_PANEL = 80  # pixels
 GAP = 2  # pixels between the panels of a picture
-GREEK = re.compile(r"alpha|beta|gamma|delta|theta|phi|psi|omega")
+LINE_STYLES = ("-", "--", ":")
+GREEK = re.compile(r"(?<![a-zA-Z])(alpha|beta|gamma|delta|theta|phi|psi|omega)(?![a-zA-Z])")
+LONG_INDEX = re.compile(r"_(\w{2,})")
 
 
 # Figures
 
 
 def trajectory_figure(system: System, trajectory: Trajectory, title: str = "") -> Figure:
-    """Draw every state component and action over time.
+    """Draw the system's charts of what happened.
 
-    Up to 8 episodes have a line each, colored by their loss; with more, a band shows the middle 80 % of all.
-    Of a system with more than 12 state components the first 12 are shown.
+    In panels of curves, up to 8 episodes have a line each, colored by their loss; with more, a band shows the
+    middle 80 % of all. Of more than 12 panels of curves of the state the first 12 are shown.
 
     Args:
-        system: names the components and bounds the actions.
+        system: says what to show, and bounds the actions.
         trajectory: states (T + 1, B, *state_shape), actions (T, B, *action_shape).
         title: what the trajectory is; the system's name if empty.
     """
     costs = losses(system, trajectory).cpu()
     batch = len(costs)
-    states = _components(trajectory.states)[..., :MOST_PANELS]
-    actions = _components(system.bound(trajectory.actions))
-    panels = [
-        *zip(_labels(system.state_labels, "state", states.shape[-1]), np.moveaxis(states, -1, 0), strict=True),
-        *zip(_labels(system.action_labels, "action", actions.shape[-1]), np.moveaxis(actions, -1, 0), strict=True),
-    ]
-    columns = 1 if len(panels) <= 2 else 2
-    full_rows, rest = divmod(len(panels), columns)
-    rows = full_rows + rest
-    figure = Figure(figsize=(FIGURE_WIDTH, 1.55 * rows + 1.2), dpi=100, layout="constrained")
-    grid = figure.add_gridspec(rows, columns)
-    for i, (label, series) in enumerate(panels):
-        row, column = divmod(i, columns)
-        axes = figure.add_subplot(grid[row, column] if row < full_rows else grid[row, :])
-        _plot_episodes(axes, system.dt, series, costs)
-        _style(axes)
-        axes.set_xlim(0, system.dt * trajectory.horizon)
-        axes.set_ylabel(label)
-        if label.endswith("[rad]"):
-            _count_in_pi(axes)
-        if row >= full_rows - 1:
-            axes.set_xlabel("time [s]")
-        else:
-            axes.tick_params(labelbottom=False)
-    figure.legend(
-        *figure.axes[0].get_legend_handles_labels(),
-        loc="outside lower center",
-        ncols=MOST_LINES,
-        title="loss of the episode" + (f"; grey: the middle 80 % of all {batch}" if batch > MOST_LINES else ""),
-        fontsize=8,
-        title_fontsize=8,
-        frameon=False,
-        handlelength=1.4,
-        columnspacing=1.2,
-    )
+    charts = system.charts(trajectory.states.detach(), system.bound(trajectory.actions.detach()))
+    of_states = [chart for chart in charts if isinstance(chart, Curves) and len(chart.values) > trajectory.horizon]
+    left_out = set(map(id, of_states[MOST_PANELS:]))
+    rows = _rows([chart for chart in charts if id(chart) not in left_out])
+    heights = [HEIGHTS[type(row[0])] for row in rows]
+    figure = Figure(figsize=(FIGURE_WIDTH, sum(heights) + 1.2), dpi=100, layout="constrained")
+    grid = figure.add_gridspec(len(rows), 2, height_ratios=heights)
+    episodes: Axes | None = None  # the first panel of curves: all have the same legend
+    for i, row in enumerate(rows):
+        below = rows[i + 1] if i + 1 < len(rows) else []
+        for j, chart in enumerate(row):
+            axes = figure.add_subplot(grid[i, j] if len(row) == 2 else grid[i, :])
+            _style(axes)
+            axes.set_ylabel(_with_greek(chart.space if isinstance(chart, Field) else chart.label))
+            if isinstance(chart, Curves):
+                _plot_episodes(axes, system.dt, chart, costs)
+                episodes = episodes or axes
+            elif batch > 1:
+                text = f"the first episode, loss {float(costs[0]):.3g}"
+                axes.set_title(text, fontsize=8, color=_rgb(MUTED), loc="left")
+            if isinstance(chart, NamedCurves):
+                _plot_named(axes, system.dt, chart)
+            elif isinstance(chart, Field):
+                _plot_field(axes, system.dt, chart)
+            elif isinstance(chart, Paths):
+                _plot_paths(axes, chart)
+                continue
+            axes.set_xlim(0, system.dt * trajectory.horizon)
+            if len(below) == len(row) and not isinstance(below[0], Paths):  # the panel below has the same times
+                axes.tick_params(labelbottom=False)
+            else:
+                axes.set_xlabel("time [s]")
+    if episodes is not None:
+        figure.legend(
+            *episodes.get_legend_handles_labels(),
+            loc="outside lower center",
+            ncols=MOST_LINES,
+            title="loss of the episode" + (f"; grey: the middle 80 % of all {batch}" if batch > MOST_LINES else ""),
+            fontsize=8,
+            title_fontsize=8,
+            frameon=False,
+            handlelength=1.4,
+            columnspacing=1.2,
+        )
     figure.suptitle(f"{title or type(system).__name__}: {_describe(costs)}", fontsize=11)
     return figure
 
@@ -281,8 +294,18 @@ def _panels(system: System, trajectories: Mapping[str, Trajectory], episodes: in
 # Pieces of figures
 
 
-def _plot_episodes(axes: Axes, dt: float, series: np.ndarray, costs: Tensor) -> None:
-    """Draw one component, (T or T + 1, B), over time."""
+def _rows(charts: Sequence[Chart]) -> list[list[Chart]]:
+    """Charts row by row: panels of curves in pairs where there are more than two of them, others alone."""
+    rows: list[list[Chart]] = []
+    for curves, group in groupby(charts, lambda chart: isinstance(chart, Curves)):
+        run = list(group)
+        width = 2 if curves and len(run) > 2 else 1
+        rows += [run[i : i + width] for i in range(0, len(run), width)]
+    return rows
+
+
+def _plot_episodes(axes: Axes, dt: float, chart: Curves, costs: Tensor) -> None:
+    series = _numbers(chart.values)
     times = dt * np.arange(len(series))
     batch = series.shape[1]
     if batch > MOST_LINES:
@@ -293,6 +316,54 @@ def _plot_episodes(axes: Axes, dt: float, series: np.ndarray, costs: Tensor) -> 
     colors = matplotlib.colormaps["viridis"](np.linspace(0.0, 0.88, shown))
     for color, episode in zip(colors, costs[:shown].argsort().tolist(), strict=True):
         axes.plot(times, series[:, episode], color=color, linewidth=1.2, label=f"{float(costs[episode]):.3g}")
+    if chart.label.endswith("[rad]"):
+        _count_in_pi(axes)
+
+
+def _plot_named(axes: Axes, dt: float, chart: NamedCurves) -> None:
+    series = _numbers(chart.values)
+    times = dt * np.arange(len(series))
+    for i, name in enumerate(chart.names):
+        color, style = _rgb(CYCLE[i % len(CYCLE)]), LINE_STYLES[i // len(CYCLE) % len(LINE_STYLES)]
+        axes.plot(times, series[:, i], color=color, linestyle=style, linewidth=1.4, label=_with_greek(name))
+    _legend_beside(axes)
+
+
+def _plot_field(axes: Axes, dt: float, chart: Field) -> None:
+    """A cell for each time and point, with its center there."""
+    values = _numbers(chart.values)
+    steps, points = values.shape[0] - 1, values.shape[1]
+    half = (chart.high - chart.low) / (points - 1) / 2
+    extent = (-dt / 2, (steps + 0.5) * dt, chart.low - half, chart.high + half)
+    image = axes.imshow(values.T, cmap="Blues", origin="lower", aspect="auto", extent=extent)
+    axes.set_ylim(chart.low, chart.high)
+    axes.grid(False)
+    scale = axes.inset_axes((1.015, 0.0, 0.02, 1.0))
+    axes.figure.colorbar(image, cax=scale)
+    scale.set_ylabel(_with_greek(chart.label))
+    scale.tick_params(colors=_rgb(MUTED), labelsize=8)
+    scale.spines[:].set_visible(False)
+
+
+def _plot_paths(axes: Axes, chart: Paths) -> None:
+    """The ways with a ring where they start and a dot where they end."""
+    ways = _numbers(chart.values)
+    first = 0
+    for (name, count), color in zip(chart.groups, cycle(map(_rgb, CYCLE))):
+        for k in range(first, first + count):
+            x, y = ways[:, k].T
+            axes.plot(x, y, color=color, linewidth=1.2, label=name if k == first else None)
+            axes.plot(x[0], y[0], "o", color=color, markerfacecolor="none", markersize=6)
+            axes.plot(x[-1], y[-1], "o", color=color, markersize=6)
+        first += count
+    if chart.target is not None:
+        axes.plot(*chart.target, "x", color=_rgb(INK), markersize=9, label="target")
+    axes.set_aspect("equal", adjustable="datalim")
+    _legend_beside(axes)
+
+
+def _legend_beside(axes: Axes) -> None:
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=8, handlelength=1.4)
 
 
 def _count_in_pi(axes: Axes) -> None:
@@ -308,21 +379,19 @@ def _multiple_of_pi(count: int) -> str:
     return {0: "0", 1: "π", -1: "−π"}.get(count, f"{count}π".replace("-", "−"))
 
 
-def _components(tensor: Tensor) -> np.ndarray:
-    """(T, B, ...) as an array (T, B, n); what is not finite becomes NaN, a gap."""
-    array = tensor.detach().flatten(2).double().cpu().numpy()
+def _numbers(tensor: Tensor) -> np.ndarray:
+    """As an array in which what is not finite is NaN, a gap."""
+    array = tensor.double().cpu().numpy()
     return np.where(np.isfinite(array), array, np.nan)
 
 
-def _labels(labels: Sequence[str], kind: str, count: int) -> list[str]:
-    """`count` labels with Greek letters; what has none is numbered."""
-    return [_with_greek(labels[i]) if i < len(labels) else f"{kind} {i}" for i in range(count)]
-
-
 def _with_greek(label: str) -> str:
-    """The name in "theta'_1 [rad]" as mathematics."""
-    name, bracket, unit = label.partition(" [")
-    return rf"$\{name}${bracket}{unit}" if GREEK.match(name) else label
+    """The words with a Greek letter, such as "theta'_1" in "theta'_1 [rad]", as mathematics."""
+    return " ".join(_as_mathematics(word) if GREEK.search(word) else word for word in label.split(" "))
+
+
+def _as_mathematics(word: str) -> str:
+    return "$" + LONG_INDEX.sub(r"_{\1}", GREEK.sub(r"\\\1", word)) + "$"
 
 
 def _describe(costs: Tensor) -> str:

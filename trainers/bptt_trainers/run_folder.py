@@ -26,7 +26,7 @@ from bptt_trainers.gradient import system_of
 from bptt_trainers.metrics import EpochMetrics, read_csv, to_csv
 
 # Settings that do not change what has been computed so far: a run may be continued with others.
-CHANGEABLE = ("epochs", "on_nonfinite", "keep_every", "tensorboard", "out")
+CHANGEABLE = ("epochs", "on_nonfinite", "keep_every", "diagnostics", "tensorboard", "out")
 
 KEPT = "checkpoints"  # the folder in a run folder of those that are kept along training
 
@@ -43,9 +43,10 @@ def describe(env: Any, controller: nn.Module, config: TrainConfig) -> Config:
     """What config.json says: the environment, the controller, the training settings, the versions."""
     system = system_of(env)
     spec = getattr(env, "spec", None)
+    given = {} if spec is None else spec.kwargs
     environment: Config = {
         "id": None if spec is None else spec.id,
-        "options": {} if spec is None else {k: _plain(v) for k, v in spec.kwargs.items() if k in type(system).options()},
+        "options": {k: _plain(v) for k, v in given.items() if k in type(system).options()},
         "system": type(system).__name__,
         "settings": {k: v for k, v in vars(system).items() if isinstance(v, (bool, int, float, str, type(None)))},
     }

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
@@ -45,8 +44,9 @@ class StackedController(nn.Module):
             return actions
 
         parts = observation.unflatten(0, (-1, self.members, self.episodes)).transpose(0, 1)  # (E, S, B, ...)
-        actions = vmap(act)(tuple(self._stack), parts.flatten(1, 2))
-        return actions.unflatten(1, (-1, self.episodes)).transpose(0, 1).flatten(0, 2)
+        by_member: Tensor = vmap(act)(tuple(self._stack), parts.flatten(1, 2))
+        steps_first: Tensor = by_member.unflatten(1, (-1, self.episodes)).transpose(0, 1)
+        return steps_first.flatten(0, 2)
 
     def by_name(self, stacked: Mapping[str, Tensor]) -> Directions:
         """Tensors by this module's parameter names, by the controller's instead."""

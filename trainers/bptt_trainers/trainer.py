@@ -16,6 +16,7 @@ from bptt_envs import System, check_system
 from bptt_trainers.callbacks import Callback, TensorBoardLog
 from bptt_trainers.config import TrainConfig
 from bptt_trainers.controllers import default_controller, evaluating, left_as_it_was
+from bptt_trainers.diagnostics import Diagnostics, check_served
 from bptt_trainers.files import RunFolderError
 from bptt_trainers.gradient import Choice, choose_engine, system_of
 from bptt_trainers.metrics import EpochMetrics
@@ -76,10 +77,14 @@ class Trainer:
         self.train_states = training_states(self.system, config.train_states, config.seed).to(parameter)
         self.test_states = held_out_states(self.system, config.test_states).to(parameter)
         self.choice: Choice = choose_engine(self.system, controller, self.train_states, config.engine)
+        if config.diagnostics:
+            check_served(self.system, controller, self.train_states)
         self.folder = None if config.out is None else RunFolder(config.out)
         self.callbacks = list(callbacks)
         if self.folder is not None and config.tensorboard:
             self.callbacks.append(TensorBoardLog(str(self.folder.path)))
+        if config.diagnostics:
+            self.callbacks.append(Diagnostics(None if self.folder is None else self.folder.path))
         self.history: list[EpochMetrics] = []
         self._last: Checkpoint = {}
         self.best_train_loss = math.inf

@@ -2,5 +2,7 @@
 
 from bptt_envs.systems.cart_pole import CartPole, MultiPole
 from bptt_envs.systems.integrator import Integrator
+from bptt_envs.systems.lqr import LQR
+from bptt_envs.systems.quantum_control import QuantumControl
 
-__all__ = ["CartPole", "Integrator", "MultiPole"]
+__all__ = ["LQR", "CartPole", "Integrator", "MultiPole", "QuantumControl"]

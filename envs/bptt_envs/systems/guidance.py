@@ -1,0 +1,218 @@
+"""Guidance by repulsion: drivers herd evaders through the plane. DiffGuidance-v0."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from bptt_envs.charts import Chart, Curves, NamedCurves, Paths
+from bptt_envs.checks import finite_pair, not_negative, one_of, positive, positive_integer
+from bptt_envs.rendering import CYCLE, FAINT, MUTED, SIZE, round_up
+from bptt_envs.system import Pullback, System
+
+if TYPE_CHECKING:
+    from bptt_envs.rendering import Canvas, Color
+
+EVASION = 15.0
+FLOCKING = 0.2
+FLOCKING_DISTANCE = 0.5  # the softened length at which flocking changes its sign
+SPREADING = 0.2
+DRIVER_FRICTION = 1.0  # 1/s
+EVADER_FRICTION = 4.0  # 1/s
+
+PAIRS_AT_ONCE = 2**15  # of agents, over all samples, so that what is computed for them stays in the cache
+
+FLOCKINGS = ("as_published", "cohesive")
+
+
+class Guidance(System):
+    """Drive a herd to a target by keeping out of its comfort: evaders flee from drivers.
+
+    State: (agents, 2, 2) by agent (drivers first), position and velocity, and coordinate; lengths have no unit.
+    Action: the coefficients (c_j1, c_j2) of every driver j, (n_drivers, 2), in 1/s^2: its control is the
+    acceleration c_j1 q_j + c_j2 q_j^perp with q_j = p_j - sum_e p_e. Integrator: explicit Euler.
+    Loss "final": mean over evaders and coordinates of (p_e - target)^2 at step T, plus control_weight times
+    the mean of c^2 over steps, drivers and components. Loss "continuous": the first term averaged over steps
+    1..T, the second the same. Start, at rest: drivers uniform in angle and radius on 3 <= r <= 4, the centre
+    of the herd on 1 <= r <= 2, evaders at the centre + U(-0.5, 0.5) in each coordinate.
+
+    Equations, with what is odd about them: docs/environments/guidance.md. Source: arXiv 2405.02041.
+
+    Args:
+        objective: "final" or "continuous".
+        n_drivers: number of drivers, 1 or more.
+        n_evaders: number of evaders, 1 or more.
+        control_weight: weight of the mean squared coefficients in the loss, 0 or more.
+        target: where the evaders should be, (x, y).
+        flocking: "as_published" (evaders repel one another from a softened length of 0.5 on, and attract
+            one another within) or "cohesive" (the opposite).
+        repulsion_floor: what is added to every distance, above 0.
+        max_control: every coefficient is clamped to [-max_control, max_control]; None leaves it unbounded.
+        horizon: steps of an episode.
+        dt: duration of a step, in s.
+    """
+
+    nominal_action = 2.0
+
+    def __init__(
+        self,
+        *,
+        objective: str = "continuous",
+        n_drivers: int = 2,
+        n_evaders: int = 4,
+        control_weight: float = 0.001,
+        target: tuple[float, float] = (0.0, 0.0),
+        flocking: str = "as_published",
+        repulsion_floor: float = 0.1,
+        max_control: float | None = None,
+        horizon: int = 60,
+        dt: float = 4 / 60,
+    ) -> None:
+        max_control = None if max_control is None else positive("max_control", max_control)
+        super().__init__(horizon=horizon, dt=dt, objective=objective, max_action=max_control)
+        self.n_drivers = positive_integer("n_drivers", n_drivers)
+        self.n_evaders = positive_integer("n_evaders", n_evaders)
+        self.control_weight = not_negative("control_weight", control_weight)
+        self.target = finite_pair("target", target)
+        self.flocking = one_of("flocking", flocking, FLOCKINGS)
+        self.repulsion_floor = positive("repulsion_floor", repulsion_floor)
+        self.n_agents = self.n_drivers + self.n_evaders
+        self.state_shape = (self.n_agents, 2, 2)
+        self.action_shape = (self.n_drivers, 2)
+        drivers = [f"d{j}" for j in range(1, self.n_drivers + 1)]
+        agents = [*drivers, *(f"e{e}" for e in range(1, self.n_evaders + 1))]
+        self.state_labels = tuple(f"{name}_{agent}" for agent in agents for name in ("x", "y", "x'", "y'"))
+        self.action_labels = tuple(f"{name}_{driver} [1/s^2]" for driver in drivers for name in ("c1", "c2"))
+        self._inverse_square, self._inverse, self._friction = self._strengths()
+
+    # Cost, start
+
+    def state_cost(self, state: Tensor) -> Tensor:
+        return (state[:, self.n_drivers :, 0] - state.new_tensor(self.target)).square().mean((1, 2))
+
+    def running_cost(self, state: Tensor, action: Tensor, next_state: Tensor) -> Tensor:
+        """The cost of the next state as the objective has it, and that of the control at every step, (B,)."""
+        control = self.control_weight / self.horizon * action.square().mean((1, 2))
+        return super().running_cost(state, action, next_state) + control
+
+    def initial_states(self, batch: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
+        def uniform(agents: int) -> Tensor:
+            return torch.rand(batch, agents, 2, generator=generator, device=generator.device, dtype=dtype)
+
+        drivers = _on_annulus(uniform(self.n_drivers), 3.0, 4.0)
+        centre = _on_annulus(uniform(1), 1.0, 2.0)
+        positions = torch.cat([drivers, centre + uniform(self.n_evaders) - 0.5], dim=1)
+        return torch.stack([positions, torch.zeros_like(positions)], dim=2)
+
+    # Dynamics: p and v are positions and velocities of all agents, (B, agents, 2)
+
+    def step(self, state: Tensor, action: Tensor) -> Tensor:
+        p, v = state.unbind(2)
+        r, length = _differences(p)
+        d = self.repulsion_floor + length
+        strength = (self._inverse_square.to(d) / d + self._inverse.to(d)) / d
+        acc = (strength.unsqueeze(1) * r).sum(-1).mT - self._friction.to(d) * v
+        q, q_perp = self._control_directions(p)
+        control = action[..., :1] * q + action[..., 1:] * q_perp
+        acc = torch.cat([acc[:, : self.n_drivers] + control, acc[:, self.n_drivers :]], dim=1)
+        return torch.add(state, torch.stack([v, acc], dim=2), alpha=self.dt)
+
+    def _strengths(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What acts on whom: agent i feels (a_ik / d^2 + b_ik / d) (p_k - p_i) from every agent k.
+
+        Returns:
+            a and b, (agents, agents), and the friction of each agent, (agents, 1); in float64.
+        """
+        drivers, evaders = slice(self.n_drivers), slice(self.n_drivers, None)
+        sign = 1.0 if self.flocking == "as_published" else -1.0
+        a = torch.zeros(self.n_agents, self.n_agents, dtype=torch.float64)
+        a[evaders, drivers] = -EVASION
+        a[evaders, evaders] = sign * FLOCKING * FLOCKING_DISTANCE
+        a[drivers, drivers] = -SPREADING
+        b = torch.zeros_like(a)
+        b[evaders, evaders] = -sign * FLOCKING
+        friction = torch.full((self.n_agents, 1), EVADER_FRICTION, dtype=torch.float64)
+        friction[drivers] = DRIVER_FRICTION
+        return a, b, friction
+
+    def _control_directions(self, p: Tensor) -> tuple[Tensor, Tensor]:
+        """q_j = p_j - sum_e p_e, and q_j turned by 90 degrees, (B, n_drivers, 2) each."""
+        q = p[:, : self.n_drivers] - p[:, self.n_drivers :].sum(1, keepdim=True)
+        return q, _turned(q)
+
+    # Slopes: p' = p + dt v and v' = (1 - dt friction) v + dt F(p, c), so that only those of F are to be found
+
+    @property
+    def dense_jacobians(self) -> bool:
+        return False  # the products below are about as fast for the fewest agents, and faster for more or large batches
+
+    def pullback(self, state: Tensor, action: Tensor) -> Pullback:
+        slopes = self._force_slopes(state, action).flatten(1, 2)
+        kept = 1.0 - self.dt * self._friction.to(state)
+
+        def pull(rows: slice, vectors: Tensor) -> tuple[Tensor, Tensor]:
+            p, v = vectors.unflatten(-1, self.state_shape).unbind(-2)  # (P, R, agents, 2)
+            pulled = (v.mT.flatten(2).transpose(0, 1) @ slopes[rows]).transpose(0, 1)
+            by_position, by_action = pulled.split([2 * self.n_agents, self.action_size], dim=-1)
+            by_p = p + by_position.unflatten(-1, (2, self.n_agents)).mT
+            by_v = self.dt * p + kept * v
+            return torch.stack([by_p, by_v], dim=-2).flatten(2), by_action
+
+        return pull
+
+    @torch.no_grad()
+    def _force_slopes(self, state: Tensor, action: Tensor) -> Tensor:
+        """Slopes of dt F, (N, 2, agents, 2 agents + m): coordinate and agent of F, then what it is moved by.
+
+        These are the positions, coordinate before agent, and the action.
+        """
+        p, n, drivers = state[:, :, 0], self.n_agents, slice(self.n_drivers)
+        slopes = p.new_zeros(len(p), 2, n, 2 * n + self.action_size)
+        by_position = slopes[..., : 2 * n].unflatten(-1, (2, n))
+        chunk = max(1, PAIRS_AT_ONCE // n**2)
+        for start in range(0, len(p), chunk):
+            rows = slice(start, start + chunk)
+            by_position[rows] = self.dt * self._pair_slopes(p[rows])
+        turn = self.dt * torch.stack([action, _turned(action)], dim=-1)  # control = turn q, (N, n_drivers, 2, 2)
+        by_position[:, :, drivers].diagonal(dim1=2, dim2=4).add_(turn.permute(0, 2, 3, 1))
+        by_position[:, :, drivers, :, self.n_drivers :].sub_(turn.transpose(1, 2).unsqueeze(-1))
+        by_action = slopes[:, :, drivers, 2 * n :].unflatten(-1, self.action_shape)
+        directions = self.dt * torch.stack(self._control_directions(p), dim=-1)  # (N, n_drivers, 2, coefficient)
+        by_action.diagonal(dim1=2, dim2=3).copy_(directions.permute(0, 2, 3, 1))
+        return slopes
+
+    def _pair_slopes(self, p: Tensor) -> Tensor:
+        """Slopes of the forces between agents by their positions, (N, 2, agents, 2, agents)."""
+        r, length = _differences(p)
+        d = self.repulsion_floor + length
+        a, b = self._inverse_square.to(d), self._inverse.to(d)
+        strength, strength_d = (a / d + b) / d, -(2 * a / d + b) / d.square()
+        # By p_k: d (strength r) / dr = strength + strength_d r r^T / |r|
+        along = strength_d.unsqueeze(1) * r
+        slopes = along.unsqueeze(3) * (r / length.unsqueeze(1)).transpose(1, 2).unsqueeze(1)
+        slopes.diagonal(dim1=1, dim2=3).add_(strength.unsqueeze(-1))
+        slopes.diagonal(dim1=2, dim2=4).sub_(slopes.sum(-1).transpose(2, 3))  # by p_i: r = p_k - p_i
+        return slopes
+
+
+def _differences(p: Tensor) -> tuple[Tensor, Tensor]:
+    """p_k - p_i at [:, :, i, k], (B, 2, agents, agents), and its length, whose slope is 0 where the length is."""
+    p = p.mT.contiguous()
+    r = p.unsqueeze(2) - p.unsqueeze(3)
+    x, y = r.unbind(1)
+    return r, (x.square() + y.square() + torch.finfo(p.dtype).tiny).sqrt()
+
+
+def _on_annulus(uniform: Tensor, inner: float, outer: float) -> Tensor:
+    """Points between two radii, uniform in radius and angle, from numbers in [0, 1), (..., 2) each."""
+    radius = inner + (outer - inner) * uniform[..., 0]
+    angle = 2 * math.pi * uniform[..., 1]
+    return torch.stack([radius * angle.cos(), radius * angle.sin()], dim=-1)
+
+
+def _turned(vectors: Tensor) -> Tensor:
+    """Vectors (..., 2) turned by 90 degrees, counter-clockwise."""
+    return torch.stack([-vectors[..., 1], vectors[..., 0]], dim=-1)

@@ -1,0 +1,73 @@
+"""`bptt diagnose`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from bptt_trainers.commands.environment import Module
+from bptt_trainers.commands.evaluate import aligned
+from bptt_trainers.commands.exits import checking_arguments
+from bptt_trainers.diagnostics import NPZ, Diagnosis, read_diagnostics
+from bptt_trainers.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Diagnose:
+    """Draw how the update rules differed in a training run.
+
+    Norms of R, M and C by layer, the angles between them, and how feedback grows
+    backwards through the horizon, under each rule. The run must have been trained
+    with --diagnostics.
+
+    example: bptt diagnose runs/two
+    """
+
+    run_folder: Annotated[Positional[Path], arg(metavar="RUN")]
+    """The run folder."""
+
+    out: Path | None = None
+    """The file, ending in .png, .pdf or .svg. None: diagnostics.png in the run folder."""
+
+    module: Module = None
+    """Module to import first: one that registers the environment of the run, if that is your own."""
+
+    def run(self) -> None:
+        """Draw, and print a few lines."""
+        folder = RunFolder(self.run_folder)
+        config = folder.read_config()["environment"]
+        with checking_arguments():
+            dt = folder.make_env().system.dt
+        diagnoses = read_diagnostics(folder.path / NPZ)
+
+        from bptt_trainers.diagnostics_figure import diagnostics_figure  # with it comes matplotlib
+        from bptt_trainers.pictures import save_figure
+
+        out = self.out or folder.path / "diagnostics.png"
+        with checking_arguments():
+            save_figure(diagnostics_figure(diagnoses, dt, f"{config['id']}: {folder.path.name}"), out)
+        head = ["epoch", "cosine R,M", "same sign", "|R|/|M|", "feedback at t=1: R", "M", "growth: closed", "open"]
+        middle = diagnoses[len(diagnoses) // 2]
+        chosen = {one.epoch: one for one in (diagnoses[0], middle, diagnoses[-1])}
+        for line in aligned([head, *map(_row, chosen.values())], left=0):
+            print(line)
+        print("growth: the factor by which the whole horizon multiplies a perturbation at most, and feedback")
+        print(f"{out}: {len(diagnoses)} epochs")
+
+
+def _row(one: Diagnosis) -> list[str]:
+    regular, modified, _ = (float((norms**2).sum() ** 0.5) for norms in one.norms)
+    open_loop, closed_loop = one.growth[:, 0]
+    return [
+        str(one.epoch),
+        f"{one.cosine[0]:.2f}",
+        f"{one.agreement[0]:.0%}",
+        f"{regular / modified:.3g}" if modified else "-",
+        f"{one.adjoints[0, 0]:.3g}",
+        f"{one.adjoints[1, 0]:.3g}",
+        f"1e{closed_loop:+.1f}",
+        f"1e{open_loop:+.1f}",
+    ]

@@ -1,0 +1,279 @@
+"""How the rules differ in a training run, and how feedback grows on its way back through the horizon."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bptt_envs import System
+from bptt_trainers.adjoint_engine import AdjointEngine, ControllerTape, bound_with_slope
+from bptt_trainers.callbacks import Callback
+from bptt_trainers.files import RunFolderError, write_atomic
+from bptt_trainers.gradient import choose_engine
+from bptt_trainers.metrics import EpochMetrics
+from bptt_trainers.rollout import Trajectory, rollout
+from bptt_trainers.rules import MODIFIED, REGULAR, Directions, combined, get_rule
+
+if TYPE_CHECKING:
+    from bptt_trainers.trainer import Trainer
+
+RULES_SHOWN = ("R", "M", "C")
+PAIRS = tuple(f"{first}{second}" for first, second in combinations(RULES_SHOWN, 2))
+LOOPS = ("open", "closed")
+
+GROWTH_SAMPLES = 4  # episodes over which growth is averaged
+GROWTH_NUMBERS = 2**22  # of the products of Jacobians that are kept at once
+POWER_ITERATIONS = 8
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What one batch of episodes shows about the rules.
+
+    Attributes:
+        epoch: epochs finished.
+        layers: names of the layers, L.
+        norms: norm of the direction of R, M and C by layer, (3, L).
+        cosine: cosine of the angle between R and M, R and C, M and C, (3,).
+        agreement: share of the parameter components in which the two have the same sign, (3,).
+        adjoints: mean over the episodes of |dL/dx_t| at t = 1 .. T, as R and as M feed it back, (2, T). L is
+            the loss of one episode.
+        times: steps t at which growth is measured, (K,).
+        growth: log10 of the largest singular value of the product of Jacobians from step t to the end, of the
+            physics alone, A_{T-1} ... A_t, and with the controller in the loop, A_t + B_t K_t; the mean over
+            the first few episodes, (2, K).
+    """
+
+    epoch: int
+    layers: tuple[str, ...]
+    norms: np.ndarray
+    cosine: np.ndarray
+    agreement: np.ndarray
+    adjoints: np.ndarray
+    times: np.ndarray
+    growth: np.ndarray
+
+
+def diagnose(system: System, controller: nn.Module, initial_states: Tensor, epoch: int = 0) -> Diagnosis:
+    """Measure the rules on one batch of episodes.
+
+    Args:
+        system: the physics.
+        controller: one that the adjoint engine can serve.
+        initial_states: (B, *state_shape).
+        epoch: what to call it.
+
+    Raises:
+        ValueError: if the adjoint engine cannot serve the controller.
+    """
+    engine = check_served(system, controller, initial_states)
+    trajectory = rollout(system, controller, initial_states)
+    arriving: list[Tensor] = []
+    passes = engine.backward(trajectory, (REGULAR, MODIFIED), lambda sweep: arriving.append(sweep.arriving))
+    directions = {name: combined(get_rule(name), passes) for name in RULES_SHOWN}
+    batch = initial_states.shape[0]
+    adjoints = batch * torch.cat(arriving[::-1]).norm(dim=-1).mean(-1).t()  # of an episode's loss, not of the mean's
+    layers = _layers(directions["R"])
+    flat = {name: _flat(direction.values()) for name, direction in directions.items()}
+    pairs = list(combinations(flat.values(), 2))
+    times, growth = feedback_growth(system, controller, trajectory)
+    return Diagnosis(
+        epoch=epoch,
+        layers=tuple(layers),
+        norms=np.array(
+            [[float(_flat(d[n] for n in names).norm()) for names in layers.values()] for d in directions.values()]
+        ),
+        cosine=np.array([float(torch.cosine_similarity(a, b, dim=0)) for a, b in pairs]),
+        agreement=np.array([float((a.sign() == b.sign()).double().mean()) for a, b in pairs]),
+        adjoints=adjoints.double().cpu().numpy(),
+        times=np.array(times),
+        growth=growth.double().cpu().numpy(),
+    )
+
+
+def check_served(system: System, controller: nn.Module, initial_states: Tensor) -> AdjointEngine:
+    """The adjoint engine for `controller`.
+
+    Raises:
+        ValueError: if it cannot serve the controller.
+    """
+    try:
+        engine = choose_engine(system, controller, initial_states, "adjoint").engine
+    except ValueError as error:
+        raise ValueError(f"diagnostics look at the adjoints: {error}") from error
+    assert isinstance(engine, AdjointEngine)
+    return engine
+
+
+@torch.no_grad()
+def feedback_growth(system: System, controller: nn.Module, trajectory: Trajectory) -> tuple[list[int], Tensor]:
+    """Log10 of the largest singular value of the products of Jacobians from step t to the end.
+
+    Args:
+        system: the physics.
+        controller: closes the loop.
+        trajectory: T steps of B episodes, of which the first few are looked at.
+
+    Returns:
+        The steps t, K of them, and (2, K): of the physics alone and of the closed loop, the mean over episodes.
+    """
+    horizon, batch = trajectory.actions.shape[:2]
+    n = system.state_size
+    room = max(1, GROWTH_NUMBERS // n**2)
+    samples = min(GROWTH_SAMPLES, batch, room)
+    count = min(horizon, max(1, room // samples))
+    times = [round(i * (horizon - 1) / max(1, count - 1)) for i in range(count)]
+    states, actions = trajectory.states[:-1, :samples], trajectory.actions[:, :samples]
+    product = torch.eye(n, dtype=states.dtype, device=states.device).expand(2, samples, n, n)
+    scale = states.new_zeros(2, samples)  # log10 of what the product was divided by: it would overflow
+    products, scales = [], []
+    for t, jacobians in _jacobians(system, controller, states, actions):
+        product = product @ jacobians
+        size = product.flatten(2).norm(dim=-1).clamp_min(torch.finfo(product.dtype).tiny)
+        product, scale = product / size[..., None, None], scale + size.log10()
+        if t in times:
+            products.append(product)
+            scales.append(scale)
+    growth = torch.stack(scales) + _largest_singular_value(torch.stack(products)).log10()  # (K, 2, samples)
+    return times, growth.mean(-1).flip(0).t()
+
+
+def _jacobians(system: System, controller: nn.Module, states: Tensor, actions: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """The steps, the last first, with A_t and A_t + B_t K_t, (2, samples, n, n)."""
+    horizon, samples = actions.shape[:2]
+    length = max(1, GROWTH_NUMBERS // (samples * system.state_size**2))
+    for stop in range(horizon, 0, -length):
+        steps = slice(max(0, stop - length), stop)
+        state, action = states[steps].flatten(0, 1), actions[steps].flatten(0, 1)
+        bounded, slope = bound_with_slope(system, action)
+        by_state, by_action = system.linearize(state, bounded)
+        by_action = by_action if slope is None else by_action * slope.unsqueeze(1)
+        closed = by_state + by_action @ ControllerTape(controller, system, state).jacobian
+        both = torch.stack([by_state, closed]).unflatten(1, (-1, samples))
+        for t in range(steps.stop - 1, steps.start - 1, -1):
+            yield t, both[:, t - steps.start]
+
+
+def _largest_singular_value(matrices: Tensor) -> Tensor:
+    """Of (..., n, n), by power iterations from the row of the largest norm, which has a share in it."""
+    longest = matrices.norm(dim=-1).argmax(-1)[..., None, None].expand(*matrices.shape[:-2], 1, matrices.shape[-1])
+    vector = matrices.gather(-2, longest).mT
+    tiny = torch.finfo(matrices.dtype).tiny
+    for _ in range(POWER_ITERATIONS):
+        vector = vector / vector.norm(dim=-2, keepdim=True).clamp_min(tiny)
+        image = matrices @ vector
+        vector = matrices.mT @ image
+    largest: Tensor = image.norm(dim=-2).squeeze(-1)
+    return largest
+
+
+class Diagnostics(Callback):
+    """Diagnoses the first batch of training states before training and after each epoch.
+
+    Args:
+        folder: where diagnostics.csv (a line an epoch) and diagnostics.npz (everything) are kept; None keeps
+            them in memory, in `diagnoses`.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = folder
+        self.diagnoses: list[Diagnosis] = []
+
+    def on_fit_start(self, trainer: Trainer) -> None:
+        """Load what the folder holds, and fill in the current epoch."""
+        if self.folder is not None and (self.folder / NPZ).exists():
+            self.diagnoses = read_diagnostics(self.folder / NPZ)
+        self.diagnoses = [one for one in self.diagnoses if one.epoch <= trainer.epoch]
+        if not self.diagnoses or self.diagnoses[-1].epoch < trainer.epoch:
+            self._add(trainer, trainer.epoch)
+
+    def on_epoch_end(self, trainer: Trainer, metrics: EpochMetrics) -> bool | None:
+        """Diagnose and save."""
+        self._add(trainer, metrics.epoch)
+        return None
+
+    def _add(self, trainer: Trainer, epoch: int) -> None:
+        states = trainer.train_states[: trainer.config.batch_size]
+        self.diagnoses.append(diagnose(trainer.system, trainer.controller, states, epoch))
+        if self.folder is not None:
+            write_atomic(self.folder / NPZ, to_npz(self.diagnoses))
+            write_atomic(self.folder / CSV, to_csv(self.diagnoses).encode())
+
+
+NPZ = "diagnostics.npz"
+CSV = "diagnostics.csv"
+_ARRAYS = ("norms", "cosine", "agreement", "adjoints", "growth")
+
+
+def to_csv(diagnoses: Sequence[Diagnosis]) -> str:
+    """A line an epoch: the norms by layer, the angles, and how much the horizon multiplies feedback in all."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    first = diagnoses[0]
+    writer.writerow(
+        [
+            "epoch",
+            *(f"norm_{rule}_{layer}" for rule in RULES_SHOWN for layer in first.layers),
+            *(f"cosine_{pair}" for pair in PAIRS),
+            *(f"agreement_{pair}" for pair in PAIRS),
+            "adjoint_first_R",
+            "adjoint_first_M",
+            "adjoint_last",
+            *(f"log10_growth_{loop}_loop" for loop in LOOPS),
+        ]
+    )
+    for one in diagnoses:
+        ends = [one.adjoints[0, 0], one.adjoints[1, 0], one.adjoints[0, -1]]
+        values = [*one.norms.flatten(), *one.cosine, *one.agreement, *ends, *one.growth[:, 0]]
+        writer.writerow([one.epoch, *(f"{value:.6g}" for value in values)])
+    return text.getvalue()
+
+
+def to_npz(diagnoses: Sequence[Diagnosis]) -> bytes:
+    """Every array, with a first axis over the epochs; layers and times, which are the same for all."""
+    buffer = io.BytesIO()
+    arrays: dict[str, Any] = {name: np.stack([getattr(one, name) for one in diagnoses]) for name in _ARRAYS}
+    arrays["epoch"] = np.array([one.epoch for one in diagnoses])
+    np.savez(buffer, layers=np.array(diagnoses[0].layers), times=diagnoses[0].times, **arrays)
+    return buffer.getvalue()
+
+
+def read_diagnostics(path: Path) -> list[Diagnosis]:
+    """Read diagnostics.npz.
+
+    Raises:
+        RunFolderError: if it is not there or cannot be read.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            arrays = {name: data[name] for name in _ARRAYS}
+            layers, times = tuple(map(str, data["layers"])), data["times"]
+            return [
+                Diagnosis(int(epoch), layers, times=times, **{name: array[i] for name, array in arrays.items()})
+                for i, epoch in enumerate(data["epoch"])
+            ]
+    except FileNotFoundError as error:
+        raise RunFolderError(f"{path} is not there: train with diagnostics=True (bptt train --diagnostics).") from error
+    except Exception as error:  # NumPy raises many kinds for a damaged file
+        raise RunFolderError(f"cannot read {path}: it is damaged, or of another version.") from error
+
+
+def _layers(directions: Directions) -> dict[str, list[str]]:
+    """The parameters of each layer: those whose names differ after the last dot only."""
+    layers: dict[str, list[str]] = {}
+    for name in directions:
+        layers.setdefault(name.rpartition(".")[0] or name, []).append(name)
+    return layers
+
+
+def _flat(tensors: Iterable[Tensor]) -> Tensor:
+    return torch.cat([tensor.flatten() for tensor in tensors]).double()
