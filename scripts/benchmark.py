@@ -1,6 +1,7 @@
 """Time one update of every rule and engine, and write the table.
 
     python scripts/benchmark.py --out docs/benchmarks
+    python scripts/benchmark.py --env DiffQuantumControl-v0 --env-option n_points=64 --batch-sizes 8 256
 
 Every figure is the median of repeated updates after a warm-up. Repeats of all engines and rules take turns,
 so that a slow moment of the machine meets all of them and the ratios hold.
@@ -17,14 +18,12 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-import gymnasium as gym
 import torch
 import tyro
 
-import bptt_envs  # noqa: F401, registers the ids
 from bptt_trainers import RULES, default_controller, policy_gradient
+from bptt_trainers.commands.environment import EnvOptions, make_environment, parse_options
 from bptt_trainers.files import write_atomic
-from bptt_trainers.gradient import system_of
 
 
 @dataclass(frozen=True)
@@ -33,6 +32,8 @@ class Settings:
 
     env: str = "DiffCartPole-v0"
     """Environment id."""
+    env_option: EnvOptions = ()
+    """An option of the environment, NAME=VALUE."""
     batch_sizes: tuple[int, ...] = (8, 1024)
     """Start states an update."""
     threads: tuple[int, ...] = (1, 2)
@@ -51,7 +52,7 @@ def main(settings: Settings) -> None:
     rows = [
         row
         for threads, batch in product(settings.threads, settings.batch_sizes)
-        for row in time_updates(settings.env, threads, batch, settings.repeats)
+        for row in time_updates(settings, threads, batch)
     ]
     table = markdown(rows)
     print(table)
@@ -64,10 +65,10 @@ def main(settings: Settings) -> None:
         write_atomic(settings.out / "engines.md", (table + "\n").encode())
 
 
-def time_updates(env_id: str, threads: int, batch: int, repeats: int) -> list[Row]:
+def time_updates(settings: Settings, threads: int, batch: int) -> list[Row]:
     """Median milliseconds an update of every engine and rule, in turns."""
     torch.set_num_threads(threads)
-    system = system_of(gym.make(env_id))
+    system = make_environment(settings.env, parse_options(settings.env, settings.env_option)).system
     controller = default_controller(system)
     states = system.initial_states(batch, torch.Generator().manual_seed(0))
 
@@ -76,7 +77,7 @@ def time_updates(env_id: str, threads: int, batch: int, repeats: int) -> list[Ro
 
     updates = {(engine, rule): update(engine, rule) for engine in ("autograd", "adjoint") for rule in RULES}
     seconds: dict[tuple[str, str], list[float]] = {key: [] for key in updates}
-    for turn in range(repeats + 2):
+    for turn in range(settings.repeats + 2):
         for key, run in updates.items():
             begin = time.perf_counter()
             run()
@@ -84,7 +85,8 @@ def time_updates(env_id: str, threads: int, batch: int, repeats: int) -> list[Ro
                 seconds[key].append(time.perf_counter() - begin)
     return [
         {
-            "env": env_id,
+            "env": settings.env,
+            "options": " ".join(settings.env_option),
             "threads": threads,
             "batch": batch,
             "engine": engine,

@@ -20,7 +20,8 @@ def complaints(check, env):
 
 def to_be_said(env, check):
     """The remarks that an environment is right to cause."""
-    in_newtons = bool(env.action_space.high.max() > 1.0)
+    looked_at = check is sb3.check_env or len(env.action_space.shape) == 1  # Gymnasium looks at vectors only
+    in_newtons = looked_at and bool(env.action_space.high.max() > 1.0)
     neither_vector_nor_image = check is sb3.check_env and len(env.observation_space.shape) == 2
     return [NORMALISED_ACTIONS] * in_newtons + [NOT_A_VECTOR] * neither_vector_nor_image
 

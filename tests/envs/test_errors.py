@@ -9,9 +9,11 @@ import torch
 from gymnasium.error import ResetNeeded
 
 from bptt_envs import DifferentiableEnv
+from bptt_envs.registration import ENTRIES, system_class
 from bptt_envs.systems import CartPole
 
 NAN, INF = float("nan"), float("inf")
+ONE_ACTION = [env_id for env_id in ENTRIES if system_class(env_id)().action_shape == (1,)]
 
 BAD_OPTIONS = [
     ("DiffCartPole-v0", {"objective": "finale"}, r"objective .* 'final', 'continuous'; got 'finale'.*mean 'final'\?"),
@@ -44,6 +46,15 @@ BAD_OPTIONS = [
         {"dt": 0.003},
         r"dt=0.003 .* n_points=32 and box_length=2 .* a larger dt or fewer points",
     ),
+    ("DiffGuidance-v0", {"control_weight": -0.1}, "control_weight must be a finite number of at least 0; got -0.1"),
+    ("DiffGuidance-v0", {"target": 1.0}, r"target must be a pair of finite numbers, such as \(0.0, 0.0\); got 1.0"),
+    ("DiffGuidance-v0", {"target": (0.0, NAN)}, r"target must be a pair of finite numbers.*; got \(0.0, nan\)"),
+    ("DiffGuidance-v0", {"target": [0.0, 0.0, 0.0]}, r"target must be a pair .*; got \[0.0, 0.0, 0.0\]"),
+    ("DiffGuidance-v0", {"flocking": "published"}, r"'as_published', 'cohesive'; got .* Did you mean 'as_published'\?"),
+    ("DiffGuidance-v0", {"repulsion_floor": 0}, "repulsion_floor must be a finite number above 0; got 0"),
+    ("DiffGuidance-v0", {"n_drivers": 0}, "n_drivers must be an integer of at least 1; got 0"),
+    ("DiffGuidance-v0", {"n_evaders": 2.5}, "n_evaders must be an integer of at least 1; got 2.5"),
+    ("DiffGuidance-v0", {"max_control": 0.0}, "max_control must be a finite number above 0; got 0.0"),
     ("DiffCartPole-v0", {"max_forse": 5}, r"no option 'max_forse'. Did you mean 'max_force'\? Its options: objective,"),
     ("DiffCartPole-v0", {"n_poles": 2}, r"no option 'n_poles'.* Its options: .*horizon, dt\."),
 ]
@@ -105,6 +116,7 @@ BAD_ACTIONS = [
 ]
 
 
+@pytest.mark.parametrize("env_id", ONE_ACTION)
 @pytest.mark.parametrize(("action", "message"), BAD_ACTIONS, ids=[str(row[0]) for row in BAD_ACTIONS])
 def test_bad_action(env_id, action, message):
     env = gym.make(env_id).unwrapped
@@ -116,6 +128,7 @@ def test_bad_action(env_id, action, message):
     assert env._steps == 0
 
 
+@pytest.mark.parametrize("env_id", ONE_ACTION)
 def test_bad_actions_of_a_batch(env_id):
     envs = gym.make_vec(env_id, num_envs=3)
     envs.reset(seed=0)
@@ -128,6 +141,7 @@ def test_bad_actions_of_a_batch(env_id):
     assert envs._steps.tolist() == [0, 0, 0]
 
 
+@pytest.mark.parametrize("env_id", ONE_ACTION)
 @pytest.mark.parametrize(
     "action",
     [

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from bptt_envs.systems import LQR, Integrator, MultiPole, QuantumControl
+from bptt_envs.systems import LQR, Guidance, Integrator, MultiPole, QuantumControl
 
 
 def defined_loss(system, states, actions):
@@ -22,6 +22,10 @@ def defined_loss(system, states, actions):
         overlaps = (states[1:, ..., 0] + 1j * states[1:, ..., 1]) @ phi / np.linalg.norm(phi)
         costs = 1.0 - np.abs(overlaps) ** 2
         return costs[-1] if system.objective == "final" else costs.sum(axis=0)
+    elif isinstance(system, Guidance):
+        costs = ((states[1:, :, system.n_drivers :, 0] - system.target) ** 2).mean(axis=(-2, -1))
+        control = system.control_weight * (actions**2).mean(axis=(0, -2, -1))
+        return control + (costs[-1] if system.objective == "final" else costs.mean(axis=0))
     elif isinstance(system, Integrator):
         costs = 0.5 * (states[1:, :, 0] - system.target) ** 2
     else:

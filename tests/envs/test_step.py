@@ -156,23 +156,25 @@ def test_without_max_force_nothing_is_clamped():
         ("DiffMultiPole-v0", "max_force"),
         ("DiffIntegrator-v0", "max_action"),
         ("DiffQuantumControl-v0", "max_control"),
+        ("DiffGuidance-v0", "max_control"),
     ],
 )
 def test_the_bound_clamps_both_kinds_of_step_and_bounds_the_space(env_id, option):
     free, bounded = gym.make(env_id).unwrapped, gym.make(env_id, **{option: 3.0}).unwrapped
-    assert bounded.action_space == gym.spaces.Box(-3.0, 3.0, (1,), np.float32)
+    shape = free.system.action_shape
+    assert bounded.action_space == gym.spaces.Box(-3.0, 3.0, shape, np.float32)
     batch = gym.make_vec(env_id, num_envs=2, **{option: 3.0})
     assert batch.single_action_space == bounded.action_space
     for action, clamped in ((7.0, 3.0), (-7.0, -3.0), (2.0, 2.0)):
         free.reset(seed=0)
         bounded.reset(seed=0)
         batch.reset(seed=[0, 0])
-        expected = free.step([clamped])[0]
-        np.testing.assert_array_equal(bounded.step([action])[0], expected)
-        np.testing.assert_allclose(batch.step([[action]] * 2)[0], [expected] * 2, rtol=1e-6)
+        expected = free.step(np.full(shape, clamped))[0]
+        np.testing.assert_array_equal(bounded.step(np.full(shape, action))[0], expected)
+        np.testing.assert_allclose(batch.step(np.full((2, *shape), action))[0], [expected] * 2, rtol=1e-6)
         start = free.initial_states(4, torch.Generator().manual_seed(0))
-        ours, _ = bounded.step_differentiable(start, torch.full((4, 1), action))
-        theirs, _ = free.step_differentiable(start, torch.full((4, 1), clamped))
+        ours, _ = bounded.step_differentiable(start, torch.full((4, *shape), action))
+        theirs, _ = free.step_differentiable(start, torch.full((4, *shape), clamped))
         assert torch.equal(ours, theirs)
 
 
@@ -268,5 +270,5 @@ def test_a_new_episode_starts_afresh(env_id):
 def test_horizon_is_that_of_the_system(env_id):
     assert gym.make(env_id, horizon=17).unwrapped.horizon == 17
     assert isinstance(gym.make(env_id).unwrapped, DifferentiableEnv)
-    horizons = {"DiffIntegrator-v0": 4, "DiffLQR-v0": 20, "DiffQuantumControl-v0": 128}
+    horizons = {"DiffIntegrator-v0": 4, "DiffLQR-v0": 20, "DiffQuantumControl-v0": 128, "DiffGuidance-v0": 60}
     assert gym.make(env_id).unwrapped.horizon == horizons.get(env_id, 100)

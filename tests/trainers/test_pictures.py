@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 
 from bptt_envs import System
-from bptt_envs.systems import CartPole, Integrator, MultiPole
+from bptt_envs.charts import Chart, Curves, Field, NamedCurves, Paths
+from bptt_envs.systems import CartPole, Integrator, MultiPole, QuantumControl
 from bptt_trainers.pictures import learning_curves_figure, save_animation, save_figure, trajectory_figure
 from bptt_trainers.rollout import Trajectory, losses, rollout
 
@@ -68,6 +69,113 @@ def test_a_trajectory_that_leaves_the_numbers_is_drawn_as_far_as_it_goes(tmp_pat
 def test_a_large_system_shows_its_first_components() -> None:
     figure = trajectory_figure(MultiPole(n_poles=9), pushed(MultiPole(n_poles=9), 2))
     assert len(figure.axes) == 12 + 1
+
+
+@pytest.mark.parametrize("batch", [1, 12])
+def test_a_figure_shows_the_charts_of_the_system(batch: int) -> None:
+    system = QuantumControl(target=3, max_control=7.0)
+    trajectory = pushed(system, batch)
+    figure = trajectory_figure(system, trajectory)
+    density, control, populations = figure.axes
+    assert [axes.get_ylabel() for axes in figure.axes] == ["x", "control u", "population"]
+    (image,) = density.images
+    assert image.get_array().shape == (34, 129)
+    (scale,) = density.child_axes
+    assert scale.get_ylabel() == r"$|\psi|^2$"
+    assert len(control.lines) == min(batch, 8)
+    assert np.all(control.lines[0].get_ydata() == 7.0)
+    names = [text.get_text() for text in populations.get_legend().get_texts()]
+    assert names == [r"$\phi_1$", r"$\phi_2$", r"$\phi_3$ (target)", r"$\phi_4$", r"$\phi_5$"]
+    assert np.allclose(sum(line.get_ydata()[0] for line in populations.lines), 1.0)
+    first = f"the first episode, loss {losses(system, trajectory)[0]:.3g}" if batch > 1 else ""
+    assert [axes.get_title(loc="left") for axes in figure.axes] == [first, "", first]
+    assert [axes.get_xlabel() for axes in figure.axes] == ["", "", "time [s]"]
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        assert axes.get_xlim() == (0.0, 8.0)
+        assert axes.get_position().intervalx == pytest.approx(density.get_position().intervalx)
+
+
+class Charted(Integrator):
+    """Shows the charts it is given."""
+
+    def __init__(self, charts: list[Chart]) -> None:
+        super().__init__(horizon=3)
+        self._charts = charts
+
+    def charts(self, states: torch.Tensor, actions: torch.Tensor) -> list[Chart]:
+        return self._charts
+
+
+def test_paths_show_where_bodies_start_and_end_in_the_color_of_their_group() -> None:
+    ways = torch.randn(4, 3, 2, generator=torch.Generator().manual_seed(0))
+    chart = Paths("x, y [m]", ways, [("dogs", 1), ("sheep", 2)], target=(5.0, -5.0))
+    system = Charted([chart, Curves("u", torch.zeros(3, 1))])
+    figure = trajectory_figure(system, pushed(system, 1))
+    plane, control = figure.axes
+    assert [text.get_text() for text in plane.get_legend().get_texts()] == ["dogs", "sheep", "target"]
+    assert plane.get_aspect() == 1.0
+    assert (plane.get_xlabel(), control.get_xlabel()) == ("", "time [s]")
+    lines = [np.transpose(line.get_data()) for line in plane.lines]
+    for body in range(3):
+        way, start, end = lines[3 * body : 3 * body + 3]
+        assert np.allclose(way, ways[:, body])
+        assert np.allclose(start, ways[:1, body])
+        assert np.allclose(end, ways[-1:, body])
+    assert np.allclose(lines[-1], [(5.0, -5.0)])
+    colors = [plane.lines[3 * body].get_color() for body in range(3)]
+    assert colors[0] != colors[1] == colors[2]
+
+
+def test_a_field_has_its_points_at_their_coordinates() -> None:
+    system = Charted([Field("density", torch.arange(12.0).view(4, 3), "x [m]", -1.0, 1.0)])
+    (axes,) = trajectory_figure(system, pushed(system, 1)).axes
+    (image,) = axes.images
+    assert image.get_extent() == pytest.approx([-0.5, 3.5, -1.5, 1.5])
+    assert axes.get_ylim() == (-1.0, 1.0)
+    assert np.array_equal(image.get_array(), np.arange(12.0).reshape(4, 3).T)
+
+
+@pytest.mark.parametrize("bad", [slice(2, None), slice(None)], ids=["the end", "everything"])
+def test_charts_that_leave_the_numbers_are_drawn_as_far_as_they_go(bad: slice, tmp_path: Path) -> None:
+    values = torch.ones(4, 2)
+    values[bad] = math.nan
+    values[bad, 1] = math.inf
+    charts = [
+        Field("density", values, "x", 0.0, 1.0),
+        NamedCurves("size", values, ["one", "two"]),
+        Paths("x, y", values.unsqueeze(1), [("dogs", 1)]),
+    ]
+    system = Charted(charts)
+    save_figure(trajectory_figure(system, pushed(system, 2)), tmp_path / "figure.png")
+
+
+@pytest.mark.parametrize(("count", "columns"), [(1, 1), (2, 1), (3, 2), (4, 2)])
+def test_many_curves_stand_in_two_columns(count: int, columns: int) -> None:
+    system = Charted([Curves(str(i), torch.zeros(4, 1)) for i in range(count)])
+    figure = trajectory_figure(system, pushed(system, 1))
+    assert len({axes.get_subplotspec().colspan.start for axes in figure.axes}) == columns
+
+
+def test_more_named_curves_than_colors_are_told_apart() -> None:
+    system = Charted([NamedCurves("value", torch.zeros(4, 14), [f"value_{i}" for i in range(14)])])
+    (axes,) = trajectory_figure(system, pushed(system, 1)).axes
+    assert len({(line.get_color(), line.get_linestyle()) for line in axes.lines}) == 14
+
+
+@pytest.mark.parametrize(
+    ("label", "shown"),
+    [
+        ("theta' [rad]", r"$\theta'$ [rad]"),
+        ("Re psi_12", r"Re $\psi_{12}$"),
+        ("alphabet", "alphabet"),
+        ("value_12 [m]", "value_12 [m]"),
+    ],
+)
+def test_greek_letters_in_labels_are_mathematics(label: str, shown: str) -> None:
+    system = Charted([Curves(label, torch.zeros(4, 1))])
+    (axes,) = trajectory_figure(system, pushed(system, 1)).axes
+    assert axes.get_ylabel() == shown
 
 
 def test_learning_curves_are_on_a_log_scale_and_mark_the_best_epoch(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,11 +11,11 @@ from torch import Tensor
 
 from bptt_envs.charts import Chart, Curves, NamedCurves, Paths
 from bptt_envs.checks import finite_pair, not_negative, one_of, positive, positive_integer
-from bptt_envs.rendering import CYCLE, FAINT, MUTED, SIZE, round_up
+from bptt_envs.rendering import ACTION, CYCLE, MUTED, SIZE, Point, round_up
 from bptt_envs.system import Pullback, System
 
 if TYPE_CHECKING:
-    from bptt_envs.rendering import Canvas, Color
+    from bptt_envs.rendering import Canvas
 
 EVASION = 15.0
 FLOCKING = 0.2
@@ -32,6 +33,7 @@ class Guidance(System):
     """Drive a herd to a target by keeping out of its comfort: evaders flee from drivers.
 
     State: (agents, 2, 2) by agent (drivers first), position and velocity, and coordinate; lengths have no unit.
+    Observation: the state, flattened, (4 agents,).
     Action: the coefficients (c_j1, c_j2) of every driver j, (n_drivers, 2), in 1/s^2: its control is the
     acceleration c_j1 q_j + c_j2 q_j^perp with q_j = p_j - sum_e p_e. Integrator: explicit Euler.
     Loss "final": mean over evaders and coordinates of (p_e - target)^2 at step T, plus control_weight times
@@ -55,7 +57,7 @@ class Guidance(System):
         dt: duration of a step, in s.
     """
 
-    nominal_action = 2.0
+    nominal_action = 3.0  # constant coefficients steer best at about 3; docs/environments/guidance.md
 
     def __init__(
         self,
@@ -63,7 +65,7 @@ class Guidance(System):
         objective: str = "continuous",
         n_drivers: int = 2,
         n_evaders: int = 4,
-        control_weight: float = 0.001,
+        control_weight: float = 0.1,
         target: tuple[float, float] = (0.0, 0.0),
         flocking: str = "as_published",
         repulsion_floor: float = 0.1,
@@ -88,7 +90,7 @@ class Guidance(System):
         self.action_labels = tuple(f"{name}_{driver} [1/s^2]" for driver in drivers for name in ("c1", "c2"))
         self._inverse_square, self._inverse, self._friction = self._strengths()
 
-    # Cost, start
+    # Cost, start, observation
 
     def state_cost(self, state: Tensor) -> Tensor:
         return (state[:, self.n_drivers :, 0] - state.new_tensor(self.target)).square().mean((1, 2))
@@ -107,6 +109,53 @@ class Guidance(System):
         positions = torch.cat([drivers, centre + uniform(self.n_evaders) - 0.5], dim=1)
         return torch.stack([positions, torch.zeros_like(positions)], dim=2)
 
+    @property
+    def observation_shape(self) -> tuple[int, ...]:
+        return (self.state_size,)
+
+    def observe(self, state: Tensor) -> Tensor:
+        return state.flatten(1)
+
+    # Pictures
+
+    def draw(self, canvas: Canvas, state: Tensor, action: Tensor | None) -> None:
+        state = state.double()
+        p, v = state.unbind(1)
+        aspect = SIZE[0] / SIZE[1]
+        reach = ((p - state.new_tensor(self.target)).abs() / state.new_tensor([aspect, 1.0])).amax(-1).tolist()
+        unit = round_up(max(1.0, *(one / 6.0 for one in reach[self.n_drivers :])))  # the view grows with the herd
+        canvas.view(self.target[0], self.target[1] - 0.5 * unit, height=14.0 * unit)
+        canvas.ruler(canvas.bottom + unit)
+        canvas.circle(self.target, 0.4 * unit, MUTED, 2.5)
+        control = [] if action is None else self._control(p.unsqueeze(0), action.double().unsqueeze(0))[0].tolist()
+        for i, ((x, y), velocity) in enumerate(zip(p.tolist(), v.tolist(), strict=True)):
+            color, radius = (CYCLE[0], 0.3 * unit) if i < self.n_drivers else (CYCLE[1], 0.2 * unit)
+            share = 6.0 * unit / max(reach[i], 6.0 * unit)
+            if share < 1.0:  # a driver that has run off: a ring at the edge
+                edge = (self.target[0] + share * (x - self.target[0]), self.target[1] + share * (y - self.target[1]))
+                canvas.circle(edge, radius, color, 2.5)
+                continue
+            canvas.line([(x, y), _tip((x, y), velocity, full=5.0, length=1.5 * unit)], MUTED, 2)
+            if i < len(control):
+                canvas.arrow((x, y), _tip((x, y), control[i], full=30.0, length=2.2 * unit), ACTION, 4)
+            canvas.circle((x, y), radius, color)
+
+    def charts(self, states: Tensor, actions: Tensor) -> list[Chart]:
+        """Ways through the plane and coefficients in the first episode; how far the herd is from the target in each."""
+        p, drivers = states[:, 0, :, 0], slice(self.n_drivers)
+        distance = (states[..., 0, :] - states.new_tensor(self.target)).norm(dim=-1)  # (T + 1, B, agents)
+        near = max(8.0, 2.0 * float(distance[:, 0, self.n_drivers :].max()))
+        seen = p.clone()
+        seen[:, drivers][distance[:, 0, drivers] > near] = math.nan  # else the herd would be a dot beside their ways
+        groups = [("drivers", self.n_drivers), ("evaders", self.n_evaders)]
+        names = [f"driver {j}" for j in range(1, self.n_drivers + 1)]
+        return [
+            Paths(f"x, y (drivers within {near:.3g} of the target)", seen, groups, self.target),
+            Curves("distance to target", distance[:, :, self.n_drivers :].mean(-1)),
+            NamedCurves("c1 [1/s^2]", actions[:, 0, :, 0], names),
+            NamedCurves("c2 [1/s^2]", actions[:, 0, :, 1], names),
+        ]
+
     # Dynamics: p and v are positions and velocities of all agents, (B, agents, 2)
 
     def step(self, state: Tensor, action: Tensor) -> Tensor:
@@ -115,9 +164,7 @@ class Guidance(System):
         d = self.repulsion_floor + length
         strength = (self._inverse_square.to(d) / d + self._inverse.to(d)) / d
         acc = (strength.unsqueeze(1) * r).sum(-1).mT - self._friction.to(d) * v
-        q, q_perp = self._control_directions(p)
-        control = action[..., :1] * q + action[..., 1:] * q_perp
-        acc = torch.cat([acc[:, : self.n_drivers] + control, acc[:, self.n_drivers :]], dim=1)
+        acc = torch.cat([acc[:, : self.n_drivers] + self._control(p, action), acc[:, self.n_drivers :]], dim=1)
         return torch.add(state, torch.stack([v, acc], dim=2), alpha=self.dt)
 
     def _strengths(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -138,6 +185,11 @@ class Guidance(System):
         friction[drivers] = DRIVER_FRICTION
         return a, b, friction
 
+    def _control(self, p: Tensor, action: Tensor) -> Tensor:
+        """Accelerations of the drivers by their coefficients, (B, n_drivers, 2)."""
+        q, q_perp = self._control_directions(p)
+        return action[..., :1] * q + action[..., 1:] * q_perp
+
     def _control_directions(self, p: Tensor) -> tuple[Tensor, Tensor]:
         """q_j = p_j - sum_e p_e, and q_j turned by 90 degrees, (B, n_drivers, 2) each."""
         q = p[:, : self.n_drivers] - p[:, self.n_drivers :].sum(1, keepdim=True)
@@ -153,6 +205,7 @@ class Guidance(System):
         slopes = self._force_slopes(state, action).flatten(1, 2)
         kept = 1.0 - self.dt * self._friction.to(state)
 
+        @torch.no_grad()
         def pull(rows: slice, vectors: Tensor) -> tuple[Tensor, Tensor]:
             p, v = vectors.unflatten(-1, self.state_shape).unbind(-2)  # (P, R, agents, 2)
             pulled = (v.mT.flatten(2).transpose(0, 1) @ slopes[rows]).transpose(0, 1)
@@ -216,3 +269,10 @@ def _on_annulus(uniform: Tensor, inner: float, outer: float) -> Tensor:
 def _turned(vectors: Tensor) -> Tensor:
     """Vectors (..., 2) turned by 90 degrees, counter-clockwise."""
     return torch.stack([-vectors[..., 1], vectors[..., 0]], dim=-1)
+
+
+def _tip(tail: Point, vector: Sequence[float], full: float, length: float) -> Point:
+    """Where an arrow for `vector` ends: it has most of its greatest `length` where the vector has the size `full`."""
+    size = math.hypot(*vector)
+    scale = length * math.tanh(size / full) / size if size > 0.0 else 0.0
+    return tail[0] + scale * vector[0], tail[1] + scale * vector[1]
