@@ -212,7 +212,7 @@ def test_toy_of_the_paper_matches_numbers_by_hand(engine, physics, controller):
     assert result.directions["theta"].tolist() == pytest.approx(integrator_by_hand(0.7, -0.4, feedback), rel=1e-12)
 
 
-DENSE = {f"layers.{2 * i}.{kind}": f"{letter}{i}" for i in range(3) for kind, letter in (("weight", "W"), ("bias", "b"))}
+DENSE = {f"layers.{2 * i}.{kind}": f"{key}{i}" for i in range(3) for kind, key in (("weight", "W"), ("bias", "b"))}
 CONVOLUTIONS = {
     f"{layer}.{kind}": f"{key}_{letter}"
     for layer, key in (("convolutions.0", "conv0"), ("convolutions.1", "conv1"), ("head", "dense"))

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from bptt_envs.systems import CartPole, Integrator, MultiPole
-from bptt_trainers import MLP, policy_gradient
-from bptt_trainers.controllers import ConvNet
+from bptt_trainers import MLP, ConvNet, policy_gradient
 from bptt_trainers.rules import MODIFIED, REGULAR, STOPPED
 from bptt_trainers.stacked import stacked_directions, stacked_losses
 

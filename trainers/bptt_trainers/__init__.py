@@ -2,10 +2,12 @@
 
 from bptt_trainers.callbacks import Callback, ProgressBar
 from bptt_trainers.config import TrainConfig
-from bptt_trainers.controllers import MLP, Controller, ConvNet, default_controller
+from bptt_trainers.controllers import Controller
+from bptt_trainers.default_controllers import default_controller
 from bptt_trainers.diagnostics import Diagnosis, diagnose
 from bptt_trainers.files import RunFolderError
 from bptt_trainers.gradient import PolicyGradient, policy_gradient
+from bptt_trainers.networks import MLP, ConvNet
 from bptt_trainers.rollout import Trajectory, losses, rollout
 from bptt_trainers.rules import RULES, Feedback, Rule
 from bptt_trainers.run_folder import RunFolder

@@ -44,6 +44,8 @@ COMMANDS = {
     "compare": Entry("bptt_trainers.commands.compare:Compare", "compare rules with reinforcement learning"),
     "render": Entry("bptt_trainers.commands.render:Render", "draw a trained controller: an animation or a picture"),
     "diagnose": Entry("bptt_trainers.commands.diagnose:Diagnose", "draw how the rules differed in a training run"),
+    "fields": Entry("bptt_trainers.commands.fields:Fields", "draw the fields of R, M and C around a run's checkpoints"),
+    "toys": Entry("bptt_trainers.commands.toys:Toys", "draw the fields of R, M and C of the paper's two toy examples"),
     "envs": Entry("bptt_trainers.commands.envs:Envs", "list the environments and their options"),
     "demo": Entry("bptt_trainers.commands.compare:Demo", "rule C and PPO on one pole, in a few minutes"),
 }

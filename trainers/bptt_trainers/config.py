@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from bptt_envs.checks import one_of, positive, positive_integer
-from bptt_trainers.controllers import CONTROLLER_NAMES, ControllerName
+from bptt_trainers.default_controllers import CONTROLLER_NAMES, ControllerName
 from bptt_trainers.gradient import ENGINES, EngineName
 from bptt_trainers.rules import COMBINE, RULES, Combine
 

@@ -117,7 +117,9 @@ def fields_figure(
     color_bar(figure, panels[0], scales.norm, LOSS_COLORS, "loss; arrows: direction of descent")
     color_bar(figure, panels[1], Normalize(*scales.magnitude), MAGNITUDE_COLORS, "log10 of the length in the plane")
     color_bar(figure, panels[2, :1], Normalize(0.0, 1.0), ZERO_COLORS, "share", ticks=(0, 0.5, 1))
-    color_bar(figure, panels[2, 1:], Normalize(-1.0, 1.0), ROTATION_COLORS, "curl / (√2 |J|)", ticks=(-1, -0.5, 0, 0.5, 1))
+    color_bar(
+        figure, panels[2, 1:], Normalize(-1.0, 1.0), ROTATION_COLORS, "curl / (√2 |J|)", ticks=(-1, -0.5, 0, 0.5, 1)
+    )
     figure.supxlabel(labels[0], fontsize=9, color=_rgb(INK))
     figure.supylabel(labels[1], fontsize=9, color=_rgb(INK))
     figure.suptitle(title, fontsize=11)
@@ -225,7 +227,12 @@ def style(axes: Axes) -> None:
 
 
 def color_bar(
-    figure: Figure, panels: np.ndarray, norm: Normalize, colors: Colormap, label: str, ticks: Sequence[float] | None = None
+    figure: Figure,
+    panels: np.ndarray,
+    norm: Normalize,
+    colors: Colormap,
+    label: str,
+    ticks: Sequence[float] | None = None,
 ) -> None:
     """One scale for neighbouring panels: to the right of them or, if its ticks are given, below."""
     mappable = matplotlib.cm.ScalarMappable(norm, colors)

@@ -40,7 +40,7 @@ STATE_NUMBERS = 2**25
 PARAMETER_NUMBERS = 2**22
 
 STENCIL = torch.tensor([[0, 0], [1, 0], [-1, 0], [0, 1], [0, -1]], dtype=torch.float64)
-STENCIL_STEP = 0.01  # of the distance between two points of a grid
+STENCIL_STEP = 0.03  # of the distance between two points of a grid
 
 
 def rules_sample(system: System, controller: nn.Module, initial_states: Tensor) -> Sample:

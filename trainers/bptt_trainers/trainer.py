@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from bptt_envs import System, check_system
 from bptt_trainers.callbacks import Callback, TensorBoardLog
 from bptt_trainers.config import TrainConfig
-from bptt_trainers.controllers import default_controller, evaluating, left_as_it_was
+from bptt_trainers.controllers import evaluating, left_as_it_was
+from bptt_trainers.default_controllers import default_controller
 from bptt_trainers.diagnostics import Diagnostics, check_served
 from bptt_trainers.files import RunFolderError
 from bptt_trainers.gradient import Choice, choose_engine, system_of

@@ -218,9 +218,10 @@ class Guidance(System):
 
     @torch.no_grad()
     def _force_slopes(self, state: Tensor, action: Tensor) -> Tensor:
-        """Slopes of dt F, (N, 2, agents, 2 agents + m): coordinate and agent of F, then what it is moved by.
+        """Slopes of dt F, (N, 2, agents, 2 agents + m).
 
-        These are the positions, coordinate before agent, and the action.
+        A row is a coordinate of F and its agent; a column is one of the positions, coordinate before agent, or
+        a component of the action.
         """
         p, n, drivers = state[:, :, 0], self.n_agents, slice(self.n_drivers)
         slopes = p.new_zeros(len(p), 2, n, 2 * n + self.action_size)

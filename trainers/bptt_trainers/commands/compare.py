@@ -13,7 +13,7 @@ from bptt_trainers.commands.environment import EnvOptions, Module, parse_options
 from bptt_trainers.commands.evaluate import aligned
 from bptt_trainers.commands.exits import Interrupted, checking_arguments
 from bptt_trainers.comparison import Comparison, ComparisonConfig, compare, member_folder
-from bptt_trainers.controllers import default_controller
+from bptt_trainers.default_controllers import default_controller
 from bptt_trainers.pictures import save_animation
 from bptt_trainers.presets import parse_overrides
 from bptt_trainers.rollout import rollout

@@ -1,0 +1,196 @@
+"""The paper's controllers: a multi-layer perceptron, convolutions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bptt_envs.checks import positive_integer
+from bptt_trainers.controllers import Controller
+
+
+class MLP(Controller):
+    """A multi-layer perceptron with tanh, Glorot-uniform weights and zero biases: the paper's controller.
+
+    Args:
+        observation_shape: shape of one observation; observations are flattened.
+        action_shape: shape of one action.
+        hidden: width of each hidden layer.
+        bias: whether the layers have biases.
+        generator: draws the weights; torch's global one by default.
+
+    Raises:
+        ValueError: if a width is not an integer of at least 1.
+    """
+
+    def __init__(
+        self,
+        observation_shape: Sequence[int],
+        action_shape: Sequence[int],
+        hidden: Sequence[int] = (100, 100),
+        *,
+        bias: bool = True,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__(observation_shape, action_shape)
+        self.bias = bias
+        self.hidden = _widths(hidden)
+        widths = [math.prod(self.observation_shape), *self.hidden, math.prod(self.action_shape)]
+        layers: list[nn.Module] = []
+        for inputs, outputs in pairwise(widths):
+            layers += [_glorot_linear(inputs, outputs, generator, bias=bias), Tanh()]
+        self.layers = nn.Sequential(*layers[:-1])
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What its constructor takes besides the shapes and the generator, as plain data."""
+        return {"hidden": list(self.hidden), "bias": self.bias}
+
+    def forward(self, observation: Tensor) -> Tensor:
+        """Observations (B, *observation_shape) -> actions (B, *action_shape)."""
+        actions: Tensor = self.layers(observation.flatten(1))
+        return actions.view(-1, *self.action_shape)
+
+
+class ConvNet(Controller):
+    """Convolutions along one axis with tanh, then a linear layer: the paper's controller for quantum control.
+
+    Each convolution has kernel 3, stride 2 and no padding. It is held as the `nn.Linear` that acts on each
+    patch: the weight of the equivalent `nn.Conv1d`, (out, in, 3), is `linear.weight.view(out, in, 3)`. This
+    is several times as fast as `nn.Conv1d` on small batches, and the adjoint engine serves it layer by layer.
+    Glorot-uniform weights, zero biases.
+
+    Args:
+        observation_shape: (L, channels).
+        action_shape: shape of one action.
+        hidden: output channels of each convolution.
+        generator: draws the weights; torch's global one by default.
+
+    Raises:
+        ValueError: if the observation is not of that form, or too short for so many convolutions.
+    """
+
+    KERNEL, STRIDE = 3, 2
+
+    def __init__(
+        self,
+        observation_shape: Sequence[int],
+        action_shape: Sequence[int],
+        hidden: Sequence[int] = (60, 60),
+        *,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__(observation_shape, action_shape)
+        self.hidden = _widths(hidden)
+        if len(self.observation_shape) != 2:
+            raise ValueError(
+                f"observation_shape must be (length, channels) for a ConvNet; got {self.observation_shape}. "
+                "An MLP takes any shape."
+            )
+        length, channels = self.observation_shape
+        convolutions = []
+        for outputs in self.hidden:
+            if length < self.KERNEL:
+                raise ValueError(
+                    f"hidden must name fewer convolutions: {len(self.hidden)} of kernel {self.KERNEL} and stride "
+                    f"{self.STRIDE} do not fit an observation of length {self.observation_shape[0]}."
+                )
+            length = (length - self.KERNEL) // self.STRIDE + 1
+            convolutions.append(_glorot_linear(channels * self.KERNEL, outputs, generator, kernel=self.KERNEL))
+            channels = outputs
+        self.convolutions = nn.ModuleList(convolutions)
+        self.tanh = Tanh()
+        self.head = _glorot_linear(channels * length, math.prod(self.action_shape), generator)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What its constructor takes besides the shapes and the generator, as plain data."""
+        return {"hidden": list(self.hidden)}
+
+    def forward(self, observation: Tensor) -> Tensor:
+        """Observations (B, L, channels) -> actions (B, *action_shape)."""
+        x = observation
+        for convolution in self.convolutions:
+            x = self.tanh(convolution(_Patches.apply(x)))  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        actions: Tensor = self.head(x.transpose(1, 2).flatten(1))
+        return actions.view(-1, *self.action_shape)
+
+
+class Tanh(nn.Module):
+    """tanh; on the CPU in float32 as 2 sigmoid(2x) - 1, several times as fast as torch.tanh (error 1e-7)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """X of any shape -> tanh(x)."""
+        if x.dtype is not torch.float32 or x.device.type != "cpu":
+            return x.tanh()
+        if not (torch.is_grad_enabled() and x.requires_grad):
+            return _sigmoid_tanh(x)
+        y: Tensor = _SigmoidTanh.apply(x)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        return y
+
+
+_MINUS_ONE = torch.tensor(-1.0)
+
+
+def _sigmoid_tanh(x: Tensor) -> Tensor:
+    return torch.add(_MINUS_ONE, (x + x).sigmoid_(), alpha=2)
+
+
+class _SigmoidTanh(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return _sigmoid_tanh(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(output)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (y,) = ctx.saved_tensors
+        slope: Tensor = torch.ops.aten.tanh_backward(grad, y)
+        return slope
+
+
+class _Patches(torch.autograd.Function):
+    """The patches that a convolution meets, (B, L, C) -> (B, positions, C kernel); torch's own slope is slow."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.unfold(1, ConvNet.KERNEL, ConvNet.STRIDE).flatten(2)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.shape = inputs[0].shape
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        slope = grad.new_zeros(ctx.shape)
+        by_tap = grad.unflatten(2, (-1, ConvNet.KERNEL)).unbind(-1)
+        for tap, part in enumerate(by_tap):
+            slope[:, tap : tap + ConvNet.STRIDE * (grad.shape[1] - 1) + 1 : ConvNet.STRIDE] += part
+        return slope
+
+
+def _widths(hidden: Sequence[int]) -> tuple[int, ...]:
+    return tuple(positive_integer("hidden", width) for width in hidden)
+
+
+def _glorot_linear(
+    inputs: int, outputs: int, generator: torch.Generator | None, *, bias: bool = True, kernel: int = 1
+) -> nn.Linear:
+    """A linear layer with Glorot-uniform weights, those of a convolution if `kernel` is above 1; zero bias."""
+    linear: nn.Linear = nn.utils.skip_init(nn.Linear, inputs, outputs, bias=bias)  # draws no global random numbers
+    nn.init.xavier_uniform_(linear.weight.view(outputs, inputs // kernel, kernel), generator=generator)
+    if bias:
+        nn.init.zeros_(linear.bias)
+    return linear
