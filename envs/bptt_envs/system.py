@@ -38,7 +38,7 @@ class System(ABC):
 
     Args:
         horizon: steps of an episode, T.
-        dt: duration of a step, in s.
+        dt: duration of a step, in `time_unit`.
         objective: "final" (the cost counts at step T only) or "continuous" (at every step).
         max_action: every action component is clamped to [-max_action, max_action]; None leaves it unbounded.
 
@@ -52,6 +52,9 @@ class System(ABC):
     #: Half-width of the action space that is declared to RL libraries while `max_action` is None. It tells
     #: them where to explore (they need finite bounds) and clamps nothing.
     nominal_action: ClassVar[float] = 1.0
+
+    #: Unit of time, of `dt`; empty where time has none.
+    time_unit: ClassVar[str] = "s"
 
     #: What each state component is, with its unit, in order; for tables and pictures.
     state_labels: tuple[str, ...] = ()
@@ -123,6 +126,11 @@ class System(ABC):
         return [Curves(label, values) for label, values in named]
 
     # What follows is derived from the above.
+
+    @property
+    def time_label(self) -> str:
+        """What a time axis is called."""
+        return f"time [{self.time_unit}]" if self.time_unit else "time"
 
     @property
     def state_size(self) -> int:

@@ -174,5 +174,5 @@ def test_figure_is_drawn_whatever_the_numbers_are(tmp_path):
     one = diagnose(CartPole(horizon=6), controller, states)
     broken = replace(one, epoch=1, norms=one.norms * np.nan, cosine=one.cosine * np.nan, adjoints=one.adjoints * 0.0)
     for i, diagnoses in enumerate(([one], [one, broken])):
-        save_figure(diagnostics_figure(diagnoses, 0.01, "a run"), tmp_path / f"{i}.png")
+        save_figure(diagnostics_figure(diagnoses, CartPole(horizon=6), "a run"), tmp_path / f"{i}.png")
         assert (tmp_path / f"{i}.png").stat().st_size > 10_000

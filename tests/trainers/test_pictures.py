@@ -89,7 +89,7 @@ def test_a_figure_shows_the_charts_of_the_system(batch: int) -> None:
     assert np.allclose(sum(line.get_ydata()[0] for line in populations.lines), 1.0)
     first = f"the first episode, loss {losses(system, trajectory)[0]:.3g}" if batch > 1 else ""
     assert [axes.get_title(loc="left") for axes in figure.axes] == [first, "", first]
-    assert [axes.get_xlabel() for axes in figure.axes] == ["", "", "time [s]"]
+    assert [axes.get_xlabel() for axes in figure.axes] == ["", "", "time"]
     figure.draw_without_rendering()
     for axes in figure.axes:
         assert axes.get_xlim() == (0.0, 8.0)
@@ -115,7 +115,7 @@ def test_paths_show_where_bodies_start_and_end_in_the_color_of_their_group() -> 
     plane, control = figure.axes
     assert [text.get_text() for text in plane.get_legend().get_texts()] == ["dogs", "sheep", "target"]
     assert plane.get_aspect() == 1.0
-    assert (plane.get_xlabel(), control.get_xlabel()) == ("", "time [s]")
+    assert (plane.get_xlabel(), control.get_xlabel()) == ("", "time")
     lines = [np.transpose(line.get_data()) for line in plane.lines]
     for body in range(3):
         way, start, end = lines[3 * body : 3 * body + 3]

@@ -13,6 +13,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from bptt_envs import System
 from bptt_trainers.comparison_figure import COLORS
 from bptt_trainers.diagnostics import PAIRS, RULES_SHOWN, Diagnosis
 from bptt_trainers.pictures import _style
@@ -24,7 +25,7 @@ PAIR_COLORS = ("#2B2F36", "#D55E00", "#56B4E9")
 EPOCH_MAP = "viridis"
 
 
-def diagnostics_figure(diagnoses: Sequence[Diagnosis], dt: float, title: str = "") -> Figure:
+def diagnostics_figure(diagnoses: Sequence[Diagnosis], system: System, title: str = "") -> Figure:
     """Draw the diagnoses of a run.
 
     Above, over the epochs: norms of the directions by layer, cosine and sign agreement of each pair. Below, over
@@ -33,7 +34,7 @@ def diagnostics_figure(diagnoses: Sequence[Diagnosis], dt: float, title: str = "
 
     Args:
         diagnoses: of the epochs, in order.
-        dt: duration of a step, in s.
+        system: whose horizon it is.
         title: written above.
     """
     figure = Figure(figsize=(10.0, 7.2), dpi=100, layout="constrained")
@@ -44,8 +45,8 @@ def diagnostics_figure(diagnoses: Sequence[Diagnosis], dt: float, title: str = "
     _draw_angles(angles, diagnoses)
     shown = [diagnoses[i] for i in sorted({round(x) for x in np.linspace(0, len(diagnoses) - 1, MOST_EPOCHS)})]
     for one, color in _colored(shown):
-        times = dt * np.arange(1, one.adjoints.shape[1] + 1)
-        starts = dt * one.times
+        times = system.dt * np.arange(1, one.adjoints.shape[1] + 1)
+        starts = system.dt * one.times
         for row, style in enumerate(("-", "--")):
             adjoints.plot(times, _positive(one.adjoints[row]), style, color=color, linewidth=1.4)
             growth.plot(starts, one.growth[1 - row], style, color=color, linewidth=1.4)
@@ -55,7 +56,7 @@ def diagnostics_figure(diagnoses: Sequence[Diagnosis], dt: float, title: str = "
     growth.set_title("largest singular value of the Jacobian from t to the end, log10", fontsize=10)
     _legend(growth, {"with the controller (R)": "-", "physics alone (M)": "--"})
     for axes in (adjoints, growth):
-        axes.set_xlabel("time t [s]")
+        axes.set_xlabel(system.time_label)
     scale = Normalize(shown[0].epoch, max(shown[-1].epoch, shown[0].epoch + 1))
     bar = figure.colorbar(ScalarMappable(scale, _epoch_map()), ax=[adjoints, growth], pad=0.01, fraction=0.03)
     bar.set_label("epoch")

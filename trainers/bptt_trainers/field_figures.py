@@ -174,9 +174,8 @@ def draw_loss(axes: Axes, table: Table, scales: Scales) -> None:
     if np.isfinite(loss).any():
         low, high = scales.loss
         shown = np.ma.masked_invalid(np.clip(loss, low, high))
-        options = {"levels": scales.levels, "norm": scales.norm}
-        axes.contourf(a, b, shown, cmap=LOSS_COLORS, **options)
-        axes.contour(a, b, shown, colors=[_rgb(MUTED)], linewidths=0.4, **options)
+        axes.contourf(a, b, shown, levels=scales.levels, norm=scales.norm, cmap=LOSS_COLORS)
+        axes.contour(a, b, shown, levels=scales.levels, colors=[_rgb(MUTED)], linewidths=0.4)
     axes.set_xlim(a[0], a[-1])
     axes.set_ylim(b[0], b[-1])
 

@@ -34,8 +34,8 @@ Table = dict[str, np.ndarray]
 Sample = Callable[[Directions], tuple[Tensor, Mapping[str, Directions]]]
 """From E parameter vectors, (E, *shape) each, to losses, (E,), and for each rule directions, (E, *shape)."""
 
-# What goes through at once, at most. On one core cart-pole was fastest with some 2,000 episodes.
-EPISODES = 2048
+# What goes through at once, at most. On one core cart-pole was fastest with some 1,000 episodes.
+EPISODES = 1024
 STATE_NUMBERS = 2**25
 PARAMETER_NUMBERS = 2**22
 

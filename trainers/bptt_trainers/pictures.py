@@ -92,7 +92,7 @@ def trajectory_figure(system: System, trajectory: Trajectory, title: str = "") -
             if len(below) == len(row) and not isinstance(below[0], Paths):  # the panel below has the same times
                 axes.tick_params(labelbottom=False)
             else:
-                axes.set_xlabel("time [s]")
+                axes.set_xlabel(system.time_label)
     if episodes is not None:
         figure.legend(
             *episodes.get_legend_handles_labels(),
@@ -264,7 +264,7 @@ def _mosaic(system: System, moments: list[tuple[_Panel, int]], columns: int, wid
     mosaic.paste(FAINT, (0, 0, *mosaic.size))
     for i, (panel, step) in enumerate(moments):
         action = panel.actions[step - 1] if step > 0 else None
-        caption = f"{step * system.dt:.2f} s   loss {float(panel.costs[step]):.3g}"
+        caption = f"{step * system.dt:.2f} {system.time_unit}".rstrip() + f"   loss {float(panel.costs[step]):.3g}"
         pixels = picture(system, panel.states[step], action, caption, panel.title, size)
         row, column = divmod(i, columns)
         mosaic.paste(Image.fromarray(pixels), (column * (size[0] + GAP), row * (size[1] + GAP)))

@@ -25,7 +25,7 @@ class Integrator(System):
     Args:
         objective: "final" or "continuous".
         horizon: steps of an episode.
-        dt: duration of a step, in s; the toy has no rate, so it only labels the time axis.
+        dt: duration of a step; the toy has no rate, so it only labels the time axis.
         max_action: u is clamped to [-max_action, max_action]; None leaves it unbounded.
         target: where x should end.
     """
@@ -34,6 +34,7 @@ class Integrator(System):
     action_shape = (1,)
     state_labels = ("x",)
     action_labels = ("u",)
+    time_unit = ""
 
     def __init__(
         self,

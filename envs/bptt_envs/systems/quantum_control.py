@@ -64,6 +64,7 @@ class QuantumControl(System):
     action_shape = (1,)
     action_labels = ("u",)
     nominal_action = 30.0
+    time_unit = ""
 
     def __init__(
         self,

@@ -40,7 +40,7 @@ class Diagnose:
         folder = RunFolder(self.run_folder)
         config = folder.read_config()["environment"]
         with checking_arguments():
-            dt = folder.make_env().system.dt
+            system = folder.make_env().system
         diagnoses = read_diagnostics(folder.path / NPZ)
 
         from bptt_trainers.diagnostics_figure import diagnostics_figure  # with it comes matplotlib
@@ -48,7 +48,7 @@ class Diagnose:
 
         out = self.out or folder.path / "diagnostics.png"
         with checking_arguments():
-            save_figure(diagnostics_figure(diagnoses, dt, f"{config['id']}: {folder.path.name}"), out)
+            save_figure(diagnostics_figure(diagnoses, system, f"{config['id']}: {folder.path.name}"), out)
         head = ["epoch", "cosine R,M", "same sign", "|R|/|M|", "feedback at t=1: R", "M", "growth: closed", "open"]
         middle = diagnoses[len(diagnoses) // 2]
         chosen = {one.epoch: one for one in (diagnoses[0], middle, diagnoses[-1])}
