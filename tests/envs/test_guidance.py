@@ -294,7 +294,7 @@ def test_the_control_is_paid_for_at_every_step_and_the_place_at_the_end():
 def test_actions_are_a_row_for_each_driver():
     env = gym.make("DiffGuidance-v0", n_drivers=3).unwrapped
     env.reset(seed=0)
-    assert env.action_space == gym.spaces.Box(-3.0, 3.0, (3, 2), np.float32)
+    assert env.action_space == gym.spaces.Box(-12.0, 12.0, (3, 2), np.float32)
     assert env.system.action_labels[:3] == ("c1_d1 [1/s^2]", "c2_d1 [1/s^2]", "c1_d2 [1/s^2]")
     for wrong in (np.zeros(6), np.zeros((2, 3)), np.zeros((1, 3, 2))):
         with pytest.raises(ValueError, match=r"action must have shape \(3, 2\); got shape \("):

@@ -57,7 +57,7 @@ class Guidance(System):
         dt: duration of a step, in s.
     """
 
-    nominal_action = 3.0  # constant coefficients steer best at about 3; docs/environments/guidance.md
+    nominal_action = 12.0  # the range in which PPO did best; docs/environments/guidance.md
 
     def __init__(
         self,
