@@ -157,6 +157,11 @@ class System(ABC):
         """
         return self.state_size <= DENSE_STATE_SIZE
 
+    @property
+    def slope_numbers(self) -> int:
+        """Numbers that the slopes of a step take for one sample, about: the fast engine bounds its memory by it."""
+        return self.state_size**2 if self.dense_jacobians else 8 * self.state_size
+
     def pullback(self, state: Tensor, action: Tensor) -> Pullback:
         """Vector-Jacobian products of `step` at N samples.
 

@@ -20,11 +20,10 @@ from bptt_trainers.recursion import SegmentSlopes, Sweep, dense_sweep, product_s
 from bptt_trainers.rollout import Trajectory, losses, rollout
 from bptt_trainers.rules import Directions, Feedback
 
-# Samples (steps x batch) of a segment, and numbers in its stacked Jacobians. At batch 1024 an update took the
-# same time, within noise, from 2,000 to 8,000 samples and longer on either side.
+# Samples (steps x batch) of a segment, and numbers in the slopes of its steps. At batch 1024 an update of cart-pole
+# took the same time, within noise, from 2,000 to 8,000 samples and longer on either side.
 SEGMENT_SAMPLES = 4096
-SEGMENT_JACOBIAN_NUMBERS = 2**22
-PRODUCTS_SAVE = 4  # a pullback keeps at most about so much less than the dense Jacobian of a sample
+SEGMENT_SLOPE_NUMBERS = 2**22
 
 
 class AdjointEngine:
@@ -110,9 +109,8 @@ class AdjointEngine:
 
     def _segments(self, batch: int, passes: int) -> Iterator[slice]:
         """Slices of time steps, the last first."""
-        n = self.system.state_size
-        numbers = passes * n**2 if self.system.dense_jacobians else n**2 // PRODUCTS_SAVE
-        samples = min(self.segment_samples, max(1, SEGMENT_JACOBIAN_NUMBERS // max(1, numbers)))
+        numbers = self.system.slope_numbers * (passes if self.system.dense_jacobians else 1)
+        samples = min(self.segment_samples, max(1, SEGMENT_SLOPE_NUMBERS // numbers))
         length = max(1, samples // batch)
         for stop in range(self.system.horizon, 0, -length):
             yield slice(max(0, stop - length), stop)

@@ -264,7 +264,8 @@ def _mosaic(system: System, moments: list[tuple[_Panel, int]], columns: int, wid
     mosaic.paste(FAINT, (0, 0, *mosaic.size))
     for i, (panel, step) in enumerate(moments):
         action = panel.actions[step - 1] if step > 0 else None
-        caption = f"{step * system.dt:.2f} {system.time_unit}".rstrip() + f"   loss {float(panel.costs[step]):.3g}"
+        time = f"t = {step * system.dt:.2f} {system.time_unit}".rstrip()
+        caption = f"{time}   loss {float(panel.costs[step]):.3g}"
         pixels = picture(system, panel.states[step], action, caption, panel.title, size)
         row, column = divmod(i, columns)
         mosaic.paste(Image.fromarray(pixels), (column * (size[0] + GAP), row * (size[1] + GAP)))

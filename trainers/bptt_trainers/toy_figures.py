@@ -23,110 +23,114 @@ from bptt_trainers.field_figures import (
     square,
     style,
 )
-from bptt_trainers.fields import SHOWN_RULES, Table
+from bptt_trainers.fields import Table
 from bptt_trainers.pictures import _rgb
 from bptt_trainers.pictures import _style as style_of_curves
-from bptt_trainers.toys import REACH, SOLVED, Descent, residual, starts_grid
+from bptt_trainers.toys import FINE, LABELS, REACH, SOLVED, Descent, drawn_starts, residual, square_grid
 
 LOSSES = (1e-3, 1e3)  # between which the integrator's loss is drawn
 ENDS = (1e-8, 1e2)  # likewise at the end of Adam
-FINE = 401  # points along each axis, for the curve of zero loss
 COLORS = {"R": CYCLE[0], "M": CYCLE[4], "C": CYCLE[1]}  # those of the curves of a comparison
-NAMES = {"R": "gradient", "M": "gradient + rotation", "C": "signs combined"}
+NAMES = {"R": "gradient", "M": "with the rotation", "C": "signs combined"}
+VIEW = 4.8  # of the paths of the rotation
 
 
-def integrator_figure(table: Table, labels: tuple[str, str] = (r"$\theta_1$", r"$\theta_2$")) -> Figure:
-    """The fields of R, M and C over theta, with the curve on which the loss is 0."""
+def integrator_figure(table: Table) -> Figure:
+    """The fields of R, M and C over theta, with the curves on which the loss is 0."""
     scales = Scales(LOSSES, scales_of([table]).magnitude)
     title = r"$x_{t+1} = x_t + \theta_1 x_t^2 + \theta_2 x_t$, four steps from −0.3 towards 2; orange: loss 0"
-    return fields_figure(table, labels, title, scales, _solutions())
+    return fields_figure(table, LABELS, title, scales, _solutions())
 
 
-def adam_figure(table: Table, learning_rate: float, paths: Mapping[str, Descent], ends: Mapping[str, Descent]) -> Figure:
-    """Adam on the fields of R, M and C: paths from a few starts, and where many end.
+def adam_figure(table: Table, found: Mapping[float, Mapping[str, Descent]]) -> Figure:
+    """Adam on the fields of R, M and C: some paths, and where all starts end.
 
     Args:
         table: the loss, on a grid.
-        learning_rate: that of Adam.
-        paths: from few starts, to be drawn as lines.
-        ends: from a grid of starts, to be drawn as cells, colored by the loss at the end.
+        found: by learning rate and rule, from a grid of starts. The paths are those of the first learning rate.
     """
-    figure = Figure(figsize=(9.0, 6.6), dpi=100, layout="constrained")
-    panels = figure.subplots(2, 3, sharex=True, sharey=True)
+    figure = Figure(figsize=(9.0, 3.05 * (1 + len(found))), dpi=100, layout="constrained")
+    paths, *ends = figure.subplots(1 + len(found), 3, sharex=True, sharey=True)
     scales, norm, colors = Scales(LOSSES, (0.0, 1.0)), LogNorm(*ENDS), matplotlib.colormaps["viridis"]
     zero = _solutions()
-    for (top, bottom), rule in zip(panels.T, SHOWN_RULES, strict=True):
-        draw_loss(top, table, scales)
-        zero(top)
-        path = paths[rule].paths
-        top.plot(path[..., 0], path[..., 1], color=_rgb(INK), linewidth=0.7, scalex=False, scaley=False)
-        solved = paths[rule].losses[-1] < SOLVED
-        top.plot(*path[0].T, ".", color=_rgb(INK), markersize=3, scalex=False, scaley=False)
-        top.plot(*path[-1][solved].T, "o", color=_rgb(CYCLE[2]), markersize=4, scalex=False, scaley=False)
-        top.plot(*path[-1][~solved].T, "x", color=_rgb(CYCLE[1]), markersize=5, scalex=False, scaley=False)
-        top.set_title(TITLES[rule], fontsize=10)
-        end = ends[rule].losses[-1]
-        starts = starts_grid(round(len(end) ** 0.5)).numpy()
-        a, b, cells = square({"a": starts[:, 0], "b": starts[:, 1]}, np.where(np.isfinite(end), end, ENDS[1]))
-        bottom.pcolormesh(a, b, np.clip(cells, *ENDS), norm=norm, cmap=colors, shading="nearest", rasterized=True)
-        bottom.set_title(f"{(end < SOLVED).mean():.0%} of the starts end below {SOLVED:g}", fontsize=9)
-    for axes in panels.flat:
+    first_rate, first = next(iter(found.items()))
+    for axes, (rule, descent) in zip(paths, first.items(), strict=True):
+        draw_loss(axes, table, scales)
+        zero(axes)
+        _paths(axes, descent)
+        axes.set_title(TITLES[rule], fontsize=10)
         style(axes)
-    color_bar(figure, panels[0], scales.norm, LOSS_COLORS, "loss")
-    color_bar(figure, panels[1], norm, colors, "loss at the end, by start")
-    figure.supxlabel(r"$\theta_1$", fontsize=9)
-    figure.supylabel(r"$\theta_2$", fontsize=9)
-    steps = int(paths["R"].steps[-1])
-    figure.suptitle(
-        f"Adam, {steps} steps of learning rate {learning_rate:g}; green dots: solved, crosses: not", fontsize=11
-    )
+    color_bar(figure, paths, scales.norm, LOSS_COLORS, f"loss; paths: learning rate {first_rate:g}")
+    for panels, (learning_rate, by_rule) in zip(ends, found.items(), strict=True):
+        for axes, descent in zip(panels, by_rule.values(), strict=True):
+            end = np.nan_to_num(descent.losses[-1], nan=ENDS[1])
+            starts = {"a": descent.paths[0, :, 0], "b": descent.paths[0, :, 1]}
+            a, b, cells = square(starts, np.clip(end, *ENDS))
+            axes.pcolormesh(a, b, cells, norm=norm, cmap=colors, shading="nearest", rasterized=True)
+            axes.set_title(f"{(end < SOLVED).mean():.0%} of the starts solved", fontsize=9)
+            style(axes)
+        color_bar(figure, panels, norm, colors, f"loss at the end, learning rate {learning_rate:g}")
+    figure.supxlabel(LABELS[0], fontsize=9)
+    figure.supylabel(LABELS[1], fontsize=9)
+    steps = int(first["R"].steps[-1])
+    figure.suptitle(f"Adam, {steps} steps; solved (green): loss below {SOLVED:g}, other ends: crosses", fontsize=11)
     return figure
 
 
+def _paths(axes: Axes, descent: Descent) -> None:
+    """Draw the paths from some of the starts, with their ends."""
+    chosen = drawn_starts()
+    path, solved = descent.paths[:, chosen], descent.losses[-1, chosen] < SOLVED
+    axes.plot(path[..., 0], path[..., 1], color=_rgb(INK), linewidth=0.7)
+    axes.plot(*path[0].T, ".", color=_rgb(INK), markersize=3)
+    axes.plot(*path[-1][~solved].T, "x", color=_rgb(CYCLE[1]), markersize=5)
+    axes.plot(*path[-1][solved].T, "o", color=_rgb(CYCLE[2]), markersize=4)
+    axes.set_xlim(-REACH, REACH)
+    axes.set_ylim(-REACH, REACH)
+
+
 def rotation_figure(found: Mapping[tuple[float, float], Mapping[str, Descent]]) -> Figure:
-    """Adam on the gradient, with a rotation added, and with the signs combined: paths and losses.
+    """Adam on the gradient, on it with a rotation added, and on both with their signs combined.
 
     Args:
-        found: by strength of the rotation and learning rate, each a row of the figure; by rule.
+        found: by strength of the rotation and learning rate, each a row of the figure; then by rule.
     """
-    figure = Figure(figsize=(9.0, 3.3 * len(found) + 0.5), dpi=100, layout="constrained")
-    rows = figure.subplots(len(found), 4, squeeze=False, width_ratios=(1, 1, 1, 1.7))
+    figure = Figure(figsize=(9.0, 2.35 * len(found) + 0.5), dpi=100, layout="constrained")
+    rows = figure.subplots(len(found), 4, squeeze=False, width_ratios=(1, 1, 1, 1.6))
     for panels, ((strength, learning_rate), by_rule) in zip(rows, found.items(), strict=True):
-        curves: Axes = panels[-1]
+        curves = panels[-1]
         style_of_curves(curves)
         for axes, (rule, descent) in zip(panels, by_rule.items(), strict=False):
-            _contours(axes)
+            _circles(axes)
             path = descent.paths[:, 0]
             axes.plot(*path.T, color=_rgb(COLORS[rule]), linewidth=0.9)
             axes.plot(*path[0], ".", color=_rgb(INK), markersize=6)
             axes.plot(*path[-1], "x", color=_rgb(INK), markersize=6)
             axes.set_title(NAMES[rule], fontsize=9)
             style(axes)
+            axes.tick_params(labelleft=axes is panels[0])
             curves.plot(descent.steps, descent.losses[:, 0], color=_rgb(COLORS[rule]), linewidth=1.2, label=NAMES[rule])
         curves.set_yscale("log")
         curves.set_ylim(1e-8, 1e2)
-        curves.set_xlabel("step", fontsize=8)
-        curves.set_title(f"loss; strength {strength:g}, learning rate {learning_rate:g}", fontsize=9)
-        curves.legend(frameon=False, fontsize=8, loc="lower left")
-    figure.suptitle(r"Adam on $\theta_1^2 + \theta_2^2$, 3000 steps from (2, 4); cross: the last one", fontsize=11)
+        curves.set_title(f"loss by step; strength {strength:g}, learning rate {learning_rate:g}", fontsize=9)
+    rows[0, -1].legend(frameon=False, fontsize=8, loc="center right")
+    steps = int(descent.steps[-1])
+    figure.suptitle(rf"Adam on $\theta_1^2 + \theta_2^2$ from (2, 4), {steps} steps; cross: the end", fontsize=11)
     return figure
 
 
-def _contours(axes: Axes) -> None:
-    """Circles of equal loss, in a square that is the same in each panel."""
-    reach = 6.5
-    line = np.linspace(-reach, reach, 101)
-    loss = line[None, :] ** 2 + line[:, None] ** 2
-    axes.contour(line, line, loss, levels=[0.1, 1, 4, 9, 16, 25, 36], colors=[_rgb(FAINT)], linewidths=0.8)
+def _circles(axes: Axes) -> None:
+    """Circles of equal loss, in the same square for each panel."""
+    line = np.linspace(-VIEW, VIEW, 101)
+    radius = np.hypot(line[None, :], line[:, None])
+    axes.contour(line, line, radius, levels=[1, 2, 3, 4, 5, 6], colors=[_rgb(FAINT)], linewidths=0.8)
     axes.plot(0, 0, "+", color=_rgb(MUTED), markersize=7)
-    axes.set_xlim(-reach, reach)
-    axes.set_ylim(-reach, reach)
 
 
 def _solutions() -> Overlay:
     """Draws the curves on which x_4 = y."""
     line = np.linspace(-REACH, REACH, FINE)
-    error = residual(starts_grid(FINE)).view(FINE, FINE).numpy()
+    error = residual(square_grid(FINE)).view(FINE, FINE).numpy()
 
     def draw(axes: Axes) -> None:
         axes.contour(line, line, error, levels=[0.0], colors=[_rgb(ACTION)], linewidths=1.3)

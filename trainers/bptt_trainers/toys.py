@@ -7,7 +7,7 @@ is added. Everything is in float64.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,20 +25,27 @@ from bptt_trainers.stacked import StackedController
 X_0, TARGET, HORIZON = -0.3, 2.0, 4
 REACH = 4.0  # theta in [-4, 4]^2
 SIZE = 81  # points of the grid along each axis
-STARTS = 41  # likewise, where Adam starts
+FINE = 401  # likewise, to find where the loss is 0
+STARTS = 33  # likewise, where Adam starts
 LEARNING_RATES = (0.01, 0.1)
 STEPS = 2000
+DRAWN_EVERY = 4  # of them, along each axis, have their path drawn
+KEEP_EVERY = 20  # steps of a path
 SOLVED = 1e-4  # a loss below this counts as a global minimum, where it is 0
 
 # The rotation
 START = (2.0, 4.0)
-STRENGTHS = (0.5, 1.0, 2.0, 4.0)
+STRENGTHS = (1.0, 2.0, 4.0)
 ROTATION_RATES = (0.01, 0.03, 0.1)
 ROTATION_STEPS = 3000
 REACHED = 1e-3
+LATE = 1000  # steps, the last ones
+SHOWN = ((2.0, 0.03), (2.0, 0.1))  # strength and learning rate of what is drawn
 
 SPAN = (1.0, 99.0)  # percentiles between which the decades of a magnitude are counted
 AT_ONCE = 2**15  # parameter vectors
+
+LABELS = (r"$\theta_1$", r"$\theta_2$")
 
 Row = dict[str, str | int | float]
 
@@ -55,11 +62,15 @@ class Quadratic(nn.Module):
         return self.theta[0] * x**2 + self.theta[1] * x
 
 
-def toy_fields(sample: Sample, reach: float = REACH, size: int = SIZE) -> Table:
-    """The fields over theta in [-reach, reach]^2: a is theta_1, b is theta_2."""
-    plane = natural_plane({"theta": torch.zeros(2, dtype=torch.float64)}, (r"$\theta_1$", r"$\theta_2$"))
-    step = STENCIL_STEP * 2.0 * reach / (size - 1)
-    return evaluate(sample, plane, grid((0.0, 0.0), reach, size), step, at_once=AT_ONCE)
+def toy_fields(sample: Sample, size: int = SIZE) -> Table:
+    """The fields over theta in [-4, 4]^2: a is theta_1, b is theta_2."""
+    plane = natural_plane({"theta": torch.zeros(2, dtype=torch.float64)}, LABELS)
+    return evaluate(sample, plane, square_grid(size), STENCIL_STEP * 2.0 * REACH / (size - 1), at_once=AT_ONCE)
+
+
+def square_grid(count: int) -> Tensor:
+    """A grid over theta in [-4, 4]^2, (count^2, 2)."""
+    return grid((0.0, 0.0), REACH, count)
 
 
 # The integrator
@@ -74,6 +85,37 @@ def residual(theta: Tensor) -> Tensor:
     """x_4 - y by theta, (E, 2): (E,). The loss is half its square."""
     stack = StackedController(Quadratic(), {"theta": theta}, 1)
     return rollout(_integrator(), stack, _x_0(len(theta))).states[-1, :, 0] - TARGET
+
+
+def zero_loss_points(size: int = FINE) -> Tensor:
+    """Where the lines of a fine grid cross the curves on which the loss is 0, interpolated: (P, 2)."""
+    theta = square_grid(size)
+    error, theta = residual(theta).view(size, size), theta.view(size, size, 2)
+    found = []
+    for axis in (0, 1):
+        (before, after), (start, end) = ([p.narrow(axis, i, size - 1) for i in (0, 1)] for p in (error, theta))
+        crosses = before.sign() != after.sign()
+        share = (before / (before - after))[crosses].unsqueeze(1)
+        found.append(start[crosses] + share * (end - start)[crosses])
+    return torch.cat(found)
+
+
+def minima_rows(theta: Tensor) -> list[Row]:
+    """What the fields do beside the curves of zero loss, by points on them, (P, 2).
+
+    R and M both have the factor x_4 - y. With g_R and g_M what is left of them, descent along M changes
+    x_4 - y at the rate -(x_4 - y) g_R . g_M: to 0 where g_R . g_M > 0, away from it elsewhere. The same with C.
+    """
+    _, directions = integrator_sample()({"theta": theta})
+    R = directions["R"]["theta"]
+    rows: list[Row] = []
+    for rule in SHOWN_RULES:
+        towards = (R * directions[rule]["theta"]).sum(1)
+        row: Row = {"rule": rule, "points": len(theta)}
+        for name, share in (("attracts", towards > 0.0), ("repels", towards < 0.0), ("is_0", towards == 0.0)):
+            row[name] = float(share.double().mean())
+        rows.append(row)
+    return rows
 
 
 def _integrator() -> Integrator:
@@ -92,7 +134,7 @@ def magnitude_rows(table: Table) -> list[Row]:
     rows: list[Row] = []
     for name, values in lengths.items():
         low, middle, high = np.percentile(values[np.isfinite(values) & (values > 0)], (SPAN[0], 50.0, SPAN[1]))
-        rows.append({"of": name, "1 %": low, "median": middle, "99 %": high, "decades": math.log10(high / low)})
+        rows.append({"of": name, "p1": low, "median": middle, "p99": high, "decades": math.log10(high / low)})
     return rows
 
 
@@ -133,71 +175,75 @@ class Descent:
 
 
 def descents(
-    sample: Sample, starts: Tensor, learning_rate: float, steps: int, keep_every: int = 1
-) -> dict[str, Descent]:
+    sample: Sample, starts: Tensor, learning_rates: Sequence[float], steps: int, keep_every: int = 1
+) -> dict[float, dict[str, Descent]]:
     """Adam on the fields of R, M and C, from many starts at once: it works on each component alone.
 
     Args:
         sample: gives the directions, which take the gradient's place.
         starts: (E, 2).
-        learning_rate: of Adam; its other settings are torch's defaults.
+        learning_rates: of Adam; its other settings are torch's defaults.
         steps: how many.
         keep_every: keep the start and what comes after every so many steps.
 
     Returns:
-        By rule.
+        By learning rate and rule.
     """
-    theta = starts.repeat(len(SHOWN_RULES), 1).requires_grad_()
-    optimizer = torch.optim.Adam([theta], lr=learning_rate)
+    members = [(rate, rule) for rate in learning_rates for rule in SHOWN_RULES]
+    thetas = [starts.clone().requires_grad_() for _ in members]
+    optimizer = torch.optim.Adam([{"params": [p], "lr": rate} for p, (rate, _) in zip(thetas, members, strict=True)])
     kept, paths, losses = [], [], []
     for step in range(steps + 1):
-        loss, directions = sample({"theta": theta.detach()})
-        theta.grad = torch.cat(
-            [directions[rule]["theta"].chunk(len(SHOWN_RULES))[i] for i, rule in enumerate(SHOWN_RULES)]
-        )
+        points = torch.stack([theta.detach() for theta in thetas])  # (members, E, 2)
+        loss, by_rule = sample({"theta": points.flatten(0, 1)})
+        by_member = {rule: found["theta"].view_as(points) for rule, found in by_rule.items()}
+        directions = [by_member[rule][i] for i, (_, rule) in enumerate(members)]
         if step % keep_every == 0:
             kept.append(step)
-            paths.append(theta.detach().clone())
-            losses.append(loss)
+            paths.append(points)
+            losses.append(loss.view(points.shape[:2]))
         if step < steps:
+            for theta, direction in zip(thetas, directions, strict=True):
+                theta.grad = direction
             optimizer.step()
-    stands = (theta.grad == 0.0).all(1)
-    parts = (torch.stack(paths).chunk(3, dim=1), torch.stack(losses).chunk(3, dim=1), stands.chunk(3))
-    return {
-        rule: Descent(np.array(kept), path.numpy(), loss.numpy(), stand.numpy())
-        for rule, path, loss, stand in zip(SHOWN_RULES, *parts, strict=True)
-    }
+    path, loss = torch.stack(paths, dim=1).numpy(), torch.stack(losses, dim=1).numpy()
+    result: dict[float, dict[str, Descent]] = {rate: {} for rate in learning_rates}
+    for i, (rate, rule) in enumerate(members):
+        stands = (directions[i] == 0.0).all(1).numpy()
+        result[rate][rule] = Descent(np.array(kept), path[i], loss[i], stands)
+    return result
 
 
-def starts_grid(count: int, reach: float = REACH) -> Tensor:
-    """A grid of starts in [-reach, reach]^2, (count^2, 2)."""
-    return grid((0.0, 0.0), reach, count)
+def drawn_starts() -> np.ndarray:
+    """Those of the STARTS x STARTS starts whose paths are drawn."""
+    return np.arange(STARTS**2).reshape(STARTS, STARTS)[::DRAWN_EVERY, ::DRAWN_EVERY].flatten()
 
 
 def adam_rows(learning_rate: float, found: Mapping[str, Descent]) -> list[Row]:
-    """The share of starts that end in a global minimum, and that stand where the direction is 0 elsewhere."""
+    """The shares of the starts that end in a global minimum, and that stand elsewhere as the direction is 0."""
     rows: list[Row] = []
     for rule, descent in found.items():
         solved = descent.losses[-1] < SOLVED
-        row: Row = {"rule": rule, "learning rate": learning_rate, "steps": int(descent.steps[-1])}
+        row: Row = {"rule": rule, "learning_rate": learning_rate, "steps": int(descent.steps[-1])}
         row |= {"starts": len(solved), "solved": float(solved.mean())}
-        row |= {"direction 0": float((descent.stands & ~solved).mean()), "median loss": float(np.median(descent.losses[-1]))}
+        row |= {"stands": float((descent.stands & ~solved).mean())}
+        row |= {"median_loss": float(np.median(descent.losses[-1]))}
         rows.append(row)
     return rows
 
 
 def rotation_rows(strength: float, learning_rate: float, found: Mapping[str, Descent]) -> list[Row]:
-    """When the loss is below 1e-3 first, and from when on for good; how often Adam went around the minimum."""
+    """Steps until the loss is below 1e-3 first, and for good; turns around the minimum until first; late losses."""
     rows: list[Row] = []
     for rule, descent in found.items():
         loss = descent.losses[:, 0]
         below = np.flatnonzero(loss < REACHED)
         above = np.flatnonzero(~(loss < REACHED))
         first = int(below[0]) if len(below) else math.inf
-        row: Row = {"strength": strength, "learning rate": learning_rate, "rule": rule, "first below 1e-3": first}
-        row |= {"below from": int(above[-1]) + 1 if above[-1] < len(loss) - 1 else math.inf}
-        row |= {"turns before": turns(descent.paths[: (below[0] if len(below) else len(loss)), 0])}
-        row |= {"loss at the end": float(loss[-1]), "largest of the last 1000": float(loss[-1000:].max())}
+        row: Row = {"strength": strength, "learning_rate": learning_rate, "rule": rule, "first": first}
+        row |= {"for_good": int(above[-1]) + 1 if above[-1] < len(loss) - 1 else math.inf}
+        row |= {"turns": turns(descent.paths[: (below[0] if len(below) else len(loss)), 0])}
+        row |= {"end_loss": float(loss[-1]), "late_max": float(loss[-LATE:].max())}
         rows.append(row)
     return rows
 

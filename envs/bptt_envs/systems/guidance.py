@@ -201,6 +201,10 @@ class Guidance(System):
     def dense_jacobians(self) -> bool:
         return False  # the products below are about as fast for the fewest agents, and faster for more or large batches
 
+    @property
+    def slope_numbers(self) -> int:
+        return 2 * self.n_agents * (2 * self.n_agents + self.action_size)
+
     def pullback(self, state: Tensor, action: Tensor) -> Pullback:
         slopes = self._force_slopes(state, action).flatten(1, 2)
         kept = 1.0 - self.dt * self._friction.to(state)
