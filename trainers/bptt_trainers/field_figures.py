@@ -20,7 +20,7 @@ from PIL import Image
 from bptt_envs.rendering import ACTION, BACKGROUND, CYCLE, FAINT, INK, MUTED
 from bptt_trainers.fields import SHOWN_RULES, Table
 from bptt_trainers.files import write_atomic
-from bptt_trainers.pictures import _palette, _rgb
+from bptt_trainers.pictures import _rgb
 
 TITLES = {"R": "R: the gradient", "M": "M: through the physics only", "C": "C: M where the signs agree"}
 SIZE = (9.0, 9.6)  # inches at 100 dpi
@@ -149,9 +149,7 @@ def save_frames(figures: Sequence[Figure], path: Path, *, seconds: float = 1.0, 
     Raises:
         RunFolderError: if the file cannot be written.
     """
-    frames = [_image(figure) for figure in figures]
-    palette = _palette(frames[:: max(1, len(frames) // 4)])
-    first, *rest = (frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames)
+    first, *rest = (_image(figure) for figure in figures)
     durations = [round(1000 * seconds)] * len(rest) + [round(1000 * hold)]
     buffer = io.BytesIO()
     first.save(buffer, "GIF", save_all=True, append_images=rest, duration=durations, loop=0, optimize=False)
@@ -159,9 +157,11 @@ def save_frames(figures: Sequence[Figure], path: Path, *, seconds: float = 1.0, 
 
 
 def _image(figure: Figure) -> Image.Image:
+    """The figure in 256 colors of its own; dithered ones would flicker."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
-    return Image.open(buffer).convert("RGB")
+    pixels = Image.open(buffer).convert("RGB")
+    return pixels.quantize(256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
 
 
 # Pieces of figures

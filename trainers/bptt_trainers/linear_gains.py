@@ -14,7 +14,6 @@ volume 1, and x' is the transpose of x.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -25,9 +24,9 @@ from bptt_envs.systems import LQR
 
 CLOSED_FORMS = ("R", "M", "S")
 
-NEWTON_STEPS = 200
-SMALLEST_STEP = 2.0**-30  # of Newton's, below which no step makes the direction smaller
-REST = 1e-10  # a rest point is found to this, in the components of the direction
+NEWTON_STEPS = 100
+SMALLEST_STEP = 1e-12  # Newton's steps are halved no further
+REST = 1e-10  # a direction rests where no component is larger
 
 
 class TimeVaryingGains(nn.Module):
@@ -78,63 +77,76 @@ class LinearQuadratic:
         return cls(system.A, system.B, Q, system.R, system.Q_T, system.horizon, torch.eye(len(Q), dtype=Q.dtype))
 
     def loss(self, gains: Tensor) -> Tensor:
-        """The loss of the gains, (T, m, n)."""
+        """The loss of gains for each step, (T, m, n), or of one for all steps, (m, n): a scalar."""
         P = self.Q_T
-        for K in reversed(gains.unbind()):
-            F = self.A - self.B @ K
-            P = self.Q + K.mT @ self.R @ K + F.mT @ P @ F
+        for K in reversed(self._by_step(gains)):
+            P = self._before(P, K, "R")
         return (P * self.moment).sum()
 
-    def directions(self, gains: Tensor, rule: str) -> Tensor:
-        """The direction of R, M or S by each gain, (T, m, n) -> (T, m, n)."""
-        A, B, Q, R = self.A, self.B, self.Q, self.R
-        Y = self.Q_T
-        arriving = [Y]  # Y_{t+1}, the last step first
-        for K in reversed(gains[1:].unbind()):
-            F = A - B @ K
-            Y = {"R": Q + K.mT @ R @ K + F.mT @ Y @ F, "M": Q + A.mT @ Y @ F, "S": Q}[rule]
-            arriving.append(Y)
+    def direction(self, gains: Tensor, rule: str) -> Tensor:
+        """The direction of R, M or S by the gains, (T, m, n) or (m, n), in their shape."""
+        A, B, R = self.A, self.B, self.R
+        steps = self._by_step(gains)
+        arriving = [self.Q_T]  # Y_{t+1}, the last step first
+        for K in reversed(steps[1:]):
+            arriving.append(self._before(arriving[-1], K, rule))
         Sigma = self.moment
         directions = []
-        for K, Y in zip(gains.unbind(), reversed(arriving), strict=True):
+        for K, Y in zip(steps, reversed(arriving), strict=True):
             directions.append(2.0 * ((R + B.mT @ Y @ B) @ K - B.mT @ Y @ A) @ Sigma)
             F = A - B @ K
             Sigma = F @ Sigma @ F.mT
-        return torch.stack(directions)
+        by_step = torch.stack(directions)
+        return by_step if gains.ndim == 3 else by_step.sum(0)
 
-    def constant(self, gain: Tensor) -> Tensor:
-        """One gain in every step, (m, n) -> (T, m, n)."""
-        return gain.expand(self.horizon, *gain.shape)
+    def slope(self, gains: Tensor, rule: str) -> Tensor:
+        """The derivative of the direction by the N numbers of the gains, (N, N).
 
-    def constant_direction(self, gain: Tensor, rule: str) -> Tensor:
-        """The direction of R, M or S by one gain for all steps, (m, n) -> (m, n)."""
-        return self.directions(self.constant(gain), rule).sum(0)
+        A rest point is stable, for small enough steps, if all its eigenvalues have a real part above 0.
+        """
+        jacobian: Tensor = jacfwd(lambda flat: self.direction(flat.view_as(gains), rule).flatten())(gains.flatten())
+        return jacobian
 
+    def resting_gains(self, rule: str) -> Tensor:
+        """The gains for each step, (T, m, n), at which R, M or S rests.
 
-def rest_point(direction: Callable[[Tensor], Tensor], guess: Tensor) -> Tensor:
-    """Where a direction is 0, by Newton's method with steps halved until the direction shrinks.
+        The bracket of D_t is 0 for one K_t alone, which Y_{t+1} gives and which gives Y_t, from the last step
+        backwards. With Sigma_t > 0 in every step there are no others.
+        """
+        Y = self.Q_T
+        gains = []
+        for _ in range(self.horizon):
+            gains.append(torch.linalg.solve(self.R + self.B.mT @ Y @ self.B, self.B.mT @ Y @ self.A))
+            Y = self._before(Y, gains[-1], rule)
+        return torch.stack(gains[::-1])
 
-    Args:
-        direction: of a tensor by itself, in the same shape.
-        guess: where to start.
+    def resting_gain(self, rule: str, guess: Tensor) -> Tensor:
+        """One gain for all steps, (m, n), at which R, M or S rests: by Newton's method from a guess.
 
-    Raises:
-        RuntimeError: if it comes to none.
-    """
-    point = guess
-    for _ in range(NEWTON_STEPS):
-        here = direction(point)
-        if float(here.abs().max()) < REST:
-            return point
-        step = torch.linalg.solve(slope(direction, point), here.flatten()).view_as(point)
-        length = 1.0
-        while length > SMALLEST_STEP and not direction(point - length * step).norm() < here.norm():
-            length /= 2.0
-        point = point - length * step
-    raise RuntimeError(f"Newton's method found no rest point from {guess.tolist()}; it came to {point.tolist()}.")
+        Steps are halved until the direction shrinks.
 
+        Raises:
+            RuntimeError: if it comes to none.
+        """
+        K = guess
+        for _ in range(NEWTON_STEPS):
+            D = self.direction(K, rule)
+            if float(D.abs().max()) < REST:
+                return K
+            step = torch.linalg.solve(self.slope(K, rule), D.flatten()).view_as(K)
+            while not self.direction(K - step, rule).norm() < D.norm() and step.norm() > SMALLEST_STEP:
+                step = step / 2.0
+            K = K - step
+        raise RuntimeError(f"Newton's method found no rest point of {rule} from {guess.tolist()}; it came to {K.tolist()}.")
 
-def slope(direction: Callable[[Tensor], Tensor], point: Tensor) -> Tensor:
-    """The derivative of a direction by its N numbers, (N, N). The rest point is stable if its eigenvalues are > 0."""
-    jacobian: Tensor = jacfwd(lambda flat: direction(flat.view_as(point)).flatten())(point.flatten())
-    return jacobian
+    def _by_step(self, gains: Tensor) -> tuple[Tensor, ...]:
+        """K_0 ... K_{T-1}."""
+        return gains.unbind() if gains.ndim == 3 else (gains,) * self.horizon
+
+    def _before(self, Y: Tensor, K: Tensor, rule: str) -> Tensor:
+        """Y_t from Y_{t+1} and K_t."""
+        F = self.A - self.B @ K
+        if rule == "R":
+            return self.Q + K.mT @ self.R @ K + F.mT @ Y @ F
+        return self.Q + self.A.mT @ Y @ F if rule == "M" else self.Q
+

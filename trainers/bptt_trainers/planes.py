@@ -78,15 +78,17 @@ def path_plane(path: Sequence[Directions]) -> Plane:
         path: points (*shape), at least three.
 
     Raises:
-        ValueError: if it has fewer points, or they lie on a line.
+        ValueError: if it has fewer points, they lie on a line, or the last is the first.
     """
     if len(path) < 3:
         raise ValueError(f"a plane along the path needs at least 3 checkpoints; got {len(path)}.")
     steps = torch.stack([flat(point) for point in path]) - flat(path[0])
-    first = steps[-1] / steps[-1].norm()
+    length = steps[-1].norm()
+    first = steps[-1] / length
     rest = steps - torch.outer(steps @ first, first)
-    _, _, components = torch.linalg.svd(rest, full_matrices=False)
-    second = components[0]
+    if not rest.norm() > PARALLEL * length > 0.0:  # also NaN
+        raise ValueError("the checkpoints must be finite, the last one not the first, and not all on a line.")
+    second = torch.linalg.svd(rest, full_matrices=False)[2][0]
     upwards = torch.where((rest @ second).sum() < 0, -1.0, 1.0)  # the sign of a component is arbitrary
     axes = _orthonormal(first, upwards * second, path[0])
     return Plane(path[0], axes, ("a: from the first to the last checkpoint", "b: principal component of the rest"))

@@ -55,7 +55,7 @@ class FieldsConfig:
     """Points of the grid along each axis."""
 
     states: int = 32
-    """Start states: so many of the run's training states, the first ones."""
+    """Start states: the first of the run's training states; all if there are fewer."""
 
     radius: float | None = None
     """Half the width of the square, a distance in parameter space. None: the path fits; a tenth of it for rules."""
@@ -116,14 +116,10 @@ class RunFields:
         system = folder.make_env().system
         self.path = _path(folder, system)
         trained = folder.train_config()
-        if config.states > trained.train_states:
-            raise ValueError(
-                f"states must be at most {trained.train_states}, the training states of the run; got {config.states}."
-            )
         controller, _ = folder.load_controller(system, "last")
         states = training_states(system, trained.train_states, trained.seed)[: config.states]
         self._sample = rules_sample(system, controller, states.to(next(controller.parameters())))
-        self._at_once = vectors_at_once(system, controller, config.states)
+        self._at_once = vectors_at_once(system, controller, len(states))
         self._settings = {name: value for name, value in asdict(config).items() if name != "checkpoints"}
         self._settings["digest of the run"] = _digest(environment, self.path)
         self.slices = self._slices(folder)

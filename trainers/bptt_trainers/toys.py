@@ -7,7 +7,7 @@ is added. Everything is in float64.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -206,11 +206,11 @@ def descents(
             for theta, direction in zip(thetas, directions, strict=True):
                 theta.grad = direction
             optimizer.step()
-    path, loss = torch.stack(paths, dim=1).numpy(), torch.stack(losses, dim=1).numpy()
+    by_path, by_loss = torch.stack(paths, dim=1).numpy(), torch.stack(losses, dim=1).numpy()
     result: dict[float, dict[str, Descent]] = {rate: {} for rate in learning_rates}
     for i, (rate, rule) in enumerate(members):
         stands = (directions[i] == 0.0).all(1).numpy()
-        result[rate][rule] = Descent(np.array(kept), path[i], loss[i], stands)
+        result[rate][rule] = Descent(np.array(kept), by_path[i], by_loss[i], stands)
     return result
 
 

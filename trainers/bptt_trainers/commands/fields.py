@@ -74,7 +74,7 @@ def draw(fields: RunFields, points: dict[int, Table], checkpoints: dict[int, Tab
     figures = []
     for epoch, table in points.items():
         piece = fields.slices[epoch]
-        title = f"{fields.name}: the plane through epoch {epoch}, whose loss is {checkpoints[epoch]['loss'][0]:.3g}"
+        title = f"{fields.name}: around the checkpoint of epoch {epoch}, loss {checkpoints[epoch]['loss'][0]:.3g}"
         overlay = path_overlay(piece.path, piece.here)
         figures.append(fields_figure(table, piece.plane.labels, title, scales, overlay))
         save_figure(figures[-1], out / f"epoch_{epoch:06d}.png")
@@ -83,9 +83,9 @@ def draw(fields: RunFields, points: dict[int, Table], checkpoints: dict[int, Tab
 
 _HEAD = ["epoch", "loss", *(f"|{rule}|" for rule in SHOWN_RULES), "C=0", "rot M", "rot C"]
 _HEAD += [f"med {rule}" for rule in SHOWN_RULES]
-_NOTE = """At the checkpoints: the loss; |R|, |M|, |C|, norms in the full space; C=0, the share
-of components that are 0 in C; rot, the rotation in the plane, from -1 to 1. In the
-square: med, the median of the rotation's absolute value (that of R is 0)."""
+_NOTE = """At the checkpoints: the loss; |R|, |M|, |C|, norms in the full space; C=0, the
+share of components that are 0 in C; rot, the rotation in the plane, from -1
+to 1. In the square: med, the median of the rotation's absolute value."""
 
 
 def _row(epoch: int, here: Table, square: Table) -> list[str]:

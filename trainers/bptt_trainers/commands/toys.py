@@ -40,16 +40,16 @@ from bptt_trainers.toys import (
 )
 
 FILES = {
-    "integrator-fields.png": "R, M and C over theta: directions, lengths, rotation",
+    "integrator-fields.png": "R, M and C over theta",
     "integrator-fields.csv": "the same in numbers",
     "integrator-magnitudes.csv": "how many decades their lengths span",
     "integrator-minima.csv": "what they do beside the global minima",
     "integrator-adam.png": "Adam on each of them, from a grid of starts",
-    "integrator-adam.csv": "how many starts reach a global minimum",
+    "integrator-adam.csv": "how many starts end in a global minimum",
     "integrator-ends.csv": "a line a start: the loss at the end",
     "integrator-paths.csv": "the paths in the figure",
     "rotation.png": "a paraboloid's gradient with a rotation added",
-    "rotation.csv": "when Adam reaches the minimum, and whether it stays",
+    "rotation.csv": "Adam on it: when below 1e-3, and for good",
     "rotation-paths.csv": "the paths in the figure",
 }
 
@@ -74,7 +74,8 @@ class Toys:
             bar.update()
             adam = descents(integrator_sample(), square_grid(STARTS), LEARNING_RATES, STEPS, KEEP_EVERY)
             bar.update()
-            start, rotation = torch.tensor([START], dtype=torch.float64), {}
+            start = torch.tensor([START], dtype=torch.float64)
+            rotation: dict[tuple[float, float], dict[str, Descent]] = {}
             for strength in STRENGTHS:
                 found = descents(rotation_sample(strength), start, ROTATION_RATES, ROTATION_STEPS)
                 rotation |= {(strength, rate): by_rule for rate, by_rule in found.items()}
