@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from bptt_envs.systems import Integrator
+from bptt_trainers.descent import descend
 from bptt_trainers.fields import SHOWN_RULES, STENCIL_STEP, Sample, Table, evaluate, grid, rules_sample
 from bptt_trainers.planes import natural_plane
 from bptt_trainers.rollout import rollout
@@ -189,29 +190,17 @@ def descents(
     Returns:
         By learning rate and rule.
     """
-    members = [(rate, rule) for rate in learning_rates for rule in SHOWN_RULES]
-    thetas = [starts.clone().requires_grad_() for _ in members]
-    optimizer = torch.optim.Adam([{"params": [p], "lr": rate} for p, (rate, _) in zip(thetas, members, strict=True)])
-    kept, paths, losses = [], [], []
-    for step in range(steps + 1):
-        points = torch.stack([theta.detach() for theta in thetas])  # (members, E, 2)
-        loss, by_rule = sample({"theta": points.flatten(0, 1)})
-        by_member = {rule: found["theta"].view_as(points) for rule, found in by_rule.items()}
-        directions = [by_member[rule][i] for i, (_, rule) in enumerate(members)]
-        if step % keep_every == 0:
-            kept.append(step)
-            paths.append(points)
-            losses.append(loss.view(points.shape[:2]))
-        if step < steps:
-            for theta, direction in zip(thetas, directions, strict=True):
-                theta.grad = direction
-            optimizer.step()
-    by_path, by_loss = torch.stack(paths, dim=1).numpy(), torch.stack(losses, dim=1).numpy()
-    result: dict[float, dict[str, Descent]] = {rate: {} for rate in learning_rates}
-    for i, (rate, rule) in enumerate(members):
-        stands = (directions[i] == 0.0).all(1).numpy()
-        result[rate][rule] = Descent(np.array(kept), by_path[i], by_loss[i], stands)
-    return result
+    return {rate: _descents(sample, starts, [rate] * steps, keep_every) for rate in learning_rates}
+
+
+def _descents(sample: Sample, starts: Tensor, rates: Sequence[float], keep_every: int) -> dict[str, Descent]:
+    points = list(descend(sample, {"theta": starts}, SHOWN_RULES, rates))
+    kept = points[::keep_every]
+    paths = torch.stack([point.parameters["theta"] for point in kept], dim=1).numpy()  # (rules, K, E, 2)
+    losses = torch.stack([point.losses for point in kept], dim=1).numpy()
+    stands = (points[-1].directions["theta"] == 0.0).all(-1).numpy()
+    steps = keep_every * np.arange(len(kept))
+    return {rule: Descent(steps, paths[i], losses[i], stands[i]) for i, rule in enumerate(SHOWN_RULES)}
 
 
 def drawn_starts() -> np.ndarray:

@@ -65,6 +65,12 @@ class Resume:
     on_nonfinite: OnNonfinite | None = None
     """At a non-finite loss or direction: stop the run, or skip the update and count it. None: as the run did."""
 
+    keep_every: int | None = None
+    """Keep the controller after every so many epochs. None: as the run did."""
+
+    diagnostics: bool | None = None
+    """Whether to measure after each epoch how the rules differ. None: as the run did."""
+
     tensorboard: bool | None = None
     """Whether to write TensorBoard events. None: as the run did."""
 
@@ -73,7 +79,8 @@ class Resume:
 
     def run(self) -> None:
         """Go on."""
-        changes = {"epochs": self.epochs, "on_nonfinite": self.on_nonfinite, "tensorboard": self.tensorboard}
+        named = ("epochs", "on_nonfinite", "keep_every", "diagnostics", "tensorboard")
+        changes = {name: getattr(self, name) for name in named}
         folder = RunFolder(self.run_folder)
         with checking_arguments():
             config = folder.train_config(**{name: value for name, value in changes.items() if value is not None})
