@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 import tyro
 
-from bptt_trainers.lqr_study import StudyConfig, study
+from bptt_trainers.lqr_descents import StudyConfig
+from bptt_trainers.lqr_study import study
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,18 @@ def test_compare_with_ppo():
     assert {"methods.md", "curves.png"} <= {path.name for path in Path("both").iterdir()}
 
 
+def test_lqr_study():
+    said = run("lqr_study.py", "--starts", "2", "--steps", "3", "--out", "lqr")
+    assert "| continuous | time-varying | M | 2.6168, 3.4534 | 1.804795 |" in said
+    assert {path.name for path in Path("lqr").iterdir()} == {
+        "tables.md",
+        "runs.csv",
+        "curves.csv",
+        "counterexamples.csv",
+        "lqr.png",
+    }
+
+
 @pytest.mark.parametrize("name", sorted(path.name for path in SCRIPTS.glob("*.py")))
 def test_every_script_says_what_it_does(name):
     assert "usage:" in run(name, "--help")

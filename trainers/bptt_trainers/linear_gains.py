@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.func import jacfwd
+from torch.func import jacrev
 
 from bptt_envs.systems import LQR
 
@@ -104,7 +104,7 @@ class LinearQuadratic:
 
         A rest point is stable, for small enough steps, if all its eigenvalues have a real part above 0.
         """
-        jacobian: Tensor = jacfwd(lambda flat: self.direction(flat.view_as(gains), rule).flatten())(gains.flatten())
+        jacobian: Tensor = jacrev(lambda flat: self.direction(flat.view_as(gains), rule).flatten())(gains.flatten())
         return jacobian
 
     def resting_gains(self, rule: str) -> Tensor:
@@ -137,7 +137,9 @@ class LinearQuadratic:
             while not self.direction(K - step, rule).norm() < D.norm() and step.norm() > SMALLEST_STEP:
                 step = step / 2.0
             K = K - step
-        raise RuntimeError(f"Newton's method found no rest point of {rule} from {guess.tolist()}; it came to {K.tolist()}.")
+        raise RuntimeError(
+            f"Newton's method found no rest point of {rule} from {guess.tolist()}; it came to {K.tolist()}."
+        )
 
     def _by_step(self, gains: Tensor) -> tuple[Tensor, ...]:
         """K_0 ... K_{T-1}."""
@@ -149,4 +151,3 @@ class LinearQuadratic:
         if rule == "R":
             return self.Q + K.mT @ self.R @ K + F.mT @ Y @ F
         return self.Q + self.A.mT @ Y @ F if rule == "M" else self.Q
-
