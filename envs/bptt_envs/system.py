@@ -186,7 +186,9 @@ class System(ABC):
                     )
                     for vector in vectors
                 ]
-            by_state, by_action = (torch.stack([one.flatten(1) for one in part]) for part in zip(*products, strict=True))
+            by_state, by_action = (
+                torch.stack([one.flatten(1) for one in part]) for part in zip(*products, strict=True)
+            )
             return by_state, by_action
 
         return pull
@@ -222,6 +224,11 @@ class System(ABC):
                 raise ValueError(
                     f"{owner} has no option {name!r}.{nearest(name, known)} Its options: {', '.join(known)}."
                 )
+
+
+def _stacked(products: Sequence[Tensor]) -> Tensor:
+    """P of (R, *shape) as (P, R, n)."""
+    return torch.stack([one.flatten(1) for one in products])
 
 
 def _labelled(labels: Sequence[str], kind: str, values: Tensor) -> list[tuple[str, Tensor]]:

@@ -12,12 +12,12 @@ import tyro
 
 from bptt_trainers import RunFolderError, held_out_states, losses, rollout
 from bptt_trainers.comparison import ComparisonConfig, compare, member_folder
-from bptt_trainers.comparison_figure import curves_figure
 from bptt_trainers.comparison_table import method_rows, run_rows, summarize, to_markdown
 from bptt_trainers.curve import CurvePoint, curve_to_csv, read_curve
+from bptt_trainers.figures.comparison import curves_figure
+from bptt_trainers.figures.style import save_figure
 from bptt_trainers.floors import ZeroController
 from bptt_trainers.methods import BPTT, METHODS, Budget, Floor
-from bptt_trainers.pictures import save_figure
 from bptt_trainers.run_folder import RunFolder
 
 TINY_PPO = {"num_envs": 4, "n_steps": 8, "batch_size": 32, "n_epochs": 1, "hidden": (8,)}

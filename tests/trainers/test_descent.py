@@ -5,7 +5,7 @@ import torch
 
 from bptt_envs.systems import CartPole
 from bptt_trainers import MLP, policy_gradient
-from bptt_trainers.descent import descend, falling
+from bptt_trainers.analysis.descent import descend, falling
 from bptt_trainers.rules import MODIFIED, REGULAR, RULES, combined
 from bptt_trainers.stacked import stacked_directions
 

@@ -9,9 +9,9 @@ from torch import nn
 
 from bptt_envs.systems import CartPole, Integrator, MultiPole
 from bptt_trainers import MLP, RunFolderError, TrainConfig, Trainer, policy_gradient, rollout
-from bptt_trainers.diagnostics import diagnose, feedback_growth, read_diagnostics
-from bptt_trainers.diagnostics_figure import diagnostics_figure
-from bptt_trainers.pictures import save_figure
+from bptt_trainers.analysis.diagnostics import diagnose, feedback_growth, read_diagnostics
+from bptt_trainers.figures.diagnostics import diagnostics_figure
+from bptt_trainers.figures.style import save_figure
 
 SYSTEMS = [
     CartPole(horizon=12, max_force=3.0),

@@ -10,13 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
+import bptt_trainers.analysis.run_fields
 import bptt_trainers.commands.fields
-import bptt_trainers.run_fields
 from bptt_envs.systems import CartPole
 from bptt_trainers import MLP, RunFolder, TrainConfig, Trainer, policy_gradient
-from bptt_trainers.cli import main
-from bptt_trainers.field_figures import fields_figure, path_overlay, save_frames, scales_of
-from bptt_trainers.fields import (
+from bptt_trainers.analysis.fields import (
     COLUMNS,
     SHOWN_RULES,
     evaluate,
@@ -27,9 +25,7 @@ from bptt_trainers.fields import (
     to_csv,
     vectors_at_once,
 )
-from bptt_trainers.files import RunFolderError
-from bptt_trainers.pictures import save_figure
-from bptt_trainers.planes import (
+from bptt_trainers.analysis.planes import (
     filter_normalised,
     flat,
     natural_plane,
@@ -37,8 +33,12 @@ from bptt_trainers.planes import (
     random_plane,
     rules_plane,
 )
-from bptt_trainers.run_fields import FieldsConfig, RunFields
-from bptt_trainers.toys import rotation_sample
+from bptt_trainers.analysis.run_fields import FieldsConfig, RunFields
+from bptt_trainers.analysis.toys import rotation_sample
+from bptt_trainers.cli import main
+from bptt_trainers.figures.fields import fields_figure, path_overlay, save_frames, scales_of
+from bptt_trainers.figures.style import save_figure
+from bptt_trainers.files import RunFolderError
 
 SYSTEM = CartPole(horizon=15)
 STATES = SYSTEM.initial_states(3, torch.Generator().manual_seed(0), torch.float64)
@@ -321,7 +321,7 @@ def computed(monkeypatch):
         calls.append(len(points))
         return evaluate(sample, plane, points, step, **options)
 
-    monkeypatch.setattr(bptt_trainers.run_fields, "evaluate", counting)
+    monkeypatch.setattr(bptt_trainers.analysis.run_fields, "evaluate", counting)
     monkeypatch.setattr(bptt_trainers.commands.fields, "draw", lambda *_: None)  # takes longer than all the rest
     return calls
 
@@ -456,6 +456,6 @@ def test_a_direction_that_spans_no_plane_names_the_epoch(run, monkeypatch):
             {rule: {n: torch.zeros_like(p) for n, p in named.items()} for rule in "RMC"},
         )
 
-    monkeypatch.setattr(bptt_trainers.run_fields, "rules_sample", still)
+    monkeypatch.setattr(bptt_trainers.analysis.run_fields, "rules_sample", still)
     with pytest.raises(RunFolderError, match=r"runs/one, epoch 0: .* not zero"):
         RunFields(run, FieldsConfig(directions="rules", states=4))

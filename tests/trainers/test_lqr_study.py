@@ -9,11 +9,11 @@ import torch
 
 from bptt_envs.systems import LQR
 from bptt_trainers import policy_gradient
-from bptt_trainers.linear_gains import LinearQuadratic
-from bptt_trainers.lqr_counterexamples import COUNTEREXAMPLES, study_example, toy_integrator, unstable_scalar
-from bptt_trainers.lqr_descents import StudyConfig, Task
-from bptt_trainers.lqr_figure import LARGEST, SMALLEST, Curves
-from bptt_trainers.lqr_study import study_block
+from bptt_trainers.analysis.linear_gains import LinearQuadratic
+from bptt_trainers.analysis.lqr_counterexamples import COUNTEREXAMPLES, study_example, toy_integrator, unstable_scalar
+from bptt_trainers.analysis.lqr_descents import StudyConfig, Task
+from bptt_trainers.analysis.lqr_study import study_block
+from bptt_trainers.figures.lqr import LARGEST, SMALLEST, Curves
 from bptt_trainers.rules import RULES
 
 OBJECTIVES = ("continuous", "final")

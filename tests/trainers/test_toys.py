@@ -12,9 +12,8 @@ from torch import nn
 import bptt_trainers.commands.toys
 from bptt_envs.systems import Integrator
 from bptt_trainers import policy_gradient
-from bptt_trainers.cli import main
-from bptt_trainers.fields import SHOWN_RULES
-from bptt_trainers.toys import (
+from bptt_trainers.analysis.fields import SHOWN_RULES
+from bptt_trainers.analysis.toys import (
     HORIZON,
     TARGET,
     X_0,
@@ -33,6 +32,7 @@ from bptt_trainers.toys import (
     turns,
     zero_loss_points,
 )
+from bptt_trainers.cli import main
 
 THETA = 4.0 * torch.rand(50, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64) - 2.0
 

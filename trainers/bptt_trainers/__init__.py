@@ -1,10 +1,10 @@
 """Trains controllers through differentiable environments by stabilised backpropagation through time."""
 
+from bptt_trainers.analysis.diagnostics import Diagnosis, diagnose
 from bptt_trainers.callbacks import Callback, ProgressBar
 from bptt_trainers.config import TrainConfig
 from bptt_trainers.controllers import Controller
 from bptt_trainers.default_controllers import default_controller
-from bptt_trainers.diagnostics import Diagnosis, diagnose
 from bptt_trainers.files import RunFolderError
 from bptt_trainers.gradient import PolicyGradient, policy_gradient
 from bptt_trainers.networks import MLP, ConvNet

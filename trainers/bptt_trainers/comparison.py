@@ -15,12 +15,12 @@ from tyro.conf import Suppress
 
 from bptt_envs.checks import nearest, positive, positive_integer
 from bptt_envs.registration import system_class
-from bptt_trainers.comparison_figure import curves_figure
 from bptt_trainers.comparison_table import RunSummary, method_rows, run_rows, summarize, to_csv, to_markdown
 from bptt_trainers.curve import Curve, curve_to_csv, read_curve
+from bptt_trainers.figures.comparison import curves_figure
+from bptt_trainers.figures.style import save_figure
 from bptt_trainers.files import RunFolderError, write_atomic
 from bptt_trainers.methods import METHODS, Budget
-from bptt_trainers.pictures import save_figure
 
 # Settings that do not change a run: a comparison may be continued with others.
 CHANGEABLE = ("methods", "seeds", "losses")

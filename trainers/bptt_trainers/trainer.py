@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from bptt_envs import System, check_system
+from bptt_trainers.analysis.diagnostics import Diagnostics, check_served
 from bptt_trainers.callbacks import Callback, TensorBoardLog
 from bptt_trainers.config import TrainConfig
 from bptt_trainers.controllers import evaluating, left_as_it_was
 from bptt_trainers.default_controllers import default_controller
-from bptt_trainers.diagnostics import Diagnostics, check_served
 from bptt_trainers.files import RunFolderError
 from bptt_trainers.gradient import Choice, choose_engine, system_of
 from bptt_trainers.metrics import EpochMetrics
@@ -220,7 +220,8 @@ class Trainer:
         if self.folder is None:
             raise RunFolderError("there is no run folder to draw into: set TrainConfig(out=...).")
         # matplotlib is slow to import, and most uses of this module draw nothing
-        from bptt_trainers.pictures import learning_curves_figure, save_figure, trajectory_figure
+        from bptt_trainers.figures.style import save_figure
+        from bptt_trainers.figures.trajectory import learning_curves_figure, trajectory_figure
 
         curves = learning_curves_figure(
             [row.epoch for row in self.history],

@@ -14,7 +14,7 @@ from bptt_trainers.commands.evaluate import aligned
 from bptt_trainers.commands.exits import Interrupted, checking_arguments
 from bptt_trainers.comparison import Comparison, ComparisonConfig, compare, member_folder
 from bptt_trainers.default_controllers import default_controller
-from bptt_trainers.pictures import save_animation
+from bptt_trainers.figures.animation import save_animation
 from bptt_trainers.presets import parse_overrides
 from bptt_trainers.rollout import rollout
 from bptt_trainers.run_folder import RunFolder

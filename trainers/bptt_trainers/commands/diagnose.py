@@ -8,10 +8,10 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
+from bptt_trainers.analysis.diagnostics import NPZ, Diagnosis, read_diagnostics
 from bptt_trainers.commands.environment import Module
 from bptt_trainers.commands.evaluate import aligned
 from bptt_trainers.commands.exits import checking_arguments
-from bptt_trainers.diagnostics import NPZ, Diagnosis, read_diagnostics
 from bptt_trainers.run_folder import RunFolder
 
 
@@ -43,8 +43,8 @@ class Diagnose:
             system = folder.make_env().system
         diagnoses = read_diagnostics(folder.path / NPZ)
 
-        from bptt_trainers.diagnostics_figure import diagnostics_figure  # with it comes matplotlib
-        from bptt_trainers.pictures import save_figure
+        from bptt_trainers.figures.diagnostics import diagnostics_figure  # with it comes matplotlib
+        from bptt_trainers.figures.style import save_figure
 
         out = self.out or folder.path / "diagnostics.png"
         with checking_arguments():

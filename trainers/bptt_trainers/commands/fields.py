@@ -9,12 +9,12 @@ from typing import Annotated
 import numpy as np
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
+from bptt_trainers.analysis.fields import SHOWN_RULES, Table
+from bptt_trainers.analysis.run_fields import CHECKPOINTS, POINTS, FieldsConfig, RunFields
 from bptt_trainers.commands.compare import file_list
 from bptt_trainers.commands.environment import Module
 from bptt_trainers.commands.evaluate import aligned
 from bptt_trainers.commands.exits import Interrupted, checking_arguments
-from bptt_trainers.fields import SHOWN_RULES, Table
-from bptt_trainers.run_fields import CHECKPOINTS, POINTS, FieldsConfig, RunFields
 from bptt_trainers.run_folder import RunFolder
 
 ANIMATION = "fields.gif"
@@ -67,8 +67,8 @@ class Fields:
 
 def draw(fields: RunFields, points: dict[int, Table], checkpoints: dict[int, Table], out: Path) -> None:
     """A picture of each checkpoint, and the animation of them; one scale of colors for all."""
-    from bptt_trainers.field_figures import fields_figure, path_overlay, save_frames, scales_of  # with it: matplotlib
-    from bptt_trainers.pictures import save_figure
+    from bptt_trainers.figures.fields import fields_figure, path_overlay, save_frames, scales_of  # with it: matplotlib
+    from bptt_trainers.figures.style import save_figure
 
     scales = scales_of(points.values())
     figures = []

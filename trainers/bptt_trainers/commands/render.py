@@ -62,7 +62,7 @@ class Render:
         states = held_out_states(system, drawn)[: self.episodes].to(next(controller.parameters()))
         trajectory = rollout(system, controller, states)
 
-        from bptt_trainers.pictures import save_animation  # with it comes matplotlib
+        from bptt_trainers.figures.animation import save_animation  # with it comes matplotlib
 
         with checking_arguments():
             save_animation(

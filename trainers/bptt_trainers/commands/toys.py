@@ -9,12 +9,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from bptt_trainers.commands.compare import file_list
-from bptt_trainers.commands.evaluate import aligned
-from bptt_trainers.comparison_table import to_csv
-from bptt_trainers.fields import SHOWN_RULES, Table
-from bptt_trainers.files import write_atomic
-from bptt_trainers.toys import (
+from bptt_trainers.analysis.fields import SHOWN_RULES, Table
+from bptt_trainers.analysis.toys import (
     KEEP_EVERY,
     LEARNING_RATES,
     ROTATION_RATES,
@@ -38,6 +34,10 @@ from bptt_trainers.toys import (
     toy_fields,
     zero_loss_points,
 )
+from bptt_trainers.commands.compare import file_list
+from bptt_trainers.commands.evaluate import aligned
+from bptt_trainers.comparison_table import to_csv
+from bptt_trainers.files import write_atomic
 
 FILES = {
     "integrator-fields.png": "R, M and C over theta",
@@ -106,8 +106,8 @@ class Toys:
         adam: Mapping[float, Mapping[str, Descent]],
         rotation: Mapping[tuple[float, float], Mapping[str, Descent]],
     ) -> None:
-        from bptt_trainers.pictures import save_figure  # with it comes matplotlib
-        from bptt_trainers.toy_figures import adam_figure, integrator_figure, rotation_figure
+        from bptt_trainers.figures.style import save_figure  # with it comes matplotlib
+        from bptt_trainers.figures.toys import adam_figure, integrator_figure, rotation_figure
 
         save_figure(integrator_figure(fields), self.out / "integrator-fields.png")
         save_figure(adam_figure(fields, adam), self.out / "integrator-adam.png")

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from bptt_envs.systems import LQR, Integrator
+from bptt_trainers.analysis.linear_gains import LinearQuadratic
+from bptt_trainers.analysis.lqr_descents import Descents, StudyConfig, Task, descents
+from bptt_trainers.analysis.lqr_tables import Row, share, short, spread
 from bptt_trainers.gradient import policy_gradient
-from bptt_trainers.linear_gains import LinearQuadratic
-from bptt_trainers.lqr_descents import Descents, StudyConfig, Task, descents
-from bptt_trainers.lqr_tables import Row, share, short, spread
 from bptt_trainers.rules import RULES
 
 LEARNING_RATES = (0.03, 0.3)  # with which descents start

@@ -16,7 +16,9 @@ from PIL import Image
 from bptt_envs import System
 from bptt_envs.charts import Chart, Curves, Field, NamedCurves, Paths
 from bptt_envs.systems import CartPole, Integrator, MultiPole, QuantumControl
-from bptt_trainers.pictures import learning_curves_figure, save_animation, save_figure, trajectory_figure
+from bptt_trainers.figures.animation import save_animation
+from bptt_trainers.figures.style import save_figure
+from bptt_trainers.figures.trajectory import learning_curves_figure, trajectory_figure
 from bptt_trainers.rollout import Trajectory, losses, rollout
 
 
@@ -205,7 +207,7 @@ def test_a_figure_is_saved_in_the_format_of_its_suffix(suffix: str, magic: bytes
 
 def test_figures_leave_pyplot_and_its_windows_alone() -> None:
     program = """
-import sys, bptt_trainers.pictures as pictures
+import sys, bptt_trainers.figures.animation as pictures
 pictures.learning_curves_figure([0, 1], [1.0, 0.1], [1.0, 0.2])
 assert "matplotlib.pyplot" not in sys.modules
 assert "pygame" not in sys.modules

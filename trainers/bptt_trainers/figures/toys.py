@@ -11,7 +11,9 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from bptt_envs.rendering import ACTION, CYCLE, FAINT, INK, MUTED
-from bptt_trainers.field_figures import (
+from bptt_trainers.analysis.fields import Table
+from bptt_trainers.analysis.toys import FINE, LABELS, REACH, SOLVED, Descent, drawn_starts, residual, square_grid
+from bptt_trainers.figures.fields import (
     LOSS_COLORS,
     TITLES,
     Overlay,
@@ -23,14 +25,10 @@ from bptt_trainers.field_figures import (
     square,
     style,
 )
-from bptt_trainers.fields import Table
-from bptt_trainers.pictures import _rgb
-from bptt_trainers.pictures import _style as style_of_curves
-from bptt_trainers.toys import FINE, LABELS, REACH, SOLVED, Descent, drawn_starts, residual, square_grid
+from bptt_trainers.figures.style import COLORS, rgb, style_axes
 
 LOSSES = (1e-3, 1e3)  # between which the integrator's loss is drawn
 ENDS = (1e-8, 1e2)  # likewise at the end of Adam
-COLORS = {"R": CYCLE[0], "M": CYCLE[4], "C": CYCLE[1]}  # those of the curves of a comparison
 NAMES = {"R": "gradient", "M": "with the rotation", "C": "signs combined"}
 VIEW = 4.8  # of the paths of the rotation
 
@@ -81,10 +79,10 @@ def _paths(axes: Axes, descent: Descent) -> None:
     """Draw the paths from some of the starts, with their ends."""
     chosen = drawn_starts()
     path, solved = descent.paths[:, chosen], descent.losses[-1, chosen] < SOLVED
-    axes.plot(path[..., 0], path[..., 1], color=_rgb(INK), linewidth=0.7)
-    axes.plot(*path[0].T, ".", color=_rgb(INK), markersize=3)
-    axes.plot(*path[-1][~solved].T, "x", color=_rgb(CYCLE[1]), markersize=5)
-    axes.plot(*path[-1][solved].T, "o", color=_rgb(CYCLE[2]), markersize=4)
+    axes.plot(path[..., 0], path[..., 1], color=rgb(INK), linewidth=0.7)
+    axes.plot(*path[0].T, ".", color=rgb(INK), markersize=3)
+    axes.plot(*path[-1][~solved].T, "x", color=rgb(CYCLE[1]), markersize=5)
+    axes.plot(*path[-1][solved].T, "o", color=rgb(CYCLE[2]), markersize=4)
     axes.set_xlim(-REACH, REACH)
     axes.set_ylim(-REACH, REACH)
 
@@ -99,17 +97,17 @@ def rotation_figure(found: Mapping[tuple[float, float], Mapping[str, Descent]]) 
     rows = figure.subplots(len(found), 4, squeeze=False, width_ratios=(1, 1, 1, 1.6))
     for panels, ((strength, learning_rate), by_rule) in zip(rows, found.items(), strict=True):
         curves = panels[-1]
-        style_of_curves(curves)
+        style_axes(curves)
         for axes, (rule, descent) in zip(panels, by_rule.items(), strict=False):
             _circles(axes)
             path = descent.paths[:, 0]
-            axes.plot(*path.T, color=_rgb(COLORS[rule]), linewidth=0.9)
-            axes.plot(*path[0], ".", color=_rgb(INK), markersize=6)
-            axes.plot(*path[-1], "x", color=_rgb(INK), markersize=6)
+            axes.plot(*path.T, color=COLORS[rule], linewidth=0.9)
+            axes.plot(*path[0], ".", color=rgb(INK), markersize=6)
+            axes.plot(*path[-1], "x", color=rgb(INK), markersize=6)
             axes.set_title(NAMES[rule], fontsize=9)
             style(axes)
             axes.tick_params(labelleft=axes is panels[0])
-            curves.plot(descent.steps, descent.losses[:, 0], color=_rgb(COLORS[rule]), linewidth=1.2, label=NAMES[rule])
+            curves.plot(descent.steps, descent.losses[:, 0], color=COLORS[rule], linewidth=1.2, label=NAMES[rule])
         curves.set_yscale("log")
         curves.set_ylim(1e-8, 1e2)
         curves.set_title(f"loss; strength {strength:g}, learning rate {learning_rate:g}", fontsize=9)
@@ -123,8 +121,8 @@ def _circles(axes: Axes) -> None:
     """Circles of equal loss, in the same square for each panel."""
     line = np.linspace(-VIEW, VIEW, 101)
     radius = np.hypot(line[None, :], line[:, None])
-    axes.contour(line, line, radius, levels=[1, 2, 3, 4, 5, 6], colors=[_rgb(FAINT)], linewidths=0.8)
-    axes.plot(0, 0, "+", color=_rgb(MUTED), markersize=7)
+    axes.contour(line, line, radius, levels=[1, 2, 3, 4, 5, 6], colors=[rgb(FAINT)], linewidths=0.8)
+    axes.plot(0, 0, "+", color=rgb(MUTED), markersize=7)
 
 
 def _solutions() -> Overlay:
@@ -133,6 +131,6 @@ def _solutions() -> Overlay:
     error = residual(square_grid(FINE)).view(FINE, FINE).numpy()
 
     def draw(axes: Axes) -> None:
-        axes.contour(line, line, error, levels=[0.0], colors=[_rgb(ACTION)], linewidths=1.3)
+        axes.contour(line, line, error, levels=[0.0], colors=[rgb(ACTION)], linewidths=1.3)
 
     return draw

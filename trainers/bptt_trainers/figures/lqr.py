@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from bptt_trainers.comparison_figure import COLORS
-from bptt_trainers.lqr_tables import Row, short
+from bptt_trainers.analysis.lqr_tables import Row, short
+from bptt_trainers.figures.style import COLORS
 from bptt_trainers.rules import RULES
 
 POINTS = 80  # of a curve

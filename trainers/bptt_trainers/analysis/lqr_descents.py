@@ -12,8 +12,8 @@ from tqdm.auto import tqdm
 
 from bptt_envs import System
 from bptt_envs.checks import positive, positive_integer
-from bptt_trainers.descent import descend, falling
-from bptt_trainers.linear_gains import TimeVaryingGains
+from bptt_trainers.analysis.descent import descend, falling
+from bptt_trainers.analysis.linear_gains import TimeVaryingGains
 from bptt_trainers.networks import MLP
 from bptt_trainers.rules import RULES, Directions, combined
 from bptt_trainers.stacked import stacked_directions

@@ -14,9 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from bptt_envs import System
-from bptt_trainers.comparison_figure import COLORS
-from bptt_trainers.diagnostics import PAIRS, RULES_SHOWN, Diagnosis
-from bptt_trainers.pictures import _style
+from bptt_trainers.analysis.diagnostics import PAIRS, RULES_SHOWN, Diagnosis
+from bptt_trainers.figures.style import COLORS, style_axes
 
 MOST_EPOCHS = 6  # whose adjoints and growth are drawn
 LineStyle = Literal["-", "--", ":", "-."]
@@ -40,7 +39,7 @@ def diagnostics_figure(diagnoses: Sequence[Diagnosis], system: System, title: st
     figure = Figure(figsize=(10.0, 7.2), dpi=100, layout="constrained")
     (norms, angles), (adjoints, growth) = figure.subplots(2, 2)
     for axes in (norms, angles, adjoints, growth):
-        _style(axes)
+        style_axes(axes)
     _draw_norms(norms, diagnoses)
     _draw_angles(angles, diagnoses)
     shown = [diagnoses[i] for i in sorted({round(x) for x in np.linspace(0, len(diagnoses) - 1, MOST_EPOCHS)})]

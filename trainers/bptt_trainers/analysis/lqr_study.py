@@ -1,7 +1,7 @@
 """Does a rule that drops K_t still reach a known optimum? Descents under R, M, S and C on DiffLQR-v0.
 
 Two classes of linear controllers: one gain for all steps, and a gain for each step. Where the descents end is
-held against the optimum, and against the rest points of `linear_gains.py`, which no engine takes part in.
+held against the optimum, and against the rest points of `analysis/linear_gains.py`, which no engine takes part in.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from bptt_envs.systems import LQR
+from bptt_trainers.analysis.linear_gains import CLOSED_FORMS, LinearQuadratic
+from bptt_trainers.analysis.lqr_counterexamples import COUNTEREXAMPLES, LEARNING_RATES, study_example
+from bptt_trainers.analysis.lqr_descents import Descents, StudyConfig, Task, descents
+from bptt_trainers.analysis.lqr_tables import Row, markdown, share, short, spread
 from bptt_trainers.comparison_table import to_csv
+from bptt_trainers.figures.lqr import Curves, curves_figure
+from bptt_trainers.figures.style import save_figure
 from bptt_trainers.files import write_atomic
-from bptt_trainers.linear_gains import CLOSED_FORMS, LinearQuadratic
-from bptt_trainers.lqr_counterexamples import COUNTEREXAMPLES, LEARNING_RATES, study_example
-from bptt_trainers.lqr_descents import Descents, StudyConfig, Task, descents
-from bptt_trainers.lqr_figure import Curves, curves_figure
-from bptt_trainers.lqr_tables import Row, markdown, share, short, spread
-from bptt_trainers.pictures import save_figure
 from bptt_trainers.rules import RULES
 
 OBJECTIVES = ("continuous", "final")

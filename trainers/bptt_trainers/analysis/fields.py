@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from bptt_envs import System
 from bptt_envs.checks import positive, positive_integer
+from bptt_trainers.analysis.planes import Plane
 from bptt_trainers.files import RunFolderError
 from bptt_trainers.gradient import choose_engine
-from bptt_trainers.planes import Plane
 from bptt_trainers.rules import MODIFIED, REGULAR, RULES, Directions, combined
 from bptt_trainers.stacked import stacked_directions
 

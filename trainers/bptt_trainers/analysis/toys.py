@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from bptt_envs.systems import Integrator
-from bptt_trainers.descent import descend
-from bptt_trainers.fields import SHOWN_RULES, STENCIL_STEP, Sample, Table, evaluate, grid, rules_sample
-from bptt_trainers.planes import natural_plane
+from bptt_trainers.analysis.descent import descend
+from bptt_trainers.analysis.fields import SHOWN_RULES, STENCIL_STEP, Sample, Table, evaluate, grid, rules_sample
+from bptt_trainers.analysis.planes import natural_plane
 from bptt_trainers.rollout import rollout
 from bptt_trainers.rules import MODIFIED, REGULAR, RULES, Directions, combined
 from bptt_trainers.stacked import StackedController

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from bptt_trainers.fields import Sample
+from bptt_trainers.analysis.fields import Sample
 from bptt_trainers.rules import Directions
 
 

@@ -10,14 +10,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from bptt_trainers.curve import Curve
+from bptt_trainers.figures.style import COLORS
 
 POINTS = 200  # of a band
 SMALLEST, LARGEST = 1e-8, 1e8  # losses beyond them are drawn there, those that are no number too
 AXES = {"simulator_steps": "simulator steps", "seconds": "seconds of training"}
 FLOOR_STYLES = ("--", ":", "-.")
 
-# Colors of Okabe and Ito (2008), without their yellow: the same method has the same one in every figure
-COLORS = {"C": "#D55E00", "R": "#0072B2", "M": "#56B4E9", "S": "#CC79A7", "PPO": "#009E73", "SAC": "#E69F00"}
 OTHERS = ("#555555", "#8C564B", "#17BECF", "#7B4FB3")
 
 

@@ -18,9 +18,9 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from bptt_envs.rendering import ACTION, BACKGROUND, CYCLE, FAINT, INK, MUTED
-from bptt_trainers.fields import SHOWN_RULES, Table
+from bptt_trainers.analysis.fields import SHOWN_RULES, Table
+from bptt_trainers.figures.style import rgb
 from bptt_trainers.files import write_atomic
-from bptt_trainers.pictures import _rgb
 
 TITLES = {"R": "R: the gradient", "M": "M: through the physics only", "C": "C: M where the signs agree"}
 SIZE = (9.0, 9.6)  # inches at 100 dpi
@@ -29,11 +29,11 @@ LEVELS = 13  # of the loss
 LOG_DECADES = 1.0  # a loss that spans more is drawn on a log scale
 COMMON = (1.0, 99.0)  # percentiles between which the colors of a magnitude lie
 
-LOSS_COLORS = LinearSegmentedColormap.from_list("loss", [(0.36, 0.62, 0.80), (0.72, 0.85, 0.92), _rgb(BACKGROUND)])
+LOSS_COLORS = LinearSegmentedColormap.from_list("loss", [(0.36, 0.62, 0.80), (0.72, 0.85, 0.92), rgb(BACKGROUND)])
 ROTATION_COLORS = LinearSegmentedColormap.from_list(
-    "rotation", [(0.0, 0.2, 0.33), _rgb(CYCLE[0]), _rgb(BACKGROUND), _rgb(CYCLE[1]), (0.4, 0.17, 0.0)]
+    "rotation", [(0.0, 0.2, 0.33), rgb(CYCLE[0]), rgb(BACKGROUND), rgb(CYCLE[1]), (0.4, 0.17, 0.0)]
 )
-ZERO_COLORS = LinearSegmentedColormap.from_list("zero", [_rgb(BACKGROUND), _rgb(CYCLE[2]), (0.0, 0.25, 0.18)])
+ZERO_COLORS = LinearSegmentedColormap.from_list("zero", [rgb(BACKGROUND), rgb(CYCLE[2]), (0.0, 0.25, 0.18)])
 MAGNITUDE_COLORS = matplotlib.colormaps["viridis"]
 
 Overlay = Callable[[Axes], object]
@@ -120,8 +120,8 @@ def fields_figure(
     color_bar(
         figure, panels[2, 1:], Normalize(-1.0, 1.0), ROTATION_COLORS, "curl / (√2 |J|)", ticks=(-1, -0.5, 0, 0.5, 1)
     )
-    figure.supxlabel(labels[0], fontsize=9, color=_rgb(INK))
-    figure.supylabel(labels[1], fontsize=9, color=_rgb(INK))
+    figure.supxlabel(labels[0], fontsize=9, color=rgb(INK))
+    figure.supylabel(labels[1], fontsize=9, color=rgb(INK))
     figure.suptitle(title, fontsize=11)
     return figure
 
@@ -130,9 +130,9 @@ def path_overlay(path: np.ndarray, here: int) -> Overlay:
     """The path of training, (K, 2), projected on the plane, with one of its points marked."""
 
     def draw(axes: Axes) -> None:
-        axes.plot(*path.T, "-", color=_rgb(ACTION), linewidth=1.4, scalex=False, scaley=False)
-        axes.plot(*path.T, "o", color=_rgb(ACTION), markersize=3, scalex=False, scaley=False)
-        axes.plot(*path[here], "o", color=_rgb(ACTION), markersize=8, markeredgecolor=_rgb(INK), clip_on=False)
+        axes.plot(*path.T, "-", color=rgb(ACTION), linewidth=1.4, scalex=False, scaley=False)
+        axes.plot(*path.T, "o", color=rgb(ACTION), markersize=3, scalex=False, scaley=False)
+        axes.plot(*path[here], "o", color=rgb(ACTION), markersize=8, markeredgecolor=rgb(INK), clip_on=False)
 
     return draw
 
@@ -170,12 +170,12 @@ def _image(figure: Figure) -> Image.Image:
 def draw_loss(axes: Axes, table: Table, scales: Scales) -> None:
     """Fill the space between contours of the loss; leave grey where it is not finite."""
     a, b, loss = square(table, table["loss"])
-    axes.set_facecolor(_rgb(FAINT))
+    axes.set_facecolor(rgb(FAINT))
     if np.isfinite(loss).any():
         low, high = scales.loss
         shown = np.ma.masked_invalid(np.clip(loss, low, high))
         axes.contourf(a, b, shown, levels=scales.levels, norm=scales.norm, cmap=LOSS_COLORS)
-        axes.contour(a, b, shown, levels=scales.levels, colors=[_rgb(MUTED)], linewidths=0.4)
+        axes.contour(a, b, shown, levels=scales.levels, colors=[rgb(MUTED)], linewidths=0.4)
     axes.set_xlim(a[0], a[-1])
     axes.set_ylim(b[0], b[-1])
 
@@ -197,7 +197,7 @@ def _arrows(axes: Axes, table: Table, rule: str) -> None:
         y[there],
         u[there],
         v[there],
-        color=_rgb(INK),
+        color=rgb(INK),
         angles="xy",
         scale_units="xy",
         scale=1.25 / (every * (a[1] - a[0])),
@@ -212,15 +212,15 @@ def _arrows(axes: Axes, table: Table, rule: str) -> None:
 def _colors(axes: Axes, table: Table, values: np.ndarray, colors: Colormap, norm: Normalize) -> None:
     """A colored cell for each point."""
     a, b, cells = square(table, values)
-    axes.set_facecolor(_rgb(FAINT))
+    axes.set_facecolor(rgb(FAINT))
     axes.pcolormesh(a, b, np.ma.masked_invalid(cells), cmap=colors, norm=norm, shading="nearest", rasterized=True)
 
 
 def style(axes: Axes) -> None:
     """A square panel in the colors of the house."""
     axes.set_aspect("equal")
-    axes.spines[:].set_color(_rgb(MUTED))
-    axes.tick_params(colors=_rgb(MUTED), labelsize=8)
+    axes.spines[:].set_color(rgb(MUTED))
+    axes.tick_params(colors=rgb(MUTED), labelsize=8)
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.yaxis.set_major_locator(MaxNLocator(5))
 

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from bptt_envs import System
 from bptt_envs.checks import one_of, positive, positive_integer
-from bptt_trainers.fields import (
+from bptt_trainers.analysis.fields import (
     STENCIL_STEP,
     Table,
     evaluate,
@@ -26,8 +26,8 @@ from bptt_trainers.fields import (
     to_csv,
     vectors_at_once,
 )
+from bptt_trainers.analysis.planes import Plane, flat, path_plane, random_plane, rules_plane
 from bptt_trainers.files import RunFolderError, write_atomic
-from bptt_trainers.planes import Plane, flat, path_plane, random_plane, rules_plane
 from bptt_trainers.rules import Directions
 from bptt_trainers.run_folder import RunFolder
 from bptt_trainers.start_states import training_states
