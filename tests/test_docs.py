@@ -98,6 +98,11 @@ def test_every_id_has_a_page_with_all_its_options_and_their_defaults(env_id):
     assert documented == bptt_envs.registration.system_class(env_id).options()
 
 
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_nothing_is_left_to_be_filled_in(page):
+    assert re.findall(r"@@|\b(?:TODO|TBD|FIXME|XXX)\b", prose(page)) == []
+
+
 def leads_somewhere(page, target):
     path, _, anchor = target.partition("#")
     place = (page.parent / path).resolve() if path else page

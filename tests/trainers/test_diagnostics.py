@@ -1,5 +1,6 @@
 """Diagnostics measure what they say, and cost a training run nothing but time."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +13,7 @@ from bptt_trainers import MLP, RunFolderError, TrainConfig, Trainer, policy_grad
 from bptt_trainers.analysis.diagnostics import diagnose, feedback_growth, read_diagnostics
 from bptt_trainers.figures.diagnostics import diagnostics_figure
 from bptt_trainers.figures.style import save_figure
+from bptt_trainers.rules import cosine, sign_agreement
 
 SYSTEMS = [
     CartPole(horizon=12, max_force=3.0),
@@ -156,9 +158,16 @@ class Mixing(nn.Module):
 
 def test_a_controller_without_adjoints_is_refused_before_any_work(tmp_path):
     config = replace(CONFIG, diagnostics=True, engine="autograd", out=tmp_path / "run")
-    with pytest.raises(ValueError, match=r"diagnostics look at the adjoints: .*the other samples of the batch"):
+    with pytest.raises(ValueError, match=r"diagnostics need the adjoint engine, .*the other samples of the batch"):
         Trainer(CartPole(), Mixing(), config)
     assert not (tmp_path / "run").exists()
+
+
+def test_what_is_not_a_number_agrees_with_nothing():
+    zero, nan = {"a": torch.zeros(2)}, {"a": torch.tensor([1.0, math.nan])}
+    assert sign_agreement(zero, zero) == 1.0
+    assert math.isnan(sign_agreement(zero, nan))
+    assert math.isnan(cosine(zero, nan))
 
 
 def test_missing_and_damaged_files_are_errors_in_words(tmp_path):

@@ -207,8 +207,10 @@ def test_a_figure_is_saved_in_the_format_of_its_suffix(suffix: str, magic: bytes
 
 def test_figures_leave_pyplot_and_its_windows_alone() -> None:
     program = """
-import sys, bptt_trainers.figures.animation as pictures
-pictures.learning_curves_figure([0, 1], [1.0, 0.1], [1.0, 0.2])
+import sys
+import bptt_trainers.figures.animation
+from bptt_trainers.figures.trajectory import learning_curves_figure
+learning_curves_figure([0, 1], [1.0, 0.1], [1.0, 0.2])
 assert "matplotlib.pyplot" not in sys.modules
 assert "pygame" not in sys.modules
 """

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from bptt_envs.systems import CartPole, Integrator
+from bptt_envs.systems import LQR, CartPole, Guidance, Integrator
 from bptt_trainers import (
     MLP,
     Callback,
@@ -187,6 +187,15 @@ def test_matrices_among_the_options_are_kept_and_compared_by_value(tmp_path):
     assert RunFolder(tmp_path / "run").make_env().system.A.tolist() == A
     with pytest.raises(RunFolderError, match=r"environment.options.A: \[\[1.0, 0.25\], .* in the folder, \[\[2.0"):
         Trainer(gym.make("DiffLQR-v0", A=[[2.0, 0.0], [0.0, 1.0]], horizon=3), None, config).fit()
+
+
+def test_systems_that_differ_in_a_matrix_or_a_target_are_other_runs(tmp_path):
+    config = replace(TINY, epochs=1)
+    pairs = {"A": (LQR(), LQR(A=[[1.0, 0.9], [0.0, 1.0]])), "target": (Guidance(), Guidance(target=(3, 3)))}
+    for name, (one, other) in pairs.items():
+        Trainer(one, config=replace(config, out=tmp_path / name)).fit()
+        with pytest.raises(RunFolderError, match=rf"environment\.settings\.{name}"):
+            Trainer(other, config=replace(config, out=tmp_path / name)).fit()
 
 
 def test_best_checkpoint_is_chosen_on_the_training_states(tmp_path):

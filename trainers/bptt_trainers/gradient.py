@@ -125,6 +125,28 @@ def choose_engine(system: System, controller: nn.Module, initial_states: Tensor,
     )
 
 
+def adjoint_engine(system: System, controller: nn.Module, initial_states: Tensor, purpose: str) -> AdjointEngine:
+    """The adjoint engine for `controller`.
+
+    Args:
+        system: the physics.
+        controller: from observations to actions.
+        initial_states: (B, *state_shape).
+        purpose: what needs it, for the message.
+
+    Raises:
+        ValueError: if it cannot serve the controller.
+    """
+    _check_states(system, controller, initial_states)
+    verdict = _examine(system, controller, initial_states)
+    if verdict.obstacle is not None:
+        raise ValueError(
+            f"{purpose} need the adjoint engine, which cannot serve this {type(controller).__name__}: "
+            f"{verdict.obstacle}."
+        )
+    return AdjointEngine(system, controller, by_layer=verdict.by_layer)
+
+
 def system_of(env: gym.Env[Any, Any] | gym.vector.VectorEnv[Any, Any, Any] | System) -> System:
     """The system behind an environment.
 

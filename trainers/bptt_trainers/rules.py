@@ -94,3 +94,21 @@ def combined(rule: Rule, directions: dict[Feedback, Directions], combine: Combin
         undefined = (first[name] + second[name]).isnan()  # torch has sign(NaN) = 0, which would hide it
         result[name] = torch.where(agrees, direction, 0.0).masked_fill(undefined, math.nan)
     return result
+
+
+def flat(directions: Directions) -> Tensor:
+    """All components, (*shape) each, in one vector of float64: its norm does not overflow."""
+    return torch.cat([direction.double().flatten() for direction in directions.values()])
+
+
+def cosine(first: Directions, second: Directions) -> float:
+    """Cosine of the angle between two directions."""
+    return float(torch.cosine_similarity(flat(first), flat(second), dim=0))
+
+
+def sign_agreement(first: Directions, second: Directions) -> float:
+    """Share of the components in which two directions have the same sign; NaN if one is not a number."""
+    one, other = flat(first), flat(second)
+    if (one + other).isnan().any():  # torch has sign(NaN) = 0
+        return math.nan
+    return float((one.sign() == other.sign()).double().mean())

@@ -48,7 +48,7 @@ def describe(env: Any, controller: nn.Module, config: TrainConfig) -> Config:
         "id": None if spec is None else spec.id,
         "options": {k: _plain(v) for k, v in given.items() if k in type(system).options()},
         "system": type(system).__name__,
-        "settings": {k: v for k, v in vars(system).items() if isinstance(v, (bool, int, float, str, type(None)))},
+        "settings": {k: _plain(v) for k, v in vars(system).items() if k in type(system).options() or _is_scalar(v)},
     }
     shapes = {name: list(p.shape) for name, p in controller.named_parameters()}
     description: Config = {"type": type(controller).__name__, "parameters": shapes}
@@ -166,8 +166,9 @@ class RunFolder:
 
     def kept(self) -> dict[int, str]:
         """The checkpoints that were kept along training, by epoch: names for `load` and `load_controller`."""
-        paths = sorted((self.path / KEPT).glob("epoch_*.pt"))
-        return {int(path.stem.removeprefix("epoch_")): f"{KEPT}/{path.stem}" for path in paths}
+        paths = (self.path / KEPT).glob("epoch_*.pt")
+        found = {int(path.stem.removeprefix("epoch_")): f"{KEPT}/{path.stem}" for path in paths}
+        return dict(sorted(found.items()))
 
     def load(self, name: str) -> Checkpoint | None:
         """Load the checkpoint "last", "best" or one of `kept`; None if there is none.
@@ -226,7 +227,11 @@ class RunFolder:
         with self.understanding("config.json"):
             stored = self.read_config()["controller"]
             known = {kind.__name__: kind for kind in CONTROLLERS.values()}
-            if stored["type"] not in known or "settings" not in stored:
+            if stored["type"] in known and "settings" not in stored:
+                raise RunFolderError(
+                    f"{self.path} was made by an earlier version; its controller cannot be rebuilt here."
+                )
+            if stored["type"] not in known:
                 raise RunFolderError(
                     f"{self.path} holds a controller of its own type, {stored['type']}; build it in Python and hand it "
                     "to load_controller(system, controller=...)."
@@ -293,6 +298,10 @@ class RunFolder:
                 f"cannot use {self.path / name}: it is damaged or of another version "
                 f"({type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else error!r})."
             ) from error
+
+
+def _is_scalar(value: Any) -> bool:
+    return isinstance(value, (bool, int, float, str, type(None)))
 
 
 def _plain(value: Any) -> Any:

@@ -13,16 +13,26 @@ import torch
 from torch import Tensor, nn
 
 from bptt_envs import System, check_system
-from bptt_trainers.analysis.diagnostics import Diagnostics, check_served
+from bptt_trainers.analysis.diagnostics import PURPOSE, Diagnostics
 from bptt_trainers.callbacks import Callback, TensorBoardLog
 from bptt_trainers.config import TrainConfig
 from bptt_trainers.controllers import evaluating, left_as_it_was
 from bptt_trainers.default_controllers import default_controller
 from bptt_trainers.files import RunFolderError
-from bptt_trainers.gradient import Choice, choose_engine, system_of
+from bptt_trainers.gradient import Choice, adjoint_engine, choose_engine, system_of
 from bptt_trainers.metrics import EpochMetrics
 from bptt_trainers.rollout import losses, rollout
-from bptt_trainers.rules import MODIFIED, REGULAR, Directions, Feedback, combined, get_rule
+from bptt_trainers.rules import (
+    MODIFIED,
+    REGULAR,
+    Directions,
+    Feedback,
+    combined,
+    cosine,
+    flat,
+    get_rule,
+    sign_agreement,
+)
 from bptt_trainers.run_folder import Checkpoint, RunFolder, describe, kept_name
 from bptt_trainers.start_states import WEIGHTS, held_out_states, stream_seed, training_states
 
@@ -79,7 +89,7 @@ class Trainer:
         self.test_states = held_out_states(self.system, config.test_states).to(parameter)
         self.choice: Choice = choose_engine(self.system, controller, self.train_states, config.engine)
         if config.diagnostics:
-            check_served(self.system, controller, self.train_states)
+            adjoint_engine(self.system, controller, self.train_states, PURPOSE)
         self.folder = None if config.out is None else RunFolder(config.out)
         self.callbacks = list(callbacks)
         if self.folder is not None and config.tensorboard:
@@ -143,7 +153,7 @@ class Trainer:
 
     def _epoch(self) -> EpochMetrics:
         direction_norms = []
-        agreement = cosine = _NAN
+        agreement = angle = _NAN
         skipped, seconds = 0, self.history[-1].seconds
         for update, states in enumerate(self.train_states.split(self.config.batch_size)):
             begin = time.perf_counter()
@@ -152,7 +162,7 @@ class Trainer:
             directions = combined(self.rule, passes, self.config.combine)
             seconds += time.perf_counter() - begin
             if update == 0:
-                agreement, cosine = self._compare(states, passes)
+                agreement, angle = self._compare(states, passes)
             begin = time.perf_counter()
             norm = _norm(directions)
             if math.isfinite(norm) and math.isfinite(loss):
@@ -175,7 +185,7 @@ class Trainer:
             test_loss=self.evaluate(self.test_states),
             direction_norm=sum(direction_norms) / len(direction_norms) if direction_norms else _NAN,
             sign_agreement=agreement,
-            cosine=cosine,
+            cosine=angle,
             skipped=skipped,
             simulator_steps=epoch * self.config.train_states * self.system.horizon,
             seconds=seconds,
@@ -186,9 +196,8 @@ class Trainer:
         if not {REGULAR, MODIFIED} <= passes.keys():
             with left_as_it_was(self.controller):
                 _, passes = self.choice.engine(states, (REGULAR, MODIFIED))
-        regular, modified = (_flat(passes[feedback]) for feedback in (REGULAR, MODIFIED))
-        agreement = float((regular.sign() == modified.sign()).double().mean())
-        return agreement, float(torch.nn.functional.cosine_similarity(regular, modified, dim=0))
+        regular, modified = passes[REGULAR], passes[MODIFIED]
+        return sign_agreement(regular, modified), cosine(regular, modified)
 
     def _update(self, directions: Directions, norm: float) -> None:
         for name, parameter in self._trainable.items():
@@ -308,9 +317,4 @@ def _check_type(name: str, value: object, kind: type, wanted: str) -> None:
 
 def _norm(directions: Directions) -> float:
     """Global norm, in float64 so that large finite components do not overflow."""
-    return float(_flat(directions).norm())
-
-
-def _flat(directions: Directions) -> Tensor:
-    """All components in one vector, in float64."""
-    return torch.cat([direction.flatten() for direction in directions.values()]).double()
+    return float(flat(directions).norm())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -15,13 +15,22 @@ import torch
 from torch import Tensor, nn
 
 from bptt_envs import System
-from bptt_trainers.adjoint_engine import AdjointEngine, ControllerTape, bound_with_slope
+from bptt_trainers.adjoint_engine import ControllerTape, bound_with_slope
 from bptt_trainers.callbacks import Callback
 from bptt_trainers.files import RunFolderError, write_atomic
-from bptt_trainers.gradient import choose_engine
+from bptt_trainers.gradient import adjoint_engine
 from bptt_trainers.metrics import EpochMetrics
 from bptt_trainers.rollout import Trajectory, rollout
-from bptt_trainers.rules import MODIFIED, REGULAR, Directions, combined, get_rule
+from bptt_trainers.rules import (
+    MODIFIED,
+    REGULAR,
+    Directions,
+    combined,
+    cosine,
+    flat,
+    get_rule,
+    sign_agreement,
+)
 
 if TYPE_CHECKING:
     from bptt_trainers.trainer import Trainer
@@ -29,6 +38,7 @@ if TYPE_CHECKING:
 RULES_SHOWN = ("R", "M", "C")
 PAIRS = tuple(f"{first}{second}" for first, second in combinations(RULES_SHOWN, 2))
 LOOPS = ("open", "closed")
+PURPOSE = "diagnostics"  # what needs the adjoint engine, in messages
 
 GROWTH_SAMPLES = 4  # episodes over which growth is averaged
 GROWTH_NUMBERS = 2**22  # of the products of Jacobians that are kept at once
@@ -75,7 +85,7 @@ def diagnose(system: System, controller: nn.Module, initial_states: Tensor, epoc
     Raises:
         ValueError: if the adjoint engine cannot serve the controller.
     """
-    engine = check_served(system, controller, initial_states)
+    engine = adjoint_engine(system, controller, initial_states, PURPOSE)
     trajectory = rollout(system, controller, initial_states)
     arriving: list[Tensor] = []
     passes = engine.backward(trajectory, (REGULAR, MODIFIED), lambda sweep: arriving.append(sweep.arriving))
@@ -83,35 +93,20 @@ def diagnose(system: System, controller: nn.Module, initial_states: Tensor, epoc
     batch = initial_states.shape[0]
     adjoints = batch * torch.cat(arriving[::-1]).norm(dim=-1).mean(-1).t()  # of an episode's loss, not of the mean's
     layers = _layers(directions["R"])
-    flat = {name: _flat(direction.values()) for name, direction in directions.items()}
-    pairs = list(combinations(flat.values(), 2))
+    pairs = list(combinations(directions.values(), 2))
     times, growth = feedback_growth(system, controller, trajectory)
     return Diagnosis(
         epoch=epoch,
         layers=tuple(layers),
         norms=np.array(
-            [[float(_flat(d[n] for n in names).norm()) for names in layers.values()] for d in directions.values()]
+            [[float(flat({n: d[n] for n in names}).norm()) for names in layers.values()] for d in directions.values()]
         ),
-        cosine=np.array([float(torch.cosine_similarity(a, b, dim=0)) for a, b in pairs]),
-        agreement=np.array([float((a.sign() == b.sign()).double().mean()) for a, b in pairs]),
+        cosine=np.array([cosine(a, b) for a, b in pairs]),
+        agreement=np.array([sign_agreement(a, b) for a, b in pairs]),
         adjoints=adjoints.double().cpu().numpy(),
         times=np.array(times),
         growth=growth.double().cpu().numpy(),
     )
-
-
-def check_served(system: System, controller: nn.Module, initial_states: Tensor) -> AdjointEngine:
-    """The adjoint engine for `controller`.
-
-    Raises:
-        ValueError: if it cannot serve the controller.
-    """
-    try:
-        engine = choose_engine(system, controller, initial_states, "adjoint").engine
-    except ValueError as error:
-        raise ValueError(f"diagnostics look at the adjoints: {error}") from error
-    assert isinstance(engine, AdjointEngine)
-    return engine
 
 
 @torch.no_grad()
@@ -195,6 +190,7 @@ class Diagnostics(Callback):
         self.diagnoses = [one for one in self.diagnoses if one.epoch <= trainer.epoch]
         if not self.diagnoses or self.diagnoses[-1].epoch < trainer.epoch:
             self._add(trainer, trainer.epoch)
+        self._save()  # a kill may have left the two files apart
 
     def on_epoch_end(self, trainer: Trainer, metrics: EpochMetrics) -> bool | None:
         """Diagnose and save."""
@@ -204,6 +200,9 @@ class Diagnostics(Callback):
     def _add(self, trainer: Trainer, epoch: int) -> None:
         states = trainer.train_states[: trainer.config.batch_size]
         self.diagnoses.append(diagnose(trainer.system, trainer.controller, states, epoch))
+        self._save()
+
+    def _save(self) -> None:
         if self.folder is not None:
             write_atomic(self.folder / NPZ, to_npz(self.diagnoses))
             write_atomic(self.folder / CSV, to_csv(self.diagnoses).encode())
@@ -273,7 +272,3 @@ def _layers(directions: Directions) -> dict[str, list[str]]:
     for name in directions:
         layers.setdefault(name.rpartition(".")[0] or name, []).append(name)
     return layers
-
-
-def _flat(tensors: Iterable[Tensor]) -> Tensor:
-    return torch.cat([tensor.flatten() for tensor in tensors]).double()

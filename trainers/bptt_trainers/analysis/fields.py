@@ -20,7 +20,7 @@ from bptt_envs import System
 from bptt_envs.checks import positive, positive_integer
 from bptt_trainers.analysis.planes import Plane
 from bptt_trainers.files import RunFolderError
-from bptt_trainers.gradient import choose_engine
+from bptt_trainers.gradient import adjoint_engine
 from bptt_trainers.rules import MODIFIED, REGULAR, RULES, Directions, combined
 from bptt_trainers.stacked import stacked_directions
 
@@ -40,7 +40,7 @@ STATE_NUMBERS = 2**25
 PARAMETER_NUMBERS = 2**22
 
 STENCIL = torch.tensor([[0, 0], [1, 0], [-1, 0], [0, 1], [0, -1]], dtype=torch.float64)
-STENCIL_STEP = 0.03  # of the distance between two points of a grid
+STENCIL_STEP = 0.003  # of half the width of a square
 
 
 def rules_sample(system: System, controller: nn.Module, initial_states: Tensor) -> Sample:
@@ -54,7 +54,7 @@ def rules_sample(system: System, controller: nn.Module, initial_states: Tensor) 
     Raises:
         ValueError: if the adjoint engine cannot serve the controller.
     """
-    choose_engine(system, controller, initial_states, "adjoint")
+    adjoint_engine(system, controller, initial_states, "fields")
 
     def sample(parameters: Directions) -> tuple[Tensor, Mapping[str, Directions]]:
         losses, passes = stacked_directions(system, controller, parameters, initial_states, (REGULAR, MODIFIED))

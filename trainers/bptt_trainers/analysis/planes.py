@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from bptt_trainers.rules import Directions
+from bptt_trainers.rules import Directions, flat
 
 PARALLEL = 1e-6  # what a direction must keep, of a length of 1, beside the other one
 
@@ -136,11 +136,6 @@ def filter_normalised(direction: Directions, at: Directions) -> Directions:
         scale = like.norm(dim=1, keepdim=True) / filters.norm(dim=1, keepdim=True)
         result[name] = (scale * filters).view(values.shape)
     return result
-
-
-def flat(directions: Directions) -> Tensor:
-    """All components, (*shape) each, in one vector of float64."""
-    return torch.cat([direction.double().flatten() for direction in directions.values()])
 
 
 def shaped(vector: Tensor, like: Directions) -> Directions:

@@ -26,9 +26,9 @@ from bptt_trainers.analysis.fields import (
     to_csv,
     vectors_at_once,
 )
-from bptt_trainers.analysis.planes import Plane, flat, path_plane, random_plane, rules_plane
+from bptt_trainers.analysis.planes import Plane, path_plane, random_plane, rules_plane
 from bptt_trainers.files import RunFolderError, write_atomic
-from bptt_trainers.rules import Directions
+from bptt_trainers.rules import Directions, flat
 from bptt_trainers.run_folder import RunFolder
 from bptt_trainers.start_states import training_states
 
@@ -36,6 +36,7 @@ PlaneName = Literal["path", "random", "rules"]
 RADII = {"path": 1.0, "random": 1.0, "rules": 0.1}
 """The planes, and half the width of the square if none is given, as a share of the path's."""
 
+DIGEST = "digest of the run"
 MARGIN = 1.2  # around the path
 SETTINGS, POINTS, CHECKPOINTS = "fields.json", "fields.csv", "checkpoints.csv"  # files in the folder
 
@@ -121,7 +122,7 @@ class RunFields:
         self._sample = rules_sample(system, controller, states.to(next(controller.parameters())))
         self._at_once = vectors_at_once(system, controller, len(states))
         self._settings = {name: value for name, value in asdict(config).items() if name != "checkpoints"}
-        self._settings["digest of the run"] = _digest(environment, self.path)
+        self._settings[DIGEST] = _digest(environment, self.path)
         self.slices = self._slices(folder)
 
     def compute(self, out: Path) -> tuple[dict[int, Table], dict[int, Table]]:
@@ -145,7 +146,7 @@ class RunFields:
         ) as bar:
             for epoch in missing:
                 piece = self.slices[epoch]
-                step = STENCIL_STEP * 2.0 * piece.radius / (self.config.size - 1)
+                step = STENCIL_STEP * piece.radius
                 square = grid(piece.center, piece.radius, self.config.size)
                 here = torch.from_numpy(piece.path[[piece.here]])
                 points[epoch] = evaluate(
@@ -170,12 +171,13 @@ class RunFields:
                 for name, value in self._settings.items()
                 if stored.get(name) != value
             ]
-            if different:
+            if different and (out / POINTS).exists():
                 raise RunFolderError(
-                    f"{out} holds fields of another run or other settings; use another folder (--out):\n  "
-                    + "\n  ".join(different)
+                    f"{out} holds fields of other settings, of another run, or of this one before it was continued; "
+                    "delete it or use another folder (--out):\n  " + "\n  ".join(different)
                 )
-            return True
+            if not different:
+                return True
         write_atomic(path, (json.dumps(self._settings, indent=2) + "\n").encode())
         return False
 
@@ -223,7 +225,10 @@ class RunFields:
 def _path(folder: RunFolder, system: System) -> dict[int, Directions]:
     """The trainable parameters of the checkpoints that were kept, and of the last one, by epoch."""
     path = {}
-    for name in (*folder.kept().values(), "last"):
+    last = folder.load("last")
+    done = -1 if last is None else last["epoch"]
+    earlier = [name for epoch, name in folder.kept().items() if epoch < done]  # a kill may leave a later one
+    for name in (*earlier, "last"):
         controller, checkpoint = folder.load_controller(system, name)
         path[int(checkpoint["epoch"])] = {n: p.detach() for n, p in controller.named_parameters() if p.requires_grad}
     return path

@@ -66,7 +66,7 @@ class Quadratic(nn.Module):
 def toy_fields(sample: Sample, size: int = SIZE) -> Table:
     """The fields over theta in [-4, 4]^2: a is theta_1, b is theta_2."""
     plane = natural_plane({"theta": torch.zeros(2, dtype=torch.float64)}, LABELS)
-    return evaluate(sample, plane, square_grid(size), STENCIL_STEP * 2.0 * REACH / (size - 1), at_once=AT_ONCE)
+    return evaluate(sample, plane, square_grid(size), STENCIL_STEP * REACH, at_once=AT_ONCE)
 
 
 def square_grid(count: int) -> Tensor:

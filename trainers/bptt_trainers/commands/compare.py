@@ -10,8 +10,8 @@ from typing import Annotated
 from tyro.conf import OmitArgPrefixes, UseAppendAction, arg
 
 from bptt_trainers.commands.environment import EnvOptions, Module, parse_options
-from bptt_trainers.commands.evaluate import aligned
 from bptt_trainers.commands.exits import Interrupted, checking_arguments
+from bptt_trainers.commands.output import aligned, file_list
 from bptt_trainers.comparison import Comparison, ComparisonConfig, compare, member_folder
 from bptt_trainers.default_controllers import default_controller
 from bptt_trainers.figures.animation import save_animation
@@ -158,8 +158,3 @@ def table_for_terminal(markdown: str, width: int = 80) -> str:
     sizes = range(len(methods), 1, -1)
     fitting = next((size for size in sizes if max(len(line) for block in blocks(size) for line in block) <= width), 1)
     return "\n\n".join([*map("\n".join, blocks(fitting)), textwrap.fill(notes, width)])
-
-
-def file_list(out: Path, files: dict[str, str]) -> str:
-    """The files in `out` with what they are."""
-    return "\n".join(aligned([[f"{out / name}", meaning] for name, meaning in files.items()], left=2))

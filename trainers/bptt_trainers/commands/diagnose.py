@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -10,8 +11,8 @@ from tyro.conf import Positional, arg
 
 from bptt_trainers.analysis.diagnostics import NPZ, Diagnosis, read_diagnostics
 from bptt_trainers.commands.environment import Module
-from bptt_trainers.commands.evaluate import aligned
 from bptt_trainers.commands.exits import checking_arguments
+from bptt_trainers.commands.output import aligned
 from bptt_trainers.run_folder import RunFolder
 
 
@@ -49,12 +50,12 @@ class Diagnose:
         out = self.out or folder.path / "diagnostics.png"
         with checking_arguments():
             save_figure(diagnostics_figure(diagnoses, system, f"{config['id']}: {folder.path.name}"), out)
-        head = ["epoch", "cosine R,M", "same sign", "|R|/|M|", "feedback at t=1: R", "M", "growth: closed", "open"]
+        head = ["epoch", "cosine", "same sign", "|R|/|M|", "feedback R", "feedback M", "growth R", "growth M"]
         middle = diagnoses[len(diagnoses) // 2]
         chosen = {one.epoch: one for one in (diagnoses[0], middle, diagnoses[-1])}
         for line in aligned([head, *map(_row, chosen.values())], left=0):
             print(line)
-        print("growth: the factor by which the whole horizon multiplies a perturbation at most, and feedback")
+        print(_NOTE)
         print(f"{out}: {len(diagnoses)} epochs")
 
 
@@ -68,6 +69,15 @@ def _row(one: Diagnosis) -> list[str]:
         f"{regular / modified:.3g}" if modified else "-",
         f"{one.adjoints[0, 0]:.3g}",
         f"{one.adjoints[1, 0]:.3g}",
-        f"1e{closed_loop:+.1f}",
-        f"1e{open_loop:+.1f}",
+        _power_of_ten(closed_loop),
+        _power_of_ten(open_loop),
     ]
+
+
+def _power_of_ten(exponent: float) -> str:
+    return f"10^{exponent:.1f}" if math.isfinite(exponent) else "-"
+
+
+_NOTE = """cosine, same sign: of R and M. feedback: |dL/dx_t| at t = 1, as R and as M feed it back.
+growth: the most by which all steps together stretch it, in the loop with the
+controller (R) and by the physics alone (M)."""

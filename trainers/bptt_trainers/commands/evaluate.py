@@ -11,6 +11,7 @@ from tyro.conf import Positional, arg
 from bptt_envs.checks import finite, positive_integer
 from bptt_trainers.commands.environment import Module
 from bptt_trainers.commands.exits import Misuse, checking_arguments
+from bptt_trainers.commands.output import aligned
 from bptt_trainers.rollout import losses, rollout
 from bptt_trainers.run_folder import RunFolder
 from bptt_trainers.start_states import held_out_states
@@ -75,15 +76,3 @@ class Evaluate:
             f"{loss.max():.3g}",
             f"{(loss < self.below).float().mean():.0%}",
         ]
-
-
-def aligned(rows: list[list[str]], left: int = 3) -> list[str]:
-    """Lines of a table: the first `left` columns to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            cell.ljust(width) if i < left else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]

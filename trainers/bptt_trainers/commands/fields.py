@@ -11,10 +11,9 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from bptt_trainers.analysis.fields import SHOWN_RULES, Table
 from bptt_trainers.analysis.run_fields import CHECKPOINTS, POINTS, FieldsConfig, RunFields
-from bptt_trainers.commands.compare import file_list
 from bptt_trainers.commands.environment import Module
-from bptt_trainers.commands.evaluate import aligned
 from bptt_trainers.commands.exits import Interrupted, checking_arguments
+from bptt_trainers.commands.output import aligned, file_list
 from bptt_trainers.run_folder import RunFolder
 
 ANIMATION = "fields.gif"

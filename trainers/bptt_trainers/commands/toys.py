@@ -34,8 +34,7 @@ from bptt_trainers.analysis.toys import (
     toy_fields,
     zero_loss_points,
 )
-from bptt_trainers.commands.compare import file_list
-from bptt_trainers.commands.evaluate import aligned
+from bptt_trainers.commands.output import aligned, file_list
 from bptt_trainers.comparison_table import to_csv
 from bptt_trainers.files import write_atomic
 

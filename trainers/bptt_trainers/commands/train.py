@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shlex
 from dataclasses import dataclass, replace
@@ -108,8 +109,15 @@ class Announce(Callback):
 
 def default_folder(env_id: str, options: dict[str, Any], config: TrainConfig) -> Path:
     """runs/<id>[_<option>=<value> ...]_<rule>_seed<seed>."""
-    parts = [env_id, *(f"{name}={value}" for name, value in options.items()), config.rule, f"seed{config.seed}"]
+    given = (f"{name}={_short(value)}" for name, value in options.items())
+    parts = [env_id, *given, config.rule, f"seed{config.seed}"]
     return Path("runs") / re.sub(r"[^\w.=+-]", "-", "_".join(parts))
+
+
+def _short(value: Any) -> str:
+    """A value as part of a file name; of one that is not a number or a word, such as a matrix, a digest."""
+    text = str(value)
+    return text if re.fullmatch(r"[\w.+-]{1,20}", text) else hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def fit(trainer: Trainer, out: Path, module: str | None) -> None:
@@ -150,8 +158,10 @@ def summary(trainer: Trainer, out: Path, run: str) -> str:
         "next:",
         f"  bptt evaluate {run}",
         f"  bptt render {run} --out {shlex.quote(str(out / 'animation.gif'))}",
+        *([f"  bptt diagnose {run}"] if trainer.config.diagnostics else []),
+        *([f"  bptt fields {run}"] if trainer.config.keep_every is not None else []),
     ]
     return "\n".join(lines)
 
 
-_SHOWN = (".json", ".csv", ".pt", ".png")
+_SHOWN = (".json", ".csv", ".npz", ".pt", ".png")
