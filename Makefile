@@ -3,6 +3,7 @@
 
 PYTHON ?= python3
 VENV := .venv
+PYTEST_ARGS ?= -n auto
 STAMP := $(VENV)/.complete
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --no-input --quiet
 
