@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import importlib
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -233,7 +234,29 @@ def test_a_matrix_is_given_as_python_writes_it(bptt):
     assert RunFolder(Path("run")).make_env().system.A.tolist() == [[1.0, 0.2], [0.0, 1.0]]
 
 
+def test_a_run_with_diagnostics_is_drawn_and_told(bptt):
+    said = bptt(f"train {TINY} --epochs 2 --diagnostics --keep-every 1 --out run")
+    assert {"diagnose", "fields"} <= {line.split()[1] for line in said.splitlines() if line.startswith("  bptt ")}
+    table = bptt("diagnose run --out run/seen.png").splitlines()
+    assert Path("run/seen.png").read_bytes().startswith(b"\x89PNG")
+    assert table[0].split()[0] == "epoch"
+    assert [line.split()[0] for line in table[1:4]] == ["0", "1", "2"]
+    assert all(len(line) <= 80 for line in table)
+
+
+def test_a_long_option_value_makes_no_long_folder_name(bptt):
+    matrix = "A=[[1,0.2],[0,1]]"
+    bptt(f"train --env DiffLQR-v0 --env-option {matrix} --epochs 1 --train-states 8 --test-states 8 --no-tensorboard")
+    (folder,) = Path("runs").iterdir()
+    assert re.fullmatch(r"DiffLQR-v0_A=[0-9a-f]{8}_C_seed0", folder.name)
+
+
 # What fails: exit code 1, in words
+
+
+def test_a_run_without_diagnostics_says_how_to_have_them(bptt):
+    bptt(f"train {TINY} --epochs 1 --out run")
+    assert "--diagnostics" in bptt("diagnose run", code=1)
 
 
 def test_a_folder_of_something_else_is_refused(bptt):

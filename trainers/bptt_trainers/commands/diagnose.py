@@ -78,6 +78,6 @@ def _power_of_ten(exponent: float) -> str:
     return f"10^{exponent:.1f}" if math.isfinite(exponent) else "-"
 
 
-_NOTE = """cosine, same sign: of R and M. feedback: |dL/dx_t| at t = 1, as R and as M feed it back.
-growth: the most by which all steps together stretch it, in the loop with the
-controller (R) and by the physics alone (M)."""
+_NOTE = """cosine, same sign: of R and M. feedback: |dL/dx_t| at t = 1, as R and as M feed
+it back. growth: the most by which all steps together stretch it, in the loop
+with the controller (R) and by the physics alone (M)."""
