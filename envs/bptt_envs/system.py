@@ -226,11 +226,6 @@ class System(ABC):
                 )
 
 
-def _stacked(products: Sequence[Tensor]) -> Tensor:
-    """P of (R, *shape) as (P, R, n)."""
-    return torch.stack([one.flatten(1) for one in products])
-
-
 def _labelled(labels: Sequence[str], kind: str, values: Tensor) -> list[tuple[str, Tensor]]:
     """The components of (T, B, ...) with their labels; what has none is numbered."""
     components = values.flatten(2).unbind(-1)

@@ -10,7 +10,6 @@ from torch.func import functional_call, vmap
 
 from bptt_envs import System
 from bptt_trainers.adjoint_engine import AdjointEngine
-from bptt_trainers.rollout import losses, rollout
 from bptt_trainers.rules import Directions, Feedback
 
 
@@ -77,15 +76,6 @@ def stacked_directions(
     episode_losses, directions = engine(_repeated(initial_states, stack.members), passes)
     by_name = {feedback: stack.by_name(direction) for feedback, direction in directions.items()}
     return episode_losses.view(stack.members, -1).mean(1), by_name
-
-
-def stacked_losses(
-    system: System, controller: nn.Module, parameters: Mapping[str, Tensor], initial_states: Tensor
-) -> Tensor:
-    """The mean loss of each of E controllers, (E,); arguments as `stacked_directions`."""
-    stack = StackedController(controller, parameters, len(initial_states))
-    trajectory = rollout(system, stack, _repeated(initial_states, stack.members))
-    return losses(system, trajectory).view(stack.members, -1).mean(1)
 
 
 def _repeated(states: Tensor, members: int) -> Tensor:
