@@ -7,7 +7,7 @@ from bptt_envs.systems import CartPole
 from bptt_trainers import MLP, policy_gradient
 from bptt_trainers.analysis.descent import descend, falling
 from bptt_trainers.rules import MODIFIED, REGULAR, RULES, combined
-from bptt_trainers.stacked import stacked_directions
+from bptt_trainers.stacked import StackedEngine
 
 
 def test_each_descent_is_that_of_adam_alone():
@@ -21,8 +21,9 @@ def test_each_descent_is_that_of_adam_alone():
     before = {name: value.clone() for name, value in start.items()}
 
     def sample(parameters):
-        losses, passes = stacked_directions(system, controllers[0], parameters, states, (REGULAR, MODIFIED))
-        return losses, {rule: combined(RULES[rule], passes) for rule in "RMC"}
+        each = states.expand(len(next(iter(parameters.values()))), *states.shape)
+        losses, passes = StackedEngine(system, controllers[0])(parameters, each, (REGULAR, MODIFIED))
+        return losses.mean(1), {rule: combined(RULES[rule], passes) for rule in "RMC"}
 
     rates = [0.1, 0.05, 0.02]
     points = list(descend(sample, start, ("C", "R"), rates, betas=(0.5, 0.9), eps=1e-3))

@@ -8,14 +8,14 @@ the loss by the actions, meet the parameters in one product a layer: direction =
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
 
 from bptt_envs import System
+from bptt_trainers.linear_layer import LinearLayer, is_linear
 from bptt_trainers.recursion import SegmentSlopes, Sweep, dense_sweep, product_sweep
 from bptt_trainers.rollout import Trajectory, losses, rollout
 from bptt_trainers.rules import Directions, Feedback
@@ -56,11 +56,11 @@ class AdjointEngine:
         self.controller = controller
         self.segment_samples = segment_samples
         self.members = members
-        self._parameters = {n: p for n, p in controller.named_parameters() if p.requires_grad}
-        self._names = {p: n for n, p in self._parameters.items()}
-        self._layers = [m for m in controller.modules() if by_layer and _is_plain_linear(m)]
-        in_layers = {p for layer in self._layers for p in layer.parameters()}
-        self._others = [p for p in self._parameters.values() if p not in in_layers]
+        names = {p: n for n, p in controller.named_parameters() if p.requires_grad}
+        self.names = list(names.values())
+        self._layers = [LinearLayer.of(m, names) for m in controller.modules() if by_layer and is_linear(m)]
+        in_layers = {name for layer in self._layers for name in (layer.weight, layer.bias)}
+        self._others = [name for name in self.names if name not in in_layers]
 
     def __call__(self, initial_states: Tensor, passes: Sequence[Feedback]) -> tuple[Tensor, dict[Feedback, Directions]]:
         """The loss of each episode, (B,), and the directions of every pass for their mean.
@@ -82,30 +82,24 @@ class AdjointEngine:
             passes: which paths each backward pass takes.
             watch: is shown the adjoints of every segment, the last segment first.
         """
-        totals: dict[Tensor, Tensor] = {
-            p: torch.zeros(len(passes), *p.shape, dtype=p.dtype, device=p.device) for p in self._names
-        }
-        for sweep, tape in self._sweeps(trajectory, passes):
-            tape.add_products(sweep.weights, self._others, totals)
+        parameters = dict(self.controller.named_parameters())
+        totals = {n: torch.zeros(len(passes), *parameters[n].shape).to(parameters[n]) for n in self.names}
+        adjoint = self.final_adjoint(trajectory.states[-1], len(passes))
+        for steps in self._segments(adjoint.shape[1], len(passes)):
+            states = trajectory.states[steps.start : steps.stop + 1]
+            sweep, products = self.segment(states, trajectory.actions[steps], adjoint, passes)
+            adjoint = sweep.start
+            for name, product in products.items():
+                totals[name] += product
             if watch is not None:
                 watch(sweep)
-        return {
-            feedback: {name: totals[p][i] for name, p in self._parameters.items()} for i, feedback in enumerate(passes)
-        }
+        return by_pass(totals, passes)
 
-    def _sweeps(self, trajectory: Trajectory, passes: Sequence[Feedback]) -> Iterator[tuple[Sweep, ControllerTape]]:
-        """The adjoints of every segment, the last segment first, with the controller's slopes."""
-        batch = trajectory.actions.shape[1]
-        final_state = trajectory.states[-1]
+    def final_adjoint(self, final_state: Tensor, passes: int) -> Tensor:
+        """The slopes of the mean loss by the state at step T, (B, *state_shape) -> (P, B, n)."""
         (slope,) = _slopes(self.system.final_cost, final_state)
         slope = torch.zeros_like(final_state) if slope is None else slope
-        adjoint = (self.members / batch * slope.flatten(1)).expand(len(passes), -1, -1)  # (P, B, n)
-        for steps in self._segments(batch, len(passes)):
-            sweep, tape = self._sweep(
-                trajectory.states[steps.start : steps.stop + 1], trajectory.actions[steps], adjoint, passes
-            )
-            adjoint = sweep.start
-            yield sweep, tape
+        return (self.members / final_state.shape[0] * slope.flatten(1)).expand(passes, -1, -1)
 
     def _segments(self, batch: int, passes: int) -> Iterator[slice]:
         """Slices of time steps, the last first."""
@@ -115,12 +109,19 @@ class AdjointEngine:
         for stop in range(self.system.horizon, 0, -length):
             yield slice(max(0, stop - length), stop)
 
-    def _sweep(
+    def segment(
         self, states: Tensor, actions: Tensor, adjoint: Tensor, passes: Sequence[Feedback]
-    ) -> tuple[Sweep, ControllerTape]:
-        """Take the adjoints, (P, B, n), from the end of a segment to its start.
+    ) -> tuple[Sweep, dict[str, Tensor]]:
+        """Take the adjoints from the end of a segment of S steps to its start.
 
-        states: (S + 1, B, *state_shape), actions: (S, B, *action_shape).
+        Args:
+            states: (S + 1, B, *state_shape).
+            actions: (S, B, *action_shape).
+            adjoint: at the end, (P, B, n).
+            passes: which paths each backward pass takes.
+
+        Returns:
+            The adjoints, and what the segment adds to the directions, (P, *shape) by name.
         """
         system = self.system
         steps, batch = actions.shape[:2]
@@ -132,11 +133,27 @@ class AdjointEngine:
         )
         if by_action is not None and bound is not None:
             by_action = by_action * bound
-        tape = ControllerTape(self.controller, system, state, self._layers)
-        slopes = SegmentSlopes(steps, by_state, by_action, by_next_state, bound, tape.jacobian)
+        tape = ControllerTape(self.controller, system, self._by_member(state, steps), self._layers)
+        gain = self._by_time(tape.jacobian, steps)
+        slopes = SegmentSlopes(steps, by_state, by_action, by_next_state, bound, gain)
         if system.dense_jacobians:
-            return dense_sweep(*system.linearize(state, bounded), slopes, adjoint, passes), tape
-        return product_sweep(system.pullback(state, bounded), slopes, adjoint, passes), tape
+            sweep = dense_sweep(*system.linearize(state, bounded), slopes, adjoint, passes)
+        else:
+            sweep = product_sweep(system.pullback(state, bounded), slopes, adjoint, passes)
+        return sweep, tape.products(self._by_member(sweep.weights, steps), self._others)
+
+    def _by_member(self, rows: Tensor, steps: int) -> Tensor:
+        """Rows of S steps of E parts, (S E B, ...), in the order that a controller of E members takes, (E S B, ...)."""
+        return rows if self.members == 1 else rows.unflatten(0, (steps, self.members, -1)).transpose(0, 1).flatten(0, 2)
+
+    def _by_time(self, rows: Tensor, steps: int) -> Tensor:
+        """The opposite of `_by_member`."""
+        return rows if self.members == 1 else rows.unflatten(0, (self.members, steps, -1)).transpose(0, 1).flatten(0, 2)
+
+
+def by_pass(totals: Mapping[str, Tensor], passes: Sequence[Feedback]) -> dict[Feedback, Directions]:
+    """Directions of P passes, (P, *shape) by name, apart."""
+    return {feedback: {name: total[i] for name, total in totals.items()} for i, feedback in enumerate(passes)}
 
 
 class ControllerTape:
@@ -147,12 +164,13 @@ class ControllerTape:
     sum_j (c_j delta_j)^T h, without another backward pass.
     """
 
-    def __init__(self, controller: nn.Module, system: System, state: Tensor, layers: Sequence[nn.Linear] = ()) -> None:
+    def __init__(
+        self, controller: nn.Module, system: System, state: Tensor, layers: Sequence[LinearLayer] = ()
+    ) -> None:
         with torch.enable_grad():
             leaf = state.detach().requires_grad_()
             with _recorded(layers) as calls:
                 self._actions = controller(system.observe(leaf)).flatten(1)
-            self._calls = calls
             targets = [leaf, *(output for _, _, output in calls)]
             slopes = [
                 torch.autograd.grad(
@@ -165,77 +183,54 @@ class ControllerTape:
                 for j in range(system.action_size)
             ]
         self.jacobian = torch.stack([row[0].flatten(1) for row in slopes], dim=1)
+        self._controller = controller
+        self._calls = calls
         self._output_slopes = [[row[1 + i] for row in slopes] for i in range(len(calls))]
 
-    def add_products(self, weights: Tensor, others: Sequence[nn.Parameter], totals: dict[Tensor, Tensor]) -> None:
-        """Add, for each of P passes, the product of the vectors `weights`, (N, P, m), with the parameters."""
-        passes = weights.shape[1]
+    def products(self, weights: Tensor, others: Sequence[str]) -> dict[str, Tensor]:
+        """The product of the vectors `weights`, (N, P, m), with each parameter, (P, *shape) by name.
+
+        Args:
+            weights: a vector for each sample and each of P passes.
+            others: names of the parameters that no layer serves.
+        """
+        totals: dict[str, Tensor] = {}
         for (layer, inputs, _), slopes in zip(self._calls, self._output_slopes, strict=True):
-            _add_linear(layer, inputs, slopes, weights, totals)
+            by_weight, by_bias = layer.products(inputs.detach(), slopes, weights)
+            for name, product in ((layer.weight, by_weight), (layer.bias, by_bias)):
+                if name is not None:
+                    totals[name] = totals[name] + product if name in totals else product
         if others:
-            for i in range(passes):
-                products = torch.autograd.grad(
+            parameters = dict(self._controller.named_parameters())
+            by_pass = [
+                torch.autograd.grad(
                     self._actions,
-                    others,
-                    weights[:, i],
-                    retain_graph=i + 1 < passes,
+                    [parameters[name] for name in others],
+                    weight,
+                    retain_graph=True,
                     allow_unused=True,
                     materialize_grads=True,
                 )
-                for parameter, product in zip(others, products, strict=True):
-                    totals[parameter][i] += product
-
-
-def _add_linear(
-    layer: nn.Linear,
-    inputs: Tensor,
-    slopes: Sequence[Tensor],
-    weights: Tensor,
-    totals: dict[Tensor, Tensor],
-) -> None:
-    """Add the products of one call of a Linear layer; inputs: (N, ..., in), slopes: m of (N, ..., out)."""
-    samples, passes, components = weights.shape
-    inputs = inputs.detach().reshape(samples, -1, layer.in_features)
-    inner = inputs.shape[1]
-    if components == 1 and layer.in_features < layer.out_features:  # scale the narrower of the two factors
-        slope = slopes[0].reshape(samples * inner, -1)
-        scaled = (weights.unsqueeze(1) * inputs.unsqueeze(2)).reshape(samples * inner, -1)
-        by_weight = (scaled.t() @ slope).view(passes, layer.in_features, layer.out_features).mT
-        by_bias = weights.expand(-1, -1, inner).mT.reshape(samples * inner, passes).t() @ slope
-    else:
-        if components == 1:
-            scaled = weights * slopes[0].reshape(samples, 1, -1)
-        else:
-            scaled = weights @ torch.stack([slope.reshape(samples, -1) for slope in slopes], dim=1)
-        scaled = scaled.view(samples, passes, inner, -1).transpose(1, 2).reshape(samples * inner, -1)
-        by_weight = (scaled.t() @ inputs.reshape(samples * inner, -1)).view(passes, *layer.weight.shape)
-        by_bias = scaled.sum(0).view(passes, -1)
-    if layer.weight in totals:
-        totals[layer.weight] += by_weight
-    if layer.bias is not None and layer.bias in totals:
-        totals[layer.bias] += by_bias
+                for weight in weights.unbind(1)
+            ]
+            totals |= {name: torch.stack(one) for name, one in zip(others, zip(*by_pass, strict=True), strict=True)}
+        return totals
 
 
 @contextmanager
-def _recorded(layers: Sequence[nn.Linear]) -> Iterator[list[tuple[nn.Linear, Tensor, Tensor]]]:
+def _recorded(layers: Sequence[LinearLayer]) -> Iterator[list[tuple[LinearLayer, Tensor, Tensor]]]:
     """Collect (layer, input, output) of every call of `layers`."""
-    calls: list[tuple[nn.Linear, Tensor, Tensor]] = []
+    calls: list[tuple[LinearLayer, Tensor, Tensor]] = []
 
-    def keep(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        assert isinstance(layer, nn.Linear)
-        calls.append((layer, inputs[0], output))
+    def keep(layer: LinearLayer) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        return lambda _, inputs, output: calls.append((layer, inputs[0], output))
 
-    handles = [layer.register_forward_hook(keep) for layer in layers]
+    handles = [layer.module.register_forward_hook(keep(layer)) for layer in layers]
     try:
         yield calls
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _is_plain_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
-    """Whether the module is an nn.Linear that owns its weight: no subclass and no reparametrization."""
-    return type(module) is nn.Linear and isinstance(module._parameters.get("weight"), nn.Parameter)
 
 
 def bound_with_slope(system: System, action: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -16,6 +16,7 @@ from bptt_trainers.adjoint_engine import AdjointEngine
 from bptt_trainers.autograd_engine import AutogradEngine
 from bptt_trainers.probe import Verdict, examine, scalars
 from bptt_trainers.rules import COMBINE, Combine, Directions, Feedback, Rule, combined, get_rule
+from bptt_trainers.stacked import StackedEngine
 
 EngineName = Literal["auto", "adjoint", "autograd"]
 ENGINES = ("auto", "adjoint", "autograd")
@@ -137,6 +138,21 @@ def adjoint_engine(system: System, controller: nn.Module, initial_states: Tensor
     Raises:
         ValueError: if it cannot serve the controller.
     """
+    verdict = _served(system, controller, initial_states, purpose)
+    return AdjointEngine(system, controller, by_layer=verdict.by_layer)
+
+
+def stacked_engine(system: System, controller: nn.Module, initial_states: Tensor, purpose: str) -> StackedEngine:
+    """The adjoint engine for many parameter vectors of `controller` at once; arguments as `adjoint_engine`.
+
+    Raises:
+        ValueError: if it cannot serve the controller.
+    """
+    verdict = _served(system, controller, initial_states, purpose)
+    return StackedEngine(system, controller, by_layer=verdict.by_layer)
+
+
+def _served(system: System, controller: nn.Module, initial_states: Tensor, purpose: str) -> Verdict:
     _check_states(system, controller, initial_states)
     verdict = _examine(system, controller, initial_states)
     if verdict.obstacle is not None:
@@ -144,7 +160,7 @@ def adjoint_engine(system: System, controller: nn.Module, initial_states: Tensor
             f"{purpose} need the adjoint engine, which cannot serve this {type(controller).__name__}: "
             f"{verdict.obstacle}."
         )
-    return AdjointEngine(system, controller, by_layer=verdict.by_layer)
+    return verdict
 
 
 def system_of(env: gym.Env[Any, Any] | gym.vector.VectorEnv[Any, Any, Any] | System) -> System:

@@ -20,9 +20,8 @@ from bptt_envs import System
 from bptt_envs.checks import positive, positive_integer
 from bptt_trainers.analysis.planes import Plane
 from bptt_trainers.files import RunFolderError
-from bptt_trainers.gradient import adjoint_engine
+from bptt_trainers.gradient import stacked_engine
 from bptt_trainers.rules import MODIFIED, REGULAR, RULES, Directions, combined
-from bptt_trainers.stacked import stacked_directions
 
 SHOWN_RULES = ("R", "M", "C")
 OF_A_RULE = ("a", "b", "norm", "curl", "rotation")
@@ -54,11 +53,13 @@ def rules_sample(system: System, controller: nn.Module, initial_states: Tensor) 
     Raises:
         ValueError: if the adjoint engine cannot serve the controller.
     """
-    adjoint_engine(system, controller, initial_states, "fields")
+    engine = stacked_engine(system, controller, initial_states, "fields")
 
     def sample(parameters: Directions) -> tuple[Tensor, Mapping[str, Directions]]:
-        losses, passes = stacked_directions(system, controller, parameters, initial_states, (REGULAR, MODIFIED))
-        return losses, {rule: combined(RULES[rule], passes) for rule in SHOWN_RULES}
+        members = len(next(iter(parameters.values())))
+        states = initial_states.expand(members, *initial_states.shape)
+        losses, passes = engine(parameters, states, (REGULAR, MODIFIED))
+        return losses.mean(1), {rule: combined(RULES[rule], passes) for rule in SHOWN_RULES}
 
     return sample
 

@@ -16,7 +16,7 @@ from bptt_trainers.analysis.descent import descend, falling
 from bptt_trainers.analysis.linear_gains import TimeVaryingGains
 from bptt_trainers.networks import MLP
 from bptt_trainers.rules import RULES, Directions, combined
-from bptt_trainers.stacked import stacked_directions
+from bptt_trainers.stacked import StackedEngine
 
 PASSES = tuple(dict.fromkeys(feedback for rule in RULES.values() for feedback in rule.passes))
 
@@ -89,8 +89,9 @@ class Task:
 
     def sample(self, parameters: Directions) -> tuple[Tensor, Mapping[str, Directions]]:
         """Losses and directions of a stack of gains by rule."""
-        losses, passes = stacked_directions(self.system, self.controller, parameters, self.states, PASSES)
-        return losses, {name: combined(rule, passes) for name, rule in RULES.items()}
+        states = self.states.expand(len(parameters[self.parameter]), *self.states.shape)
+        losses, passes = StackedEngine(self.system, self.controller)(parameters, states, PASSES)
+        return losses.mean(1), {name: combined(rule, passes) for name, rule in RULES.items()}
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,7 @@ def integrator_sample() -> Sample:
 
 def residual(theta: Tensor) -> Tensor:
     """x_4 - y by theta, (E, 2): (E,). The loss is half its square."""
-    stack = StackedController(Quadratic(), {"theta": theta}, 1)
+    stack = StackedController(Quadratic(), {"theta": theta})
     return rollout(_integrator(), stack, _x_0(len(theta))).states[-1, :, 0] - TARGET
 
 

@@ -1,0 +1,97 @@
+"""Linear layers whose products with the slopes of a loss are taken from one backward pass for all rules."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeGuard
+
+import torch
+from torch import Tensor, nn
+
+
+class StackedLinear(nn.Module):
+    """E linear layers at once: each of E equal parts of the rows, one after the other, meets weights of its own.
+
+    Args:
+        weight: (E, out, in).
+        bias: (E, out), or None.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+        self.bias = None if bias is None else nn.Parameter(bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(E R, ..., in) -> (E R, ..., out)."""
+        members, outputs, inputs = self.weight.shape
+        rows = x.reshape(members, -1, inputs)
+        if self.bias is None:
+            y = rows @ self.weight.mT
+        else:
+            y = torch.baddbmm(self.bias.unsqueeze(1), rows, self.weight.mT)
+        return y.view(*x.shape[:-1], outputs)
+
+
+@dataclass(frozen=True)
+class LinearLayer:
+    """A linear layer of a controller, and the names of its parameters there; None for one that is not trained."""
+
+    module: nn.Linear | StackedLinear
+    weight: str | None
+    bias: str | None
+
+    @classmethod
+    def of(cls, module: nn.Linear | StackedLinear, names: Mapping[Tensor, str]) -> LinearLayer:
+        """`module` with the names of its parameters."""
+        bias = None if module.bias is None else names.get(module.bias)
+        return cls(module, names.get(module.weight), bias)
+
+    def products(self, inputs: Tensor, slopes: Sequence[Tensor], weights: Tensor) -> tuple[Tensor, Tensor]:
+        """What one call adds to the directions of P passes by the weight and by the bias.
+
+        Args:
+            inputs: what the layer was given, (N, ..., in).
+            slopes: those of each of m action components by what it gave, (N, ..., out).
+            weights: the slopes of the loss by the actions, (N, P, m).
+
+        Returns:
+            (P, *weight.shape) and (P, *bias.shape).
+        """
+        members = self.module.weight.shape[0] if isinstance(self.module, StackedLinear) else 1
+        by_weight, by_bias = _products(members, inputs, slopes, weights)
+        if isinstance(self.module, StackedLinear):
+            return by_weight.transpose(0, 1), by_bias.transpose(0, 1)
+        return by_weight.squeeze(0), by_bias.squeeze(0)
+
+
+def is_linear(module: nn.Module) -> TypeGuard[nn.Linear | StackedLinear]:
+    """Whether the module is a plain linear layer that owns its weight: no subclass and no reparametrization."""
+    return type(module) in (nn.Linear, StackedLinear) and isinstance(module._parameters.get("weight"), nn.Parameter)
+
+
+def _products(members: int, inputs: Tensor, slopes: Sequence[Tensor], weights: Tensor) -> tuple[Tensor, Tensor]:
+    """sum_j (c_j delta_j)^T h for E members and P passes: (E, P, out, in), and the same without h, (E, P, out).
+
+    h: inputs, (N, ..., in); delta_j: slopes, m of (N, ..., out); c: weights, (N, P, m); N = E R rows.
+    """
+    passes, components = weights.shape[1:]
+    wide_in, wide_out = inputs.shape[-1], slopes[0].shape[-1]
+    inner = inputs.shape[1:-1].numel()  # positions at which the layer meets each sample
+    h = inputs.reshape(members, -1, wide_in)
+    c = weights.reshape(members, -1, 1, passes, components).expand(-1, -1, inner, -1, -1).flatten(1, 2)
+    if components == 1 and wide_in < wide_out:  # scale the narrower of the two factors
+        delta = slopes[0].reshape(members, -1, wide_out)
+        scaled = (c * h.unsqueeze(2)).flatten(2)  # (E, R, P in)
+        by_weight = (scaled.mT @ delta).unflatten(1, (passes, wide_in)).mT
+        by_bias = c.squeeze(-1).mT @ delta
+    else:
+        if components == 1:
+            scaled = (c * slopes[0].reshape(members, -1, 1, wide_out)).flatten(2)  # (E, R, P out)
+        else:
+            delta = torch.stack([slope.reshape(members, -1, wide_out) for slope in slopes], dim=2)  # (E, R, m, out)
+            scaled = (c @ delta).flatten(2)
+        by_weight = (scaled.mT @ h).unflatten(1, (passes, wide_out))
+        by_bias = scaled.sum(1).unflatten(1, (passes, wide_out))
+    return by_weight, by_bias
