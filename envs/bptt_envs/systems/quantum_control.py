@@ -29,12 +29,17 @@ WALL_HEIGHT = 0.52
 
 
 class Operator(NamedTuple):
-    """What a step in one box needs, whatever the control: see `_operator`."""
+    """What a step in one box needs, whatever the control: see `_operator`.
+
+    Complex numbers are pairs of real ones, (Re, Im) of each point one after the other, 2N in all: what holds for
+    real matrices, such as what torch compiles and transposes, then holds for these.
+    """
 
     phi: Tensor  # (N, N) float64, the eigenstate phi_n of the empty box in row n - 1
-    Lambda: Tensor  # (N,) complex128
-    L_T: Tensor  # (N, N) complex128, the transpose of L
-    kL: Tensor  # (N, N) complex128, 2 / (i tau) L
+    a: Tensor  # (2N,) float64, Re Lambda of each pair
+    b: Tensor  # (2N,) float64, Im Lambda, -Im Lambda of each pair
+    L_T: Tensor  # (2N, 2N) float64, rows of pairs times the transpose of L
+    kL: Tensor  # (2N, 2N) float64, rows of pairs times 2 / (i tau) L
 
 
 class QuantumControl(System):
@@ -169,32 +174,33 @@ class QuantumControl(System):
         number = f"{u:.1f}" if abs(u) < 1e4 else f"{u:.1e}"
         canvas.text((0.02 * self.box_length, (left + 0.05) * self.box_length), f"u = {number}", INK, align="left")
 
-    # Dynamics. Complex numbers are of double precision also for float32 states: the rounding errors of L, the
-    # same in every step, would else move the norm by some 1e-4 in 10,000 steps.
+    # Dynamics, in double precision also for float32 states: the rounding errors of L, the same in every step,
+    # would else move the norm by some 1e-4 in 10,000 steps.
 
     def step(self, state: Tensor, action: Tensor) -> Tensor:
-        _, Lambda, L_T, kL = self._operator(state.device)
-        psi = _as_complex(state)
-        next_psi = torch.addmm(psi, psi @ L_T / (Lambda + action), kL, beta=-1)  # 2 A(u)^-1 psi - psi
-        return torch.view_as_real(next_psi).to(state.dtype)
+        _, a, b, L_T, kL = self._operator(state.device)
+        psi = state.flatten(1).double()
+        next_psi = torch.addmm(psi, _divided(psi @ L_T, a + action, b), kL, beta=-1)  # 2 A(u)^-1 psi - psi
+        return next_psi.to(state.dtype).view(state.shape)
 
     @property
     def dense_jacobians(self) -> bool:
         return False  # `pullback` is two small products, whatever the number of points
 
     def pullback(self, state: Tensor, action: Tensor) -> Pullback:
-        _, Lambda, L_T, kL = self._operator(state.device)
-        D = Lambda + action.detach()
-        by_action = -(_as_complex(state.detach()) @ L_T / D.square()) @ kL  # d psi'/du
-        slope = torch.view_as_real(by_action).flatten(1).to(state.dtype)
-        kL_H, D_H, L_T_H = (x.resolve_conj().contiguous() for x in (kL.mH, D.reciprocal().conj(), L_T.mH))
+        _, a, b, L_T, kL = self._operator(state.device)
+        a_u = a + action.detach()  # Re (Lambda + u)
+        by_action = _divided(_divided(state.detach().flatten(1).double() @ L_T, a_u, b), a_u, b) @ -kL  # d psi'/du
+        slope = by_action.to(state.dtype)
+        square = torch.addcmul(b.square(), a_u, a_u)
+        along, across = a_u / square, -b / square  # of the transpose of the division
 
         def pull(rows: slice, vectors: Tensor) -> tuple[Tensor, Tensor]:
             vectors = vectors.detach()
-            g = _as_complex(vectors.unflatten(-1, self.state_shape))  # (P, R, N)
-            by_state = g @ kL_H * D_H[rows] @ L_T_H - g  # W^H g
-            by_action = (vectors * slope[rows]).sum(-1, keepdim=True)
-            return torch.view_as_real(by_state).flatten(-2).to(state.dtype), by_action
+            g = vectors.double()  # (P, R, 2N)
+            y = g @ kL.mT
+            by_state = torch.addcmul(y * along[rows], _swapped(y), across[rows]) @ L_T.mT - g
+            return by_state.to(state.dtype), (vectors * slope[rows]).sum(-1, keepdim=True)
 
         return pull
 
@@ -207,9 +213,24 @@ def _phase_color(phase: float) -> Color:
     return red, green, blue
 
 
-def _as_complex(parts: Tensor) -> Tensor:
-    """Real and imaginary parts, (..., 2), of any layout in memory, as complex128."""
-    return torch.view_as_complex(parts.to(torch.float64, copy=True, memory_format=torch.contiguous_format))
+def _divided(z: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """The complex division of pairs z by a + i b: (x + i y) / (a + i b) = (x a + y b + i (y a - x b)) / (a^2 + b^2).
+
+    z: (..., 2N), a: likewise or (2N,), b: (2N,), with the sign of the second of each pair changed.
+    """
+    return torch.addcmul(z * a, _swapped(z), b) / torch.addcmul(b * b, a, a)
+
+
+def _swapped(z: Tensor) -> Tensor:
+    """The two of each pair in the other order."""
+    return z.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+
+
+def _as_pairs(matrix: np.ndarray) -> np.ndarray:
+    """The real matrix (2N, 2N) by which rows of pairs are multiplied for rows of complex numbers by `matrix`."""
+    real_part = np.stack([matrix.real, matrix.imag], axis=-1)  # what comes of Re
+    imaginary_part = np.stack([-matrix.imag, matrix.real], axis=-1)
+    return np.stack([real_part, imaginary_part], axis=1).reshape(2 * len(matrix), -1)
 
 
 @functools.lru_cache(maxsize=32)
@@ -243,5 +264,6 @@ def _operator(n_points: int, box_length: float, dt: float, device: torch.device)
         )
     L = V.T / x_root
     phi = math.sqrt(2 / (n_points + 1)) * np.sin(np.pi / (n_points + 1) * np.outer(j, j))
-    arrays = (phi, Lambda, L.T.copy(), 2 / (1j * tau) * L)
+    a, b = np.repeat(Lambda.real, 2), np.stack([Lambda.imag, -Lambda.imag], axis=-1).ravel()
+    arrays = (phi, a, b, _as_pairs(L.T), _as_pairs(2 / (1j * tau) * L))
     return Operator(*(torch.from_numpy(array).to(device) for array in arrays))
