@@ -103,11 +103,15 @@ class AdjointEngine:
 
     def _segments(self, batch: int, passes: int) -> Iterator[slice]:
         """Slices of time steps, the last first."""
-        numbers = self.system.slope_numbers * (passes if self.system.dense_jacobians else 1)
-        samples = min(self.segment_samples, max(1, SEGMENT_SLOPE_NUMBERS // numbers))
-        length = max(1, samples // batch)
+        length = self.segment_steps(batch, passes)
         for stop in range(self.system.horizon, 0, -length):
             yield slice(max(0, stop - length), stop)
+
+    def segment_steps(self, batch: int, passes: int) -> int:
+        """Steps of a segment, which bound its memory, for a batch and a number of passes."""
+        numbers = self.system.slope_numbers * (passes if self.system.dense_jacobians else 1)
+        samples = min(self.segment_samples, max(1, SEGMENT_SLOPE_NUMBERS // numbers))
+        return max(1, samples // batch)
 
     def segment(
         self, states: Tensor, actions: Tensor, adjoint: Tensor, passes: Sequence[Feedback]

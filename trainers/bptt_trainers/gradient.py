@@ -14,6 +14,7 @@ from bptt_envs import System
 from bptt_envs.checks import one_of
 from bptt_trainers.adjoint_engine import AdjointEngine
 from bptt_trainers.autograd_engine import AutogradEngine
+from bptt_trainers.compiled_engine import CompiledEngine
 from bptt_trainers.probe import Verdict, examine, scalars
 from bptt_trainers.rules import COMBINE, Combine, Directions, Feedback, Rule, combined, get_rule
 from bptt_trainers.stacked import StackedEngine
@@ -94,25 +95,46 @@ def policy_gradient(
     return PolicyGradient(losses.mean(), combined(rule, passes, combine), passes, choice.engine.name, choice.reason)
 
 
-def choose_engine(system: System, controller: nn.Module, initial_states: Tensor, engine: EngineName = "auto") -> Choice:
+def choose_engine(
+    system: System,
+    controller: nn.Module,
+    initial_states: Tensor,
+    engine: EngineName = "auto",
+    *,
+    compile: bool = False,
+) -> Choice:
     """The engine of that name for `controller`, and why; the answer for a controller is remembered.
 
+    Args:
+        system: the physics.
+        controller: from observations (B, *observation_shape) to actions (B, *action_shape).
+        initial_states: (B, *state_shape), in the dtype and on the device of the controller.
+        engine: as in `policy_gradient`.
+        compile: compile the loops of the adjoint engine at its first call, see `CompiledEngine`; keep the engine,
+            as each one reads its programs from the disk again.
+
     Raises:
-        ValueError: as `policy_gradient`.
+        ValueError: as `policy_gradient`, and if `compile` is asked for and the adjoint engine is not the choice.
     """
     one_of("engine", engine, ENGINES)
     _check_states(system, controller, initial_states)
     if engine == "autograd":
+        if compile:
+            raise ValueError(
+                "compile=True compiles the adjoint engine; engine must be 'adjoint' or 'auto', not 'autograd'."
+            )
         return Choice(AutogradEngine(system, controller), "asked for")
     verdict = _examine(system, controller, initial_states)
     if verdict.obstacle is None:
         reason = "asked for" if engine == "adjoint" else "the controller acts on each observation alone"
         reason += "" if verdict.by_layer else "; its layers need a vector-Jacobian product for each rule"
-        return Choice(AdjointEngine(system, controller, by_layer=verdict.by_layer), reason)
-    if engine == "adjoint":
+        adjoint = AdjointEngine(system, controller, by_layer=verdict.by_layer)
+        return Choice(CompiledEngine(adjoint), f"{reason}; compiled") if compile else Choice(adjoint, reason)
+    if engine == "adjoint" or compile:
+        asked = "compile=True" if compile else "engine='adjoint'"
         raise ValueError(
-            f"engine='adjoint' cannot serve this {type(controller).__name__}: {verdict.obstacle}. "
-            "Use engine='autograd' or 'auto'."
+            f"{asked} cannot serve this {type(controller).__name__}: {verdict.obstacle}. "
+            f"Use engine='autograd' or 'auto'{', without compile' if compile else ''}."
         )
     if controller not in _warned:
         _warned.add(controller)
@@ -142,14 +164,23 @@ def adjoint_engine(system: System, controller: nn.Module, initial_states: Tensor
     return AdjointEngine(system, controller, by_layer=verdict.by_layer)
 
 
-def stacked_engine(system: System, controller: nn.Module, initial_states: Tensor, purpose: str) -> StackedEngine:
-    """The adjoint engine for many parameter vectors of `controller` at once; arguments as `adjoint_engine`.
+def stacked_engine(
+    system: System, controller: nn.Module, initial_states: Tensor, purpose: str, *, compile: bool = False
+) -> StackedEngine:
+    """The adjoint engine for many parameter vectors of `controller` at once.
+
+    Args:
+        system: the physics.
+        controller: from observations to actions.
+        initial_states: (B, *state_shape).
+        purpose: what needs it, for the message.
+        compile: compile its loops, see `CompiledEngine`.
 
     Raises:
         ValueError: if it cannot serve the controller.
     """
     verdict = _served(system, controller, initial_states, purpose)
-    return StackedEngine(system, controller, by_layer=verdict.by_layer)
+    return StackedEngine(system, controller, by_layer=verdict.by_layer, compile=compile)
 
 
 def _served(system: System, controller: nn.Module, initial_states: Tensor, purpose: str) -> Verdict:

@@ -27,10 +27,8 @@ class StackedLinear(nn.Module):
         """(E R, ..., in) -> (E R, ..., out)."""
         members, outputs, inputs = self.weight.shape
         rows = x.reshape(members, -1, inputs)
-        if self.bias is None:
-            y = rows @ self.weight.mT
-        else:
-            y = torch.baddbmm(self.bias.unsqueeze(1), rows, self.weight.mT)
+        weight = self.weight.mT
+        y = rows @ weight if self.bias is None else torch.baddbmm(self.bias.unsqueeze(1), rows, weight)
         return y.view(*x.shape[:-1], outputs)
 
 
@@ -43,10 +41,10 @@ class LinearLayer:
     bias: str | None
 
     @classmethod
-    def of(cls, module: nn.Linear | StackedLinear, names: Mapping[Tensor, str]) -> LinearLayer:
+    def of(cls, module: nn.Linear | StackedLinear, names: Mapping[nn.Parameter, str]) -> LinearLayer:
         """`module` with the names of its parameters."""
-        bias = None if module.bias is None else names.get(module.bias)
-        return cls(module, names.get(module.weight), bias)
+        name = {own: names.get(p) for own, p in module.named_parameters()}
+        return cls(module, name["weight"], name.get("bias"))
 
     def products(self, inputs: Tensor, slopes: Sequence[Tensor], weights: Tensor) -> tuple[Tensor, Tensor]:
         """What one call adds to the directions of P passes by the weight and by the bias.

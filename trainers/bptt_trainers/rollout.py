@@ -29,8 +29,8 @@ class Trajectory:
 
 
 @torch.no_grad()
-def rollout(system: System, policy: Policy, initial_states: Tensor) -> Trajectory:
-    """Run one episode from each of `initial_states`, (B, *state_shape).
+def rollout(system: System, policy: Policy, initial_states: Tensor, steps: int | None = None) -> Trajectory:
+    """Run one episode from each of `initial_states`, (B, *state_shape); of it, the first `steps` if given.
 
     Raises:
         ValueError: if the policy's actions do not have shape (B, *action_shape).
@@ -38,7 +38,7 @@ def rollout(system: System, policy: Policy, initial_states: Tensor) -> Trajector
     state = initial_states
     states: list[Tensor] = [state]
     actions: list[Tensor] = []
-    for _ in range(system.horizon):
+    for _ in range(system.horizon if steps is None else steps):
         action = policy(system.observe(state))
         if not actions:
             check_actions(system, action, initial_states.shape[0])

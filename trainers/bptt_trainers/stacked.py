@@ -11,6 +11,7 @@ from torch.func import functional_call, vmap
 
 from bptt_envs import System
 from bptt_trainers.adjoint_engine import AdjointEngine
+from bptt_trainers.compiled_engine import CompiledEngine
 from bptt_trainers.linear_layer import StackedLinear, is_linear
 from bptt_trainers.rollout import losses, rollout
 from bptt_trainers.rules import Directions, Feedback
@@ -79,13 +80,15 @@ class StackedEngine:
         system: the physics.
         controller: a module that the adjoint engine can serve; its own parameters are not used.
         by_layer: see `StackedController`.
+        compile: compile the loops over time, see `CompiledEngine`; once for each number of members.
     """
 
-    def __init__(self, system: System, controller: nn.Module, *, by_layer: bool = True) -> None:
+    def __init__(self, system: System, controller: nn.Module, *, by_layer: bool = True, compile: bool = False) -> None:
         self.system = system
         self.controller = controller
         self._by_layer = by_layer
-        self._engine: tuple[StackedController, AdjointEngine] | None = None
+        self._compile = compile
+        self._engine: tuple[StackedController, AdjointEngine | CompiledEngine] | None = None
 
     def __call__(
         self, parameters: Mapping[str, Tensor], initial_states: Tensor, passes: Sequence[Feedback]
@@ -114,7 +117,7 @@ class StackedEngine:
 
     def _loaded(
         self, parameters: Mapping[str, Tensor], initial_states: Tensor
-    ) -> tuple[StackedController, AdjointEngine]:
+    ) -> tuple[StackedController, AdjointEngine | CompiledEngine]:
         members = len(initial_states)
         if self._engine is not None and self._engine[0].members == members:
             self._engine[0].load(parameters)
@@ -124,7 +127,7 @@ class StackedEngine:
             self._by_layer = False
             stack = StackedController(self.controller, parameters, by_layer=False)
         engine = AdjointEngine(self.system, stack, by_layer=stack.by_layer, members=members)
-        self._engine = stack, engine
+        self._engine = stack, CompiledEngine(engine) if self._compile else engine
         return self._engine
 
 
@@ -137,19 +140,16 @@ def _layered(template: nn.Module, parameters: Mapping[str, Tensor]) -> nn.Module
     if len(owned) != len(set(owned)) or set(owned) != set(names):
         return None
 
-    def stack_of(parameter: Tensor | None) -> Tensor | None:
-        if parameter is None:
-            return None
-        stacked = parameters.get(names.get(parameter, ""), parameter.expand(members, *parameter.shape))
-        return stacked.detach().clone()
-
     replaced: dict[nn.Module, StackedLinear] = {}
     for layer in layers:
-        weight = stack_of(layer.weight)
-        assert weight is not None
-        replaced[layer] = stacked = StackedLinear(weight, stack_of(layer.bias))
-        for name, own in layer.named_parameters():
-            stacked.get_parameter(name).requires_grad_(own.requires_grad)
+        own = dict(layer.named_parameters())
+        values = {
+            name: (parameters[names[p]] if p in names else p.expand(members, *p.shape)).detach().clone()
+            for name, p in own.items()
+        }
+        replaced[layer] = stacked = StackedLinear(values["weight"], values.get("bias"))
+        for name, p in own.items():
+            stacked.get_parameter(name).requires_grad_(p.requires_grad)
     for parent in template.modules():
         for name, child in parent.named_children():
             if child in replaced:

@@ -223,7 +223,8 @@ def _divided(z: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 def _swapped(z: Tensor) -> Tensor:
     """The two of each pair in the other order."""
-    return z.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    swapped: Tensor = z.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    return swapped
 
 
 def _as_pairs(matrix: np.ndarray) -> np.ndarray:

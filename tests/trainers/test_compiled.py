@@ -1,0 +1,199 @@
+"""The compiled engine computes what the adjoint engine does; programs are compiled once and kept."""
+
+import shutil
+
+import pytest
+import torch
+from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from bptt_envs.systems import CartPole, QuantumControl
+from bptt_trainers import MLP, TrainConfig, Trainer, default_controller
+from bptt_trainers.adjoint_engine import AdjointEngine
+from bptt_trainers.compiled_engine import CompiledEngine, _length
+from bptt_trainers.gradient import choose_engine, stacked_engine
+from bptt_trainers.program import CACHE_VARIABLE, CompilerError, Program, _digest, cache_folder
+from bptt_trainers.rules import MODIFIED, REGULAR, STOPPED
+
+PASSES = (REGULAR, MODIFIED)
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+
+
+@pytest.fixture(scope="session")
+def programs(tmp_path_factory):
+    """One folder of compiled programs for all tests."""
+    return tmp_path_factory.mktemp("programs")
+
+
+@pytest.fixture(autouse=True)
+def _cache(programs, monkeypatch):
+    monkeypatch.setenv(CACHE_VARIABLE, str(programs))
+
+
+def small(system, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return MLP(system.observation_shape, system.action_shape, (6, 5), generator=generator)
+
+
+def assert_same(found, expected, tolerance):
+    for feedback, directions in expected.items():
+        for name, direction in directions.items():
+            assert (found[feedback][name] - direction).norm() <= tolerance * direction.norm() + 1e-12
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    "system",
+    [
+        CartPole(horizon=5, max_force=3.0, objective="continuous"),
+        QuantumControl(horizon=3, n_points=6),
+    ],
+    ids=lambda system: type(system).__name__,
+)
+def test_compiled_directions_are_those_of_the_adjoint_engine(system, monkeypatch):
+    monkeypatch.setattr("bptt_trainers.compiled_engine.STEPS_THERE", 2)  # leaves a step over
+    monkeypatch.setattr("bptt_trainers.compiled_engine.STEPS_BACK", 2)
+    controller = small(system).double()
+    states = system.initial_states(3, torch.Generator().manual_seed(0), torch.float64)
+    engine = AdjointEngine(system, controller)
+    compiled = CompiledEngine(engine)
+    for _ in range(2):
+        losses, directions = engine(states, PASSES)
+        found_losses, found = compiled(states, PASSES)
+        torch.testing.assert_close(found_losses, losses, rtol=1e-10, atol=1e-12)
+        assert_same(found, directions, 1e-10)
+        with torch.no_grad():  # other weights and states, the same program
+            for parameter in controller.parameters():
+                parameter.add_(0.1)
+        states = states + 0.01
+
+
+@needs_compiler
+def test_what_a_controller_holds_besides_its_trained_weights_is_no_part_of_the_program():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = small(system)
+            self.register_buffer("scale", torch.tensor(0.5))
+
+        def forward(self, observation):
+            return self.scale * self.inner(observation)
+
+    system = CartPole(horizon=2)
+    controller = Scaled()
+    controller.inner.layers[0].weight.requires_grad_(False)
+    states = system.initial_states(3, torch.Generator().manual_seed(0))
+    engine = AdjointEngine(system, controller)
+    compiled = CompiledEngine(engine)
+    for scale, weight in ((0.5, 1.0), (2.0, 0.7)):
+        with torch.no_grad():
+            controller.scale.fill_(scale)
+            controller.inner.layers[0].weight.mul_(weight)
+        _, expected = engine(states, PASSES)
+        _, found = compiled(states, PASSES)
+        assert "inner.layers.0.weight" not in found[REGULAR]
+        assert_same(found, expected, 1e-4)
+
+
+@needs_compiler
+def test_members_of_a_compiled_stack_are_what_they_are_alone():
+    system = CartPole(horizon=2)
+    controllers = [small(system, seed).double() for seed in range(3)]
+    parameters = {
+        name: torch.stack([controller.get_parameter(name).detach() for controller in controllers])
+        for name, _ in controllers[0].named_parameters()
+    }
+    generator = torch.Generator().manual_seed(0)
+    states = torch.stack([system.initial_states(4, generator, torch.float64) for _ in controllers])
+    losses, directions = stacked_engine(system, controllers[0], states[0], "tests", compile=True)(
+        parameters, states, (STOPPED, REGULAR)
+    )
+    for i, controller in enumerate(controllers):
+        alone_losses, alone = AdjointEngine(system, controller)(states[i], (STOPPED, REGULAR))
+        torch.testing.assert_close(losses[i], alone_losses)
+        for feedback in alone:
+            for name, direction in alone[feedback].items():
+                torch.testing.assert_close(directions[feedback][name][i], direction)
+
+
+@needs_compiler
+def test_a_program_is_compiled_once_for_all_processes(programs):
+    inputs = [torch.randn(3), torch.randn(3)]
+
+    def function(x, y):
+        return (x * y + 7.0,)
+
+    first = Program(function, inputs)
+    assert first.compiled
+    again = Program(function, [2 * one for one in inputs])
+    assert not again.compiled
+    torch.testing.assert_close(again(*inputs)[0], inputs[0] * inputs[1] + 7.0)
+    assert not [path for path in programs.iterdir() if path.suffix != ".pt2"]
+
+
+def test_programs_that_differ_in_anything_have_other_names(monkeypatch):
+    def name(inputs, constant=(1.0, 2.0), factor=2.0):
+        constant = torch.tensor(constant)
+        return _digest(make_fx(lambda x: (factor * x + constant,))(*inputs), inputs)
+
+    names = {
+        name([torch.ones(2)]),
+        name([torch.ones(2)], constant=(1.0, 3.0)),
+        name([torch.ones(2)], factor=3.0),
+        name([torch.ones(2).double()]),
+        name([torch.ones(2, 2)]),
+        name([torch.ones(2, 2).t()]),
+    }
+    assert len(names) == 5 + 1
+    assert name([torch.zeros(2)]) in names  # values of inputs are no part of a program
+    before = torch.get_num_threads()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: before + 1)
+    assert name([torch.ones(2)]) not in names
+
+
+def test_without_a_compiler_the_error_says_so(monkeypatch, tmp_path):
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "empty"))
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(CompilerError, match=r"needs a C\+\+ compiler.*compile=False"):
+        Program(lambda x: (x + 1.0,), [torch.ones(2)])
+    assert not list(tmp_path.glob("**/*.pt2"))
+
+
+def test_a_function_that_looks_at_values_is_refused_in_words(tmp_path):
+    with pytest.raises(CompilerError, match=r"cannot record.*compile=False"):
+        Program(lambda x: (x if x.sum() > 0 else -x,), [torch.ones(2)])
+
+
+def test_only_the_adjoint_engine_is_compiled():
+    system = CartPole(horizon=2)
+    states = system.initial_states(3, torch.Generator().manual_seed(0))
+    with pytest.raises(ValueError, match="engine must be 'adjoint' or 'auto', not 'autograd'"):
+        choose_engine(system, default_controller(system), states, "autograd", compile=True)
+    dropout = nn.Sequential(nn.Linear(4, 1), nn.Dropout())
+    with pytest.raises(ValueError, match="compile=True cannot serve this Sequential: it draws random numbers"):
+        choose_engine(system, dropout, states, compile=True)
+
+
+def test_the_cache_folder_is_the_users_unless_named(monkeypatch, tmp_path):
+    assert cache_folder().name.startswith("programs")
+    monkeypatch.delenv(CACHE_VARIABLE)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("sys.platform", "linux")
+    assert cache_folder() == tmp_path / "stable-bptt"
+
+
+@pytest.mark.parametrize(
+    ("horizon", "longest", "expected"),
+    [(100, 10, 10), (128, 10, 8), (101, 10, 10), (60, 25, 20), (3, 10, 3), (7, 1, 1)],
+)
+def test_programs_have_the_length_that_leaves_the_fewest_steps_over(horizon, longest, expected):
+    assert _length(horizon, longest) == expected
+
+
+@needs_compiler
+def test_training_compiled_follows_training_uncompiled():
+    curves = []
+    for compile in (False, True):
+        config = TrainConfig(epochs=2, batch_size=3, train_states=6, test_states=4, hidden=(6, 5), compile=compile)
+        curves.append([row.test_loss for row in Trainer(CartPole(horizon=2), config=config).fit()])
+    assert curves[1] == pytest.approx(curves[0], rel=1e-4)
