@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 from abc import ABC, abstractmethod
@@ -224,6 +225,20 @@ class System(ABC):
                 raise ValueError(
                     f"{owner} has no option {name!r}.{nearest(name, known)} Its options: {', '.join(known)}."
                 )
+
+
+@functools.lru_cache(maxsize=256)
+def _moved(constant: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    with torch.inference_mode(False):  # what is kept can take part in later gradients
+        return constant.to(device, dtype)
+
+
+def constant_like(constant: Tensor, like: Tensor) -> Tensor:
+    """A constant tensor of a system on the device and in the dtype of `like`; it is moved there once.
+
+    A copy to a GPU in each step would make the host wait.
+    """
+    return _moved(constant, like.device, like.dtype)
 
 
 def _labelled(labels: Sequence[str], kind: str, values: Tensor) -> list[tuple[str, Tensor]]:

@@ -83,7 +83,7 @@ class AdjointEngine:
             watch: is shown the adjoints of every segment, the last segment first.
         """
         parameters = dict(self.controller.named_parameters())
-        totals = {n: torch.zeros(len(passes), *parameters[n].shape).to(parameters[n]) for n in self.names}
+        totals = {n: parameters[n].new_zeros(len(passes), *parameters[n].shape) for n in self.names}
         adjoint = self.final_adjoint(trajectory.states[-1], len(passes))
         for steps in self._segments(adjoint.shape[1], len(passes)):
             states = trajectory.states[steps.start : steps.stop + 1]

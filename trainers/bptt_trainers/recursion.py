@@ -140,7 +140,7 @@ def product_sweep(pull: Pullback, slopes: SegmentSlopes, end: Tensor, passes: Se
 
 def _mask(taken: Sequence[bool], like: Tensor) -> Tensor | None:
     """1 for the passes that take a path, 0 for the others, (P, 1, 1); None if all take it."""
-    return None if all(taken) else like.new_tensor([float(one) for one in taken]).view(-1, 1, 1)
+    return None if all(taken) else torch.cat([like.new_full((1, 1, 1), float(one)) for one in taken])
 
 
 def _sum(first: Tensor | None, second: Tensor | None) -> Tensor | None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from bptt_envs.charts import Chart, Curves, NamedCurves, Paths
 from bptt_envs.checks import finite_pair, not_negative, one_of, positive, positive_integer
 from bptt_envs.rendering import ACTION, CYCLE, MUTED, SIZE, Point, round_up
-from bptt_envs.system import Pullback, System
+from bptt_envs.system import Pullback, System, constant_like
 
 if TYPE_CHECKING:
     from bptt_envs.rendering import Canvas
@@ -88,12 +88,13 @@ class Guidance(System):
         agents = [*drivers, *(f"e{e}" for e in range(1, self.n_evaders + 1))]
         self.state_labels = tuple(f"{name}_{agent}" for agent in agents for name in ("x", "y", "x'", "y'"))
         self.action_labels = tuple(f"{name}_{driver} [1/s^2]" for driver in drivers for name in ("c1", "c2"))
+        self._target = torch.tensor(self.target, dtype=torch.float64)
         self._inverse_square, self._inverse, self._friction = self._strengths()
 
     # Cost, start, observation
 
     def state_cost(self, state: Tensor) -> Tensor:
-        return (state[:, self.n_drivers :, 0] - state.new_tensor(self.target)).square().mean((1, 2))
+        return (state[:, self.n_drivers :, 0] - constant_like(self._target, state)).square().mean((1, 2))
 
     def running_cost(self, state: Tensor, action: Tensor, next_state: Tensor) -> Tensor:
         """The cost of the next state as the objective has it, and that of the control at every step, (B,)."""
@@ -143,7 +144,7 @@ class Guidance(System):
     def charts(self, states: Tensor, actions: Tensor) -> list[Chart]:
         """Ways through the plane and coefficients in the first episode; how far the herd is from the target in each."""
         p, drivers = states[:, 0, :, 0], slice(self.n_drivers)
-        distance = (states[..., 0, :] - states.new_tensor(self.target)).norm(dim=-1)  # (T + 1, B, agents)
+        distance = (states[..., 0, :] - constant_like(self._target, states)).norm(dim=-1)  # (T + 1, B, agents)
         near = max(8.0, 2.0 * float(distance[:, 0, self.n_drivers :].max()))
         seen = p.clone()
         seen[:, drivers][distance[:, 0, drivers] > near] = math.nan  # else the herd would be a dot beside their ways
@@ -162,8 +163,8 @@ class Guidance(System):
         p, v = state.unbind(2)
         r, length = _differences(p)
         d = self.repulsion_floor + length
-        strength = (self._inverse_square.to(d) / d + self._inverse.to(d)) / d
-        acc = (strength.unsqueeze(1) * r).sum(-1).mT - self._friction.to(d) * v
+        strength = (constant_like(self._inverse_square, d) / d + constant_like(self._inverse, d)) / d
+        acc = (strength.unsqueeze(1) * r).sum(-1).mT - constant_like(self._friction, d) * v
         acc = torch.cat([acc[:, : self.n_drivers] + self._control(p, action), acc[:, self.n_drivers :]], dim=1)
         return torch.add(state, torch.stack([v, acc], dim=2), alpha=self.dt)
 
@@ -207,7 +208,7 @@ class Guidance(System):
 
     def pullback(self, state: Tensor, action: Tensor) -> Pullback:
         slopes = self._force_slopes(state, action).flatten(1, 2)
-        kept = 1.0 - self.dt * self._friction.to(state)
+        kept = 1.0 - self.dt * constant_like(self._friction, state)
 
         @torch.no_grad()
         def pull(rows: slice, vectors: Tensor) -> tuple[Tensor, Tensor]:
@@ -246,7 +247,7 @@ class Guidance(System):
         """Slopes of the forces between agents by their positions, (N, 2, agents, 2, agents)."""
         r, length = _differences(p)
         d = self.repulsion_floor + length
-        a, b = self._inverse_square.to(d), self._inverse.to(d)
+        a, b = constant_like(self._inverse_square, d), constant_like(self._inverse, d)
         strength, strength_d = (a / d + b) / d, -(2 * a / d + b) / d.square()
         # By p_k: d (strength r) / dr = strength + strength_d r r^T / |r|
         along = strength_d.unsqueeze(1) * r

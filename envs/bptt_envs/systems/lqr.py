@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bptt_envs.rendering import CYCLE, FAINT, INK, MUTED, round_up
-from bptt_envs.system import System
+from bptt_envs.system import System, constant_like
 
 if TYPE_CHECKING:
     from bptt_envs.rendering import Canvas
@@ -182,7 +182,7 @@ class LQR(System):
 
 def _like(tensor: Tensor, *matrices: Tensor) -> list[Tensor]:
     """The matrices in the dtype and on the device of `tensor`."""
-    return [matrix.to(tensor.device, tensor.dtype) for matrix in matrices]
+    return [constant_like(matrix, tensor) for matrix in matrices]
 
 
 def _quadratic(x: Tensor, weight: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 from bptt_envs.charts import Chart, Curves, Field, NamedCurves
 from bptt_envs.checks import finite, positive, positive_integer
 from bptt_envs.rendering import ACTION, FAINT, INK, Color, Point
-from bptt_envs.system import Pullback, System
+from bptt_envs.system import Pullback, System, constant_like
 
 if TYPE_CHECKING:
     from bptt_envs.rendering import Canvas
@@ -111,7 +111,7 @@ class QuantumControl(System):
         return 1.0  # the paper's loss is the sum over steps
 
     def state_cost(self, state: Tensor) -> Tensor:
-        phi = self._operator(state.device).phi[self.target - 1].to(state.dtype)
+        phi = constant_like(self._operator(state.device).phi, state)[self.target - 1]
         return 1.0 - (phi @ state).square().sum(-1)
 
     def initial_states(self, batch: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
