@@ -17,6 +17,9 @@ from bptt_trainers.stacked import StackedEngine
 
 PASSES = (REGULAR, MODIFIED)
 VIEWS = (
+    *("view", "unsafe_view", "expand", "slice", "select", "t", "transpose", "permute", "unsqueeze", "squeeze"),
+    *("detach", "alias"),
+)
     "view",
     "expand",
     "slice",

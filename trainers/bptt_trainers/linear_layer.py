@@ -79,17 +79,17 @@ def _products(members: int, inputs: Tensor, slopes: Sequence[Tensor], weights: T
     inner = inputs.shape[1:-1].numel()  # positions at which the layer meets each sample
     h = inputs.reshape(members, -1, wide_in)
     c = weights.reshape(members, -1, 1, passes, components).expand(-1, -1, inner, -1, -1).flatten(1, 2)
-    if components == 1 and wide_in < wide_out:  # scale the narrower of the two factors
-        delta = slopes[0].reshape(members, -1, wide_out)
+    if components > 1:
+        delta = torch.stack([slope.reshape(members, -1, wide_out) for slope in slopes], dim=2)  # (E, R, m, out)
+        scaled = (c @ delta).flatten(2)  # (E, R, P out)
+        by_weight = (scaled.mT @ h).unflatten(1, (passes, wide_out))
+        return by_weight, scaled.sum(1).unflatten(1, (passes, wide_out))
+    delta = slopes[0].reshape(members, -1, wide_out)
+    by_bias = c.squeeze(-1).mT @ delta
+    if wide_in < wide_out:  # scale the narrower of the two factors
         scaled = (c * h.unsqueeze(2)).flatten(2)  # (E, R, P in)
         by_weight = (scaled.mT @ delta).unflatten(1, (passes, wide_in)).mT
-        by_bias = c.squeeze(-1).mT @ delta
     else:
-        if components == 1:
-            scaled = (c * slopes[0].reshape(members, -1, 1, wide_out)).flatten(2)  # (E, R, P out)
-        else:
-            delta = torch.stack([slope.reshape(members, -1, wide_out) for slope in slopes], dim=2)  # (E, R, m, out)
-            scaled = (c @ delta).flatten(2)
+        scaled = (c * delta.unsqueeze(2)).flatten(2)  # (E, R, P out)
         by_weight = (scaled.mT @ h).unflatten(1, (passes, wide_out))
-        by_bias = scaled.sum(1).unflatten(1, (passes, wide_out))
     return by_weight, by_bias
