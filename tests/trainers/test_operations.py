@@ -16,23 +16,8 @@ from bptt_trainers.rules import MODIFIED, REGULAR, STOPPED, combined
 from bptt_trainers.stacked import StackedEngine
 
 PASSES = (REGULAR, MODIFIED)
-VIEWS = (
-    *("view", "unsafe_view", "expand", "slice", "select", "t", "transpose", "permute", "unsqueeze", "squeeze"),
-    *("detach", "alias"),
-)
-    "view",
-    "expand",
-    "slice",
-    "select",
-    "t",
-    "transpose",
-    "permute",
-    "unsqueeze",
-    "squeeze",
-    "detach",
-    "alias",
-    "unsafe_view",
-)
+VIEWS = {"view", "unsafe_view", "expand", "slice", "select", "t", "transpose", "permute"}
+VIEWS |= {"unsqueeze", "squeeze", "detach", "alias"}
 
 
 class Recorder(TorchDispatchMode):
