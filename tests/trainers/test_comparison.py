@@ -10,7 +10,7 @@ import pytest
 import torch
 import tyro
 
-from bptt_trainers import RunFolderError, held_out_states, losses, rollout
+from bptt_trainers import Ensemble, NonFiniteError, RunFolderError, held_out_states, losses, rollout
 from bptt_trainers.comparison import ComparisonConfig, compare, member_folder
 from bptt_trainers.comparison_table import method_rows, run_rows, summarize, to_markdown
 from bptt_trainers.curve import CurvePoint, curve_to_csv, read_curve
@@ -211,6 +211,34 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(RunFolderError, match="holds other files and no comparison"):
         compare(tiny(tmp_path), progress=False)
+
+
+def test_runs_of_the_update_rules_are_trained_together_and_end_where_they_end_alone(tmp_path, monkeypatch):
+    sizes = []
+    fit = Ensemble.fit
+    monkeypatch.setattr(Ensemble, "fit", lambda self: (sizes.append(len(self.members)), fit(self))[1])
+    monkeypatch.setitem(METHODS, "wide", BPTT("C", TINY_BPTT | {"hidden": (9,)}))
+    monkeypatch.setitem(METHODS, "slow", BPTT("R", TINY_BPTT | {"engine": "autograd"}))
+    changes = {"methods": ("C", "R", "wide", "slow", "zero"), "overrides": {"C": TINY_BPTT, "R": TINY_BPTT}}
+    together = compare(tiny(tmp_path / "together", **changes), progress=False)
+    assert sizes == [4, 2]  # C and R, the wide ones; what the adjoint engine does not compute is trained alone
+    alone = compare(tiny(tmp_path / "alone", together=False, **changes), progress=False)
+    assert sizes == [4, 2]
+    for key, points in together.curves.items():
+        assert [p.simulator_steps for p in points] == [p.simulator_steps for p in alone.curves[key]]
+        expected = [p.test_loss for p in alone.curves[key]]
+        assert [p.test_loss for p in points] == pytest.approx(expected, rel=1e-4)
+    assert "are trained together" in together.table
+    assert "are trained together" not in alone.table
+    assert rows(tmp_path / "together" / "curves.csv")[0].keys() == rows(tmp_path / "alone" / "curves.csv")[0].keys()
+
+
+def test_a_run_that_is_not_finite_ends_the_comparison_when_the_others_are_kept(tmp_path):
+    bad = {"on_nonfinite": "stop", "learning_rate": 1e30}
+    config = tiny(tmp_path, methods=("R", "C"), overrides={"C": TINY_BPTT | bad, "R": TINY_BPTT})
+    with pytest.raises(NonFiniteError, match="in epoch 1, update 2 of 2"):
+        compare(config, progress=False)
+    assert [(member_folder(tmp_path, m, 0) / "curve.csv").exists() for m in ("R", "C")] == [True, False]
 
 
 def test_a_method_of_ones_own_is_a_row(tmp_path, monkeypatch):

@@ -313,11 +313,36 @@ def test_more_epochs_may_be_asked_for_later_but_not_fewer(tmp_path):
         Trainer(cart_pole(), None, replace(config, epochs=4)).fit()
 
 
-def test_finished_run_is_not_computed_again(tmp_path):
+def test_a_run_goes_on_under_settings_that_do_not_change_it(tmp_path):
+    whole = Trainer(cart_pole(), None, TINY)
+    whole.fit()
+    config = replace(TINY, epochs=2, keep_every=1, out=tmp_path / "run")
+    Trainer(cart_pole(), None, config).fit()
+
+    def as_by_an_earlier_version(stored):
+        assert (stored["training"].pop("device"), stored["training"].pop("compile")) == ("cpu", False)
+
+    edit_config(tmp_path / "run", as_by_an_earlier_version)
+    assert RunFolder(tmp_path / "run").train_config() == config
+    edit_config(tmp_path / "run", lambda stored: stored["training"].update(device="cuda:3", compile=True))
+    assert RunFolder(tmp_path / "run").train_config().device == "cuda:3"  # as found on a machine with another GPU
+    resumed = Trainer(cart_pole(), None, replace(config, epochs=3, keep_every=None))
+    resumed.fit()
+    assert_same(weights(resumed), weights(whole))
+
+
+def test_finished_run_is_not_computed_or_drawn_again(tmp_path):
     config = replace(TINY, out=tmp_path / "run")
     Trainer(cart_pole(), None, config).fit()
+    drawn = (tmp_path / "run" / "trajectories.png").stat().st_mtime_ns
     again = Trainer(cart_pole(), None, config, [StopAfter(3, AssertionError("an update was made"))])
     assert len(again.fit()) == 4
+    assert (tmp_path / "run" / "trajectories.png").stat().st_mtime_ns == drawn
+    (tmp_path / "run" / "learning_curve.png").unlink()
+    again.fit()
+    assert (tmp_path / "run" / "learning_curve.png").exists()
+    Trainer(cart_pole(), None, replace(config, epochs=4)).fit()
+    assert (tmp_path / "run" / "trajectories.png").stat().st_mtime_ns > drawn
 
 
 @pytest.mark.parametrize(
@@ -509,6 +534,8 @@ def test_callbacks_are_called_in_order_and_can_end_training():
         ({"hidden": (10, 0)}, "hidden must be an integer of at least 1; got 0"),
         ({"seed": -1}, "seed must be an integer of at least 0; got -1"),
         ({"on_nonfinite": "ignore"}, "on_nonfinite must be one of 'stop', 'skip'; got 'ignore'"),
+        ({"device": "gpu"}, "device must be 'cpu', 'cuda' or one such as 'cuda:1'; got 'gpu'"),
+        ({"device": 0}, "device must be 'cpu', 'cuda' or one such as 'cuda:1'; got 0"),
     ],
 )
 def test_bad_settings_are_named_before_any_work(setting, message):
@@ -680,3 +707,54 @@ def test_other_wrong_arguments_are_named_too():
         Trainer("DiffCartPole-v0", None, TINY)
     with pytest.raises(ValueError, match=r"hidden must be a tuple of widths, such as \(100, 100\), or None; got 64"):
         TrainConfig(hidden=64)
+
+
+# On another device
+
+
+@pytest.mark.parametrize(("device", "count"), [("cuda", 0), ("cuda:2", 2)])
+def test_a_device_that_is_not_here_is_refused_with_those_that_are(monkeypatch, device, count):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    here = r"\(cpu\)" if count == 0 else r"\(cpu, cuda:0, cuda:1\)"
+    with pytest.raises(ValueError, match=f"device must be one that torch finds here {here}; got '{device}'"):
+        Trainer(cart_pole(), None, replace(TINY, device=device))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("engine", ["adjoint", "autograd"])
+@pytest.mark.parametrize("first", ["cuda", "cpu"])
+def test_a_run_goes_on_on_another_device(tmp_path, engine, first):
+    def controller():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1)).double()
+
+    expected = Trainer(cart_pole(), controller(), replace(TINY, engine=engine))
+    expected.fit()
+    config = replace(TINY, engine=engine, device=first, out=tmp_path)
+    one = Trainer(cart_pole(), controller(), config, [StopAfter(1, KeyboardInterrupt())])
+    with pytest.raises(KeyboardInterrupt):
+        one.fit()
+    assert {p.device.type for p in one.controller.parameters()} == {one.train_states.device.type} == {first}
+    other = Trainer(cart_pole(), controller(), replace(config, device="cpu" if first == "cuda" else "cuda"))
+    other.fit()
+    for name, value in weights(other).items():
+        torch.testing.assert_close(value.cpu(), weights(expected)[name], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_random_numbers_of_the_gpu_go_on_too_and_the_callers_are_left_alone(tmp_path):
+    def controller():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Dropout(0.2), nn.Linear(8, 1))
+
+    before = torch.cuda.get_rng_state()
+    config = replace(TINY, epochs=4, engine="autograd", device="cuda")
+    whole = Trainer(cart_pole(), controller(), config)
+    whole.fit()
+    parts = replace(config, out=tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(cart_pole(), controller(), parts, [StopAfter(1, KeyboardInterrupt())]).fit()
+    resumed = Trainer(cart_pole(), controller(), parts)
+    resumed.fit()
+    assert_same(weights(resumed), weights(whole))
+    assert torch.equal(torch.cuda.get_rng_state(), before)

@@ -5,6 +5,7 @@ from bptt_trainers.callbacks import Callback, ProgressBar
 from bptt_trainers.config import TrainConfig
 from bptt_trainers.controllers import Controller
 from bptt_trainers.default_controllers import default_controller
+from bptt_trainers.ensemble import Ensemble, variations
 from bptt_trainers.files import RunFolderError
 from bptt_trainers.gradient import PolicyGradient, policy_gradient
 from bptt_trainers.networks import MLP, ConvNet
@@ -21,6 +22,7 @@ __all__ = [
     "Controller",
     "ConvNet",
     "Diagnosis",
+    "Ensemble",
     "Feedback",
     "NonFiniteError",
     "PolicyGradient",
@@ -38,4 +40,5 @@ __all__ = [
     "policy_gradient",
     "rollout",
     "training_states",
+    "variations",
 ]

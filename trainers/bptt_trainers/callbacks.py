@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from dataclasses import asdict
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
@@ -33,36 +34,58 @@ class Callback:
 
 
 class ProgressBar(Callback):
-    """A bar over the updates with loss and time left."""
+    """A bar over the updates with loss and time left; one bar for all members of an ensemble, with median losses."""
 
     def __init__(self, title: str = "training") -> None:
         self.title = title
         self._bar: tqdm[Any] | None = None
+        self._left: dict[Trainer, int] = {}  # updates that those who train have ahead of them
+        self._metrics: dict[Trainer, EpochMetrics] = {}
 
     def on_fit_start(self, trainer: Trainer) -> None:
-        epochs, updates = trainer.config.epochs, trainer.updates_per_epoch
-        self._bar = tqdm(
-            total=epochs * updates,
-            initial=trainer.epoch * updates,
-            desc=self.title,
-            unit="update",
-            dynamic_ncols=True,
-            mininterval=0.1 if sys.stderr.isatty() else 10.0,  # seconds; a log file wants few lines
-        )
+        total, done = (epochs * trainer.updates_per_epoch for epochs in (trainer.config.epochs, trainer.epoch))
+        if total == done:
+            return
+        self._left[trainer] = total - done
+        if self._bar is None:
+            self._bar = tqdm(
+                total=total,
+                initial=done,
+                desc=self.title,
+                unit="update",
+                dynamic_ncols=True,
+                mininterval=0.1 if sys.stderr.isatty() else 10.0,  # seconds; a log file wants few lines
+            )
+        else:
+            self._bar.total += total
+            for count in ("n", "initial", "last_print_n"):  # what was done before says nothing of the rate
+                setattr(self._bar, count, getattr(self._bar, count) + done)
 
     def on_update_end(self, trainer: Trainer, loss: float, direction_norm: float) -> None:
         if self._bar is not None:
+            self._left[trainer] -= 1
             self._bar.update()
 
     def on_epoch_end(self, trainer: Trainer, metrics: EpochMetrics) -> bool | None:
         if self._bar is not None:
-            losses = {"train": f"{metrics.train_loss:.3g}", "test": f"{metrics.test_loss:.3g}"}
-            self._bar.set_postfix(epoch=metrics.epoch, **losses, refresh=False)
+            self._metrics[trainer] = metrics
+            rows = self._metrics.values()
+            self._bar.set_postfix(
+                epoch=min(row.epoch for row in rows),
+                train=f"{median(row.train_loss for row in rows):.3g}",
+                test=f"{median(row.test_loss for row in rows):.3g}",
+                refresh=False,
+            )
         return None
 
     def on_fit_end(self, trainer: Trainer) -> None:
-        if self._bar is not None:
+        left = self._left.pop(trainer, 0)
+        self._metrics.pop(trainer, None)
+        if self._bar is not None and self._left:
+            self._bar.total -= left  # the others go on without it
+        elif self._bar is not None:
             self._bar.close()
+            self._bar = None
 
 
 class TensorBoardLog(Callback):

@@ -20,6 +20,7 @@ import bptt_envs
 from bptt_envs.checks import nearest
 from bptt_trainers.commands.exits import Interrupted, Misuse
 from bptt_trainers.files import RunFolderError
+from bptt_trainers.program import CompilerError
 from bptt_trainers.trainer import NonFiniteError
 
 
@@ -46,7 +47,9 @@ COMMANDS = {
     "diagnose": Entry("bptt_trainers.commands.diagnose:Diagnose", "draw how the rules differed in a training run"),
     "fields": Entry("bptt_trainers.commands.fields:Fields", "draw the fields of R, M and C around a run's checkpoints"),
     "toys": Entry("bptt_trainers.commands.toys:Toys", "draw the fields of R, M and C of the paper's two toy examples"),
+    "scale": Entry("bptt_trainers.commands.scale:Scale", "measure time, memory and loss as a task grows"),
     "envs": Entry("bptt_trainers.commands.envs:Envs", "list the environments and their options"),
+    "benchmark": Entry("bptt_trainers.commands.benchmark:Benchmark", "time updates, steps and starts, beside peers"),
     "demo": Entry("bptt_trainers.commands.compare:Demo", "rule C and PPO on one pole, in a few minutes"),
 }
 
@@ -114,7 +117,7 @@ def _run(name: str, arguments: list[str]) -> int:
     except BrokenPipeError:  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (RunFolderError, NonFiniteError, DependencyNotInstalled, OSError) as error:
+    except (RunFolderError, NonFiniteError, CompilerError, DependencyNotInstalled, OSError) as error:
         return _end(program, str(error), 1)
     return 0
 

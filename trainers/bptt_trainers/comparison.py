@@ -15,15 +15,20 @@ from tyro.conf import Suppress
 
 from bptt_envs.checks import nearest, positive, positive_integer
 from bptt_envs.registration import system_class
+from bptt_trainers.callbacks import ProgressBar
 from bptt_trainers.comparison_table import RunSummary, method_rows, run_rows, summarize, to_csv, to_markdown
+from bptt_trainers.config import TrainConfig
 from bptt_trainers.curve import Curve, curve_to_csv, read_curve
+from bptt_trainers.ensemble import SHARED, CannotStackError, Ensemble
 from bptt_trainers.figures.comparison import curves_figure
 from bptt_trainers.figures.style import save_figure
 from bptt_trainers.files import RunFolderError, write_atomic
-from bptt_trainers.methods import METHODS, Budget
+from bptt_trainers.methods import BPTT, METHODS, Budget, learning_curve
 
 # Settings that do not change a run: a comparison may be continued with others.
-CHANGEABLE = ("methods", "seeds", "losses")
+CHANGEABLE = ("methods", "seeds", "losses", "together")
+
+FINISHED = "curve.csv"  # written into the folder of a run when it is done
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,10 @@ class ComparisonConfig:
 
     threads: int = 1
     """Threads of torch; with the small networks here a second one costs more time than it gives."""
+
+    together: bool = True
+    """Train all runs of the update rules as one ensemble; the seconds of a run are then its share. Otherwise each is
+    trained alone."""
 
     out: Path = Path("runs/comparison")
     """Folder of the comparison."""
@@ -133,6 +142,8 @@ def compare(config: ComparisonConfig, progress: bool = True) -> Comparison:
     _begin(config)
     curves: dict[tuple[str, int], Curve] = {}
     with _threads(config.threads):
+        if config.together:
+            _train_together(config, progress)
         for seed in config.seeds:  # the outer loop, so that a comparison cut short has all methods
             for method in config.methods:
                 curves[method, seed] = _run(config, method, seed, progress)
@@ -146,9 +157,33 @@ def member_folder(out: Path, method: str, seed: int) -> Path:
     return out / "runs" / f"{re.sub(r'[^A-Za-z0-9_.+-]', '-', method)}-seed{seed}"
 
 
+def _train_together(config: ComparisonConfig, progress: bool) -> None:
+    """Train what is missing of the update rules, in as few ensembles as their settings allow."""
+    groups: dict[tuple[Any, ...], list[tuple[str, Path, TrainConfig]]] = {}
+    for method in config.methods:
+        rule = METHODS[method]
+        if isinstance(rule, BPTT):
+            for seed in config.seeds:
+                folder = member_folder(config.out, method, seed)
+                if not (folder / FINISHED).exists():
+                    training = rule.config(config.budget, config.overrides.get(method, {}), seed=seed, out=folder)
+                    shared = tuple(getattr(training, name) for name in SHARED)
+                    groups.setdefault(shared, []).append((method, folder, training))
+    for group in groups.values():
+        methods, folders, trainings = zip(*group, strict=True)
+        title = f"{', '.join(dict.fromkeys(methods))}, {len(group)} runs"
+        try:
+            ensemble = Ensemble(config.budget.make_env(), trainings, [ProgressBar(title)] if progress else [])
+        except CannotStackError:
+            continue  # they are trained one by one
+        for i, (folder, history) in enumerate(zip(folders, ensemble.fit(), strict=True)):
+            if i not in ensemble.errors:
+                write_atomic(folder / FINISHED, curve_to_csv(learning_curve(history)).encode())
+
+
 def _run(config: ComparisonConfig, method: str, seed: int, progress: bool) -> Curve:
     folder = member_folder(config.out, method, seed)
-    finished = folder / "curve.csv"  # written last
+    finished = folder / FINISHED
     if finished.exists():
         return read_curve(finished)
     title = f"{method} seed {seed}" if progress else None
@@ -165,6 +200,8 @@ def _write(
     ]
     rows = method_rows(runs)
     table = to_markdown(rows, config.losses)
+    if config.together and sum(isinstance(METHODS[run.method], BPTT) for run in runs) > 1:
+        table += "Runs of the update rules are trained together; the seconds of one are its share of all.\n"
     write_atomic(config.out / "curves.csv", to_csv(points).encode())
     write_atomic(config.out / "runs.csv", to_csv(run_rows(runs)).encode())
     write_atomic(config.out / "methods.csv", to_csv(rows).encode())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -62,6 +63,12 @@ class TrainConfig:
     engine: EngineName = "auto"
     """How directions are computed: autograd (the definition), adjoint (fast) or auto (chooses)."""
 
+    compile: bool = False
+    """Compile the loops of the adjoint engine: needs a C++ compiler; compiled code is kept on disk."""
+
+    device: str = "cpu"
+    """Where to compute: cpu, cuda or, of several GPUs, one such as cuda:1."""
+
     on_nonfinite: OnNonfinite = "stop"
     """At a non-finite loss or direction: stop the run, or skip the update and count it."""
 
@@ -82,6 +89,8 @@ class TrainConfig:
         one_of("combine", self.combine, COMBINE)
         one_of("clip", self.clip, ("none", "value", "norm"))
         one_of("engine", self.engine, ENGINES)
+        if not isinstance(self.device, str) or not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
+            raise ValueError(f"device must be 'cpu', 'cuda' or one such as 'cuda:1'; got {self.device!r}.")
         one_of("on_nonfinite", self.on_nonfinite, ("stop", "skip"))
         for name in ("epochs", "batch_size", "train_states", "test_states"):
             positive_integer(name, getattr(self, name))

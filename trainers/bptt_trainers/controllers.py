@@ -60,10 +60,18 @@ class Controller(nn.Module):
 
 
 @contextmanager
+def forked_rng(module: nn.Module) -> Iterator[None]:
+    """Undo, at the end, what is drawn of torch's random numbers on the CPU and on the module's devices."""
+    devices = {p.device for p in module.parameters() if p.device.type == "cuda"}
+    with torch.random.fork_rng(devices):
+        yield
+
+
+@contextmanager
 def left_as_it_was(controller: nn.Module) -> Iterator[None]:
     """Undo, at the end, what running a controller does to torch's random numbers and to the module's buffers."""
     buffers = [(buffer, buffer.clone()) for buffer in controller.buffers()]
-    with torch.random.fork_rng():
+    with forked_rng(controller):
         yield
     with torch.no_grad():
         for buffer, before in buffers:

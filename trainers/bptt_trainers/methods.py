@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -15,6 +15,7 @@ from bptt_trainers.callbacks import ProgressBar
 from bptt_trainers.config import TrainConfig
 from bptt_trainers.curve import Curve, CurvePoint
 from bptt_trainers.floors import RandomController, ZeroController
+from bptt_trainers.metrics import EpochMetrics
 from bptt_trainers.presets import preset
 from bptt_trainers.rollout import Policy, losses, rollout
 from bptt_trainers.rules import RULES
@@ -70,6 +71,7 @@ class BPTT:
     changes: Mapping[str, Any] = field(default_factory=dict)
 
     GIVEN: ClassVar = ("rule", "epochs", "seed", "test_states", "out", "tensorboard")  # by the comparison
+    HOW: ClassVar = ("compile", "device")  # it is computed: no part of what is compared
 
     @property
     def summary(self) -> str:
@@ -79,17 +81,22 @@ class BPTT:
 
     def settings(self, budget: Budget, overrides: Mapping[str, Any]) -> dict[str, Any]:
         """Those of `TrainConfig` that the comparison does not set itself."""
-        chosen = asdict(self._config(budget, overrides))
-        return {name: value for name, value in chosen.items() if name not in self.GIVEN} | {"rule": self.rule}
+        chosen = asdict(self.config(budget, overrides))
+        left_out = (*self.GIVEN, *self.HOW)
+        return {name: value for name, value in chosen.items() if name not in left_out} | {"rule": self.rule}
 
     def run(self, budget: Budget, overrides: Mapping[str, Any], seed: int, folder: Path, title: str | None) -> Curve:
         """Train, or continue, the run in `folder`."""
-        config = self._config(budget, overrides, seed=seed, out=folder)
+        config = self.config(budget, overrides, seed=seed, out=folder)
         bars = [] if title is None else [ProgressBar(title)]
-        history = Trainer(budget.make_env(), config=config, callbacks=bars).fit()
-        return [CurvePoint(row.simulator_steps, row.seconds, row.test_loss) for row in history]
+        return learning_curve(Trainer(budget.make_env(), config=config, callbacks=bars).fit())
 
-    def _config(self, budget: Budget, overrides: Mapping[str, Any], **given: Any) -> TrainConfig:
+    def config(self, budget: Budget, overrides: Mapping[str, Any], **given: Any) -> TrainConfig:
+        """The settings of a run, with `seed` and `out` among what is `given`.
+
+        Raises:
+            ValueError: as `settings`.
+        """
         free = [one.name for one in fields(TrainConfig) if one.name not in self.GIVEN]
         changes = {**self.changes, **overrides}
         for name in changes:
@@ -103,6 +110,11 @@ class BPTT:
         config = TrainConfig(**{"on_nonfinite": "skip", **changes, **given})
         steps_an_epoch = config.train_states * budget.make_env().horizon
         return replace(config, epochs=max(1, round(budget.steps / steps_an_epoch)))
+
+
+def learning_curve(history: Sequence[EpochMetrics]) -> Curve:
+    """The learning curve of a run of the trainer."""
+    return [CurvePoint(row.simulator_steps, row.seconds, row.test_loss) for row in history]
 
 
 @dataclass(frozen=True)

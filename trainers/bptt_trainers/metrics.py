@@ -25,7 +25,8 @@ class EpochMetrics:
             rule, at the first update of the epoch.
         skipped: updates that were skipped because a loss or direction was not finite.
         simulator_steps: steps of the physics taken for training so far.
-        seconds: time spent on updates so far, evaluation and files not counted.
+        seconds: time spent on updates so far, evaluation and files not counted; of a member of an ensemble, its
+            share.
     """
 
     epoch: int

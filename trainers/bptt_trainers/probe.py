@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from bptt_envs import System
 from bptt_trainers.adjoint_engine import AdjointEngine
 from bptt_trainers.autograd_engine import AutogradEngine
+from bptt_trainers.controllers import forked_rng
 from bptt_trainers.rollout import check_actions
 from bptt_trainers.rules import MODIFIED, REGULAR, STOPPED
 
@@ -49,7 +50,7 @@ def examine(system: System, controller: nn.Module, initial_states: Tensor) -> Ve
         probe = copy.deepcopy(controller)
     except Exception as error:  # noqa: BLE001, whatever a stranger's __deepcopy__ raises
         return Verdict(f"it cannot be copied for a probe ({type(error).__name__}: {error})")
-    with torch.random.fork_rng():
+    with forked_rng(probe):
         torch.manual_seed(0)
         states = initial_states[torch.arange(PROBE_SAMPLES) % len(initial_states)]
         states = states + NOISE * torch.randn_like(states)

@@ -26,7 +26,7 @@ from bptt_trainers.gradient import system_of
 from bptt_trainers.metrics import EpochMetrics, read_csv, to_csv
 
 # Settings that do not change what has been computed so far: a run may be continued with others.
-CHANGEABLE = ("epochs", "on_nonfinite", "keep_every", "diagnostics", "tensorboard", "out")
+CHANGEABLE = ("epochs", "compile", "device", "on_nonfinite", "keep_every", "diagnostics", "tensorboard", "out")
 
 KEPT = "checkpoints"  # the folder in a run folder of those that are kept along training
 
@@ -118,12 +118,8 @@ class RunFolder:
             raise RunFolderError(f"{self.path} is not a run folder of the trainer: its config.json is another's.")
         return config
 
-    def begin(self, config: Config) -> None:
-        """Claim the folder for a run of `config`, or continue the run that is there.
-
-        Raises:
-            RunFolderError: if it holds a run of another configuration, or cannot be written.
-        """
+    def check(self, config: Config) -> None:
+        """Raise RunFolderError if the folder holds anything but a run of `config`."""
         if self.exists():
             different = differences(self.read_config(), config)
             if different:
@@ -133,6 +129,14 @@ class RunFolder:
                 )
         elif self.path.is_dir() and any(self.path.iterdir()):
             raise RunFolderError(f"{self.path} holds other files and no run; use a new or empty folder.")
+
+    def begin(self, config: Config) -> None:
+        """Claim the folder for a run of `config`, or continue the run that is there.
+
+        Raises:
+            RunFolderError: if it holds a run of another configuration, or cannot be written.
+        """
+        self.check(config)
         write_atomic(self.config_path, (json.dumps(config, indent=2) + "\n").encode())
 
     def append_metrics(self, row: EpochMetrics) -> None:

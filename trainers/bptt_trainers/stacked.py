@@ -12,6 +12,7 @@ from torch.func import functional_call, vmap
 from bptt_envs import System
 from bptt_trainers.adjoint_engine import AdjointEngine
 from bptt_trainers.compiled_engine import CompiledEngine
+from bptt_trainers.controllers import forked_rng
 from bptt_trainers.linear_layer import StackedLinear, is_linear
 from bptt_trainers.rollout import losses, rollout
 from bptt_trainers.rules import Directions, Feedback
@@ -163,7 +164,7 @@ def _acts_as_members(stack: StackedController, controller: nn.Module, observatio
 
     They do not where the controller uses a weight outside of its layer, or hands a layer rows in another order.
     """
-    with torch.random.fork_rng():
+    with forked_rng(stack):
         torch.manual_seed(0)
         probe = copy.deepcopy(stack)
         for parameter in probe.parameters():

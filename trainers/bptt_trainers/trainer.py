@@ -5,14 +5,15 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bptt_envs import System, check_system
+from bptt_trainers.adam import Adam
 from bptt_trainers.analysis.diagnostics import PURPOSE, Diagnostics
 from bptt_trainers.callbacks import Callback, TensorBoardLog
 from bptt_trainers.config import TrainConfig
@@ -21,20 +22,13 @@ from bptt_trainers.default_controllers import default_controller
 from bptt_trainers.files import RunFolderError
 from bptt_trainers.gradient import Choice, adjoint_engine, choose_engine, system_of
 from bptt_trainers.metrics import EpochMetrics
+from bptt_trainers.queries import DirectionQuery, LossQuery, Query, answer_comparisons, answer_directions, flattened
 from bptt_trainers.rollout import losses, rollout
-from bptt_trainers.rules import (
-    MODIFIED,
-    REGULAR,
-    Directions,
-    Feedback,
-    combined,
-    cosine,
-    flat,
-    get_rule,
-    sign_agreement,
-)
+from bptt_trainers.rules import MODIFIED, REGULAR, Feedback, get_rule
 from bptt_trainers.run_folder import Checkpoint, RunFolder, describe, kept_name
 from bptt_trainers.start_states import WEIGHTS, held_out_states, stream_seed, training_states
+
+PICTURES = ("learning_curve.png", "trajectories.png")  # drawn into the run folder at the end
 
 _NAN = float("nan")
 
@@ -52,12 +46,13 @@ class Trainer:
     Args:
         env: an environment of `bptt_envs`, or its `System`.
         controller: any torch module from observations (B, *observation_shape) to actions
-            (B, *action_shape); it is trained in place. None: the one that the configuration names.
+            (B, *action_shape); it is moved to `config.device` and trained in place. None: the one that the
+            configuration names.
         config: every setting.
         callbacks: called as training goes.
 
     Raises:
-        ValueError: if the environment or the controller cannot be used.
+        ValueError: if the environment, the controller or the device cannot be used.
     """
 
     def __init__(
@@ -74,20 +69,24 @@ class Trainer:
         _check_type("callbacks", callbacks, Sequence, "a list of Callback objects")
         for callback in callbacks:
             _check_type("callbacks", callback, Callback, "a list of Callback objects")
+        self.device = available_device(config.device)
+        self._on_cuda = self.device.type == "cuda"
         self.system: System = system_of(env)
         check_system(self.system)
         if controller is None:
             controller = default_controller(
                 self.system, stream_seed(WEIGHTS, config.seed), config.hidden, config.controller
             )
-        self.controller = controller
+        self.controller = controller.to(self.device)
         self.rule = get_rule(config.rule)
         parameter = next(controller.parameters(), None)
         if parameter is None:
             raise ValueError(f"controller {type(controller).__name__} has no parameters to train.")
         self.train_states = training_states(self.system, config.train_states, config.seed).to(parameter)
         self.test_states = held_out_states(self.system, config.test_states).to(parameter)
-        self.choice: Choice = choose_engine(self.system, controller, self.train_states, config.engine)
+        self.choice: Choice = choose_engine(
+            self.system, controller, self.train_states, config.engine, compile=config.compile
+        )
         if config.diagnostics:
             adjoint_engine(self.system, controller, self.train_states, PURPOSE)
         self.folder = None if config.out is None else RunFolder(config.out)
@@ -100,8 +99,8 @@ class Trainer:
         self._last: Checkpoint = {}
         self.best_train_loss = math.inf
         self._description = describe(env, controller, config)
-        self._trainable = {n: p for n, p in controller.named_parameters() if p.requires_grad}
-        self._optimizer = torch.optim.Adam(self._trainable.values(), lr=config.learning_rate, eps=config.adam_epsilon)
+        self.parameters = {n: p for n, p in controller.named_parameters() if p.requires_grad}
+        self._optimizer = Adam(self.parameters.values(), config.learning_rate, config.adam_epsilon)
 
     @property
     def epoch(self) -> int:
@@ -126,24 +125,10 @@ class Trainer:
             NonFiniteError: if a loss or direction is not finite and `config.on_nonfinite` is "stop".
             RunFolderError: if the run folder holds another configuration or cannot be written.
         """
-        with nullcontext() if self.folder is None else self.folder.locked(), torch.random.fork_rng():
-            torch.manual_seed(self.config.seed)  # for controllers that draw random numbers
-            if self.history:
-                self._load(self._last)
-            else:
-                self._restore_or_start()
-            try:
-                self._call("on_fit_start")
-                while self.epoch < self.config.epochs:
-                    if not self._finish_epoch(self._epoch()):
-                        break
-            except BaseException:
-                self._load(self._last)
-                raise
-            finally:
-                self._call("on_fit_end")
-        if self.folder is not None:
-            self.draw()
+        with self.session(), closing(self.training()) as training:
+            for query in training:
+                self._answer(query)
+        self.draw_if_new()
         return self.history
 
     def evaluate(self, states: Tensor) -> float:
@@ -151,30 +136,84 @@ class Trainer:
         with evaluating(self.controller):
             return float(losses(self.system, rollout(self.system, self.controller, states)).mean())
 
-    def _epoch(self) -> EpochMetrics:
+    # Training is a generator of queries. Here the run's own engine answers them; an ensemble answers those of many
+    # runs at once.
+
+    @contextmanager
+    def session(self) -> Iterator[None]:
+        """Around `training`: no other process trains into the folder, and the caller's random numbers stay."""
+        lock = nullcontext() if self.folder is None else self.folder.locked()
+        with lock, torch.random.fork_rng([self.device] if self._on_cuda else []):
+            yield
+
+    def check_folder(self) -> None:
+        """Raise RunFolderError if the run folder holds anything but this run."""
+        if self.folder is not None:
+            self.folder.check(self._description)
+
+    def training(self) -> Generator[Query, None, None]:
+        """Train, within a `session`, and yield what is to be computed; each query must be answered.
+
+        At its end, also if it is closed early, the controller is that of the last finished epoch.
+
+        Raises:
+            NonFiniteError, RunFolderError: as `fit`.
+        """
+        self._seed()  # for controllers that draw random numbers
+        if self.history:
+            self._load(self._last)
+        else:
+            yield from self._restore_or_start()
+        try:
+            self._call("on_fit_start")
+            while self.epoch < self.config.epochs:
+                metrics = yield from self._epoch()
+                if not self._finish_epoch(metrics):
+                    break
+        except BaseException:
+            self._load(self._last)
+            raise
+        finally:
+            self._call("on_fit_end")
+
+    def _answer(self, query: Query) -> None:
+        if isinstance(query, LossQuery):
+            query.loss = self.evaluate(query.states)
+            return
+        begin = time.perf_counter()
+        batch_losses, passes = self._passes(query.states, query.rule.passes)
+        answer_directions([query], batch_losses, passes, begin)
+        if query.compare:
+            if not {REGULAR, MODIFIED} <= passes.keys():
+                with left_as_it_was(self.controller):
+                    _, passes = self._passes(query.states, (REGULAR, MODIFIED))
+            answer_comparisons([query], passes)
+
+    def _passes(self, states: Tensor, wanted: tuple[Feedback, ...]) -> tuple[Tensor, dict[Feedback, Tensor]]:
+        """Losses (1, B), and directions (1, n) of each pass."""
+        batch_losses, passes = self.choice.engine(states, wanted)
+        stacks = {feedback: {n: d.unsqueeze(0) for n, d in one.items()} for feedback, one in passes.items()}
+        return batch_losses.unsqueeze(0), flattened(stacks, self.parameters)
+
+    def _epoch(self) -> Generator[Query, None, EpochMetrics]:
         direction_norms = []
-        agreement = angle = _NAN
         skipped, seconds = 0, self.history[-1].seconds
         for update, states in enumerate(self.train_states.split(self.config.batch_size)):
+            query = DirectionQuery(states, self.rule, self.config.combine, compare=update == 0)
+            yield query
             begin = time.perf_counter()
-            batch_losses, passes = self.choice.engine(states, self.rule.passes)
-            loss = float(batch_losses.mean())
-            directions = combined(self.rule, passes, self.config.combine)
-            seconds += time.perf_counter() - begin
             if update == 0:
-                agreement, angle = self._compare(states, passes)
-            begin = time.perf_counter()
-            norm = _norm(directions)
-            if math.isfinite(norm) and math.isfinite(loss):
-                self._update(directions, norm)
-                direction_norms.append(norm)
+                agreement, angle = query.sign_agreement, query.cosine
+            if math.isfinite(query.norm) and math.isfinite(query.loss):
+                self._update(query.direction, query.norm)
+                direction_norms.append(query.norm)
             else:
-                self._refuse_unless_skipping(update, loss, directions)
+                self._refuse_unless_skipping(update, query)
                 skipped += 1
-            seconds += time.perf_counter() - begin
-            self._call("on_update_end", loss, norm)
+            seconds += query.seconds + time.perf_counter() - begin
+            self._call("on_update_end", query.loss, query.norm)
         epoch = self.epoch + 1
-        train_loss = self.evaluate(self.train_states)
+        train_loss = yield from self._loss(self.train_states)
         if not math.isfinite(train_loss) and self.config.on_nonfinite == "stop":
             raise NonFiniteError(
                 f"the loss over the training states is {train_loss} after epoch {epoch}.{self._advice()}"
@@ -182,7 +221,7 @@ class Trainer:
         return EpochMetrics(
             epoch=epoch,
             train_loss=train_loss,
-            test_loss=self.evaluate(self.test_states),
+            test_loss=(yield from self._loss(self.test_states)),
             direction_norm=sum(direction_norms) / len(direction_norms) if direction_norms else _NAN,
             sign_agreement=agreement,
             cosine=angle,
@@ -191,38 +230,40 @@ class Trainer:
             seconds=seconds,
         )
 
-    def _compare(self, states: Tensor, passes: dict[Feedback, Directions]) -> tuple[float, float]:
-        """Share of components in which R and M have the same sign, and the cosine between them."""
-        if not {REGULAR, MODIFIED} <= passes.keys():
-            with left_as_it_was(self.controller):
-                _, passes = self.choice.engine(states, (REGULAR, MODIFIED))
-        regular, modified = passes[REGULAR], passes[MODIFIED]
-        return sign_agreement(regular, modified), cosine(regular, modified)
+    def _loss(self, states: Tensor) -> Generator[Query, None, float]:
+        query = LossQuery(states)
+        yield query
+        return query.loss
 
-    def _update(self, directions: Directions, norm: float) -> None:
-        for name, parameter in self._trainable.items():
-            direction = directions[name]
-            if self.config.clip == "value":
-                direction = direction.clamp(-1.0, 1.0)
-            elif self.config.clip == "norm" and norm > 1.0:
-                direction = direction / norm
-            parameter.grad = direction
-        self._optimizer.step()
-        self._optimizer.zero_grad()
+    def _update(self, direction: Tensor, norm: float) -> None:
+        if self.config.clip == "value":
+            direction = direction.clamp(-1.0, 1.0)
+        elif self.config.clip == "norm" and norm > 1.0:
+            direction = direction / norm
+        self._optimizer.step(direction)
 
-    def _refuse_unless_skipping(self, update: int, loss: float, directions: Directions) -> None:
+    def _refuse_unless_skipping(self, update: int, query: DirectionQuery) -> None:
         if self.config.on_nonfinite == "skip":
             return
         where = f"in epoch {self.epoch + 1}, update {update + 1} of {self.updates_per_epoch}"
-        bad = [name for name, direction in directions.items() if not direction.isfinite().all()]
-        what = f"the direction of {', '.join(bad)} is not finite" if bad else f"the loss is {loss}"
-        raise NonFiniteError(f"{where}, {what} (loss {loss:.6g}).{self._advice()}")
+        parts = query.direction.split([parameter.numel() for parameter in self.parameters.values()])
+        bad = [name for name, part in zip(self.parameters, parts, strict=True) if not part.isfinite().all()]
+        what = f"the direction of {', '.join(bad)} is not finite" if bad else f"the loss is {query.loss}"
+        raise NonFiniteError(f"{where}, {what} (loss {query.loss:.6g}).{self._advice()}")
 
     def _advice(self) -> str:
         kept = (
             "" if self.folder is None else f" {self.folder.path / 'last.pt'} holds the state after epoch {self.epoch}."
         )
         return f'{kept} Clip the direction, lower the learning rate, or set on_nonfinite="skip".'
+
+    def draw_if_new(self) -> None:
+        """Draw into the run folder, if there is one and its pictures are not of the last epoch."""
+        if self.folder is not None:
+            last = (self.folder.path / "last.pt").stat().st_mtime_ns
+            pictures = [self.folder.path / name for name in PICTURES]
+            if not all(picture.exists() and picture.stat().st_mtime_ns >= last for picture in pictures):
+                self.draw()
 
     def draw(self) -> None:
         """Draw the learning curve and some held-out trajectories into the run folder."""
@@ -237,14 +278,14 @@ class Trainer:
             [row.train_loss for row in self.history],
             [row.test_loss for row in self.history],
         )
-        save_figure(curves, self.folder.path / "learning_curve.png")
+        save_figure(curves, self.folder.path / PICTURES[0])
         with evaluating(self.controller):
             trajectory = rollout(self.system, self.controller, self.test_states[:8])
-        save_figure(trajectory_figure(self.system, trajectory), self.folder.path / "trajectories.png")
+        save_figure(trajectory_figure(self.system, trajectory), self.folder.path / PICTURES[1])
 
     # Where a run stands: `_last` holds the state after the last finished epoch
 
-    def _restore_or_start(self) -> None:
+    def _restore_or_start(self) -> Generator[Query, None, None]:
         stored = None
         if self.folder is not None:
             self.folder.begin(self._description)
@@ -252,7 +293,8 @@ class Trainer:
         if self.folder is None or stored is None:
             if self.folder is not None:
                 self.folder.metrics_path.unlink(missing_ok=True)  # begun and killed before its first checkpoint
-            train_loss, test_loss = self.evaluate(self.train_states), self.evaluate(self.test_states)
+            train_loss = yield from self._loss(self.train_states)
+            test_loss = yield from self._loss(self.test_states)
             untrained = EpochMetrics(0, train_loss, test_loss, _NAN, _NAN, _NAN, 0, 0, 0.0)
             self._finish_epoch(untrained)
             return
@@ -282,8 +324,8 @@ class Trainer:
         }
         last = result | {
             "best_train_loss": self.best_train_loss,
-            "optimizer": copy.deepcopy(self._optimizer.state_dict()),
-            "rng_state": torch.get_rng_state(),
+            "optimizer": self._optimizer.state_dict(),
+            **self.random_state(),
         }
         if self.folder is not None:
             if better:
@@ -302,8 +344,25 @@ class Trainer:
     def _load(self, state: Checkpoint) -> None:
         self.best_train_loss = state["best_train_loss"]
         self.controller.load_state_dict(state["controller"])
-        self._optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))  # Adam would change what it is given
+        self._optimizer.load_state_dict(state["optimizer"])
+        self.set_random_state(state)
+
+    def _seed(self) -> None:
+        torch.default_generator.manual_seed(self.config.seed)  # torch.manual_seed would reach for every device
+        if self._on_cuda:
+            with torch.cuda.device(self.device):
+                torch.cuda.manual_seed(self.config.seed)
+
+    def random_state(self) -> dict[str, Tensor]:
+        """The state of torch's random numbers, on the CPU and on the device."""
+        state = {"rng_state": torch.get_rng_state()}
+        return state | ({"cuda_rng_state": torch.cuda.get_rng_state(self.device)} if self._on_cuda else {})
+
+    def set_random_state(self, state: Checkpoint) -> None:
+        """Go on with random numbers from `state`."""
         torch.set_rng_state(state["rng_state"])
+        if self._on_cuda and "cuda_rng_state" in state:  # not if the run was on the CPU so far
+            torch.cuda.set_rng_state(state["cuda_rng_state"], self.device)
 
     def _call(self, hook: str, *arguments: Any) -> None:
         for callback in self.callbacks:
@@ -315,6 +374,15 @@ def _check_type(name: str, value: object, kind: type, wanted: str) -> None:
         raise TypeError(f"{name} must be {wanted}; got {value!r}.")
 
 
-def _norm(directions: Directions) -> float:
-    """Global norm, in float64 so that large finite components do not overflow."""
-    return float(flat(directions).norm())
+def available_device(name: str) -> torch.device:
+    """The device of that name: "cpu", "cuda" or one such as "cuda:1".
+
+    Raises:
+        ValueError: if there is no such device here.
+    """
+    device = torch.device(name)
+    count = torch.cuda.device_count() if device.type == "cuda" else 0
+    if device.type == "cuda" and (device.index or 0) >= count:
+        here = ", ".join(["cpu", *(f"cuda:{i}" for i in range(count))])
+        raise ValueError(f"device must be one that torch finds here ({here}); got {name!r}.")
+    return device

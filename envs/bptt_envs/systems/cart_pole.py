@@ -138,7 +138,9 @@ class MultiPole(System):
         accelerations = self._paper if self.dynamics == "paper" else self._exact
         v = torch.add(v, accelerations(theta.sin(), theta.cos(), v[:, 1:], action), alpha=self.dt)
         q = torch.add(q, v, alpha=self.dt)
-        return torch.stack([q, v], dim=-1).flatten(1)
+        # Sample after sample in memory for each component, not component after component for each sample: so is all
+        # that the next step makes of it, and q and v above are then without gaps
+        return torch.stack([q.mT, v.mT], dim=1).flatten(0, 1).mT
 
     @property
     def dense_jacobians(self) -> bool:
@@ -169,13 +171,14 @@ class MultiPole(System):
         m, l, g = POLE_MASS, HALF_LENGTH, GRAVITY
         M = CART_MASS + POLE_MASS
         sww = w * w * s
-        f = f / M
+        f = f * (1 / M)
         A = torch.add(f, sww, alpha=m * l / M)
         inertia = torch.rsub(c * c, 4 / 3 * l, alpha=m * l / M)
         theta_acc = torch.addcmul(g * s, c, A, value=-1) / inertia
         pull = torch.addcmul(sww, theta_acc, c, value=-1)
         pull = pull if self.n_poles == 1 else pull.sum(-1, keepdim=True)
-        return torch.cat([torch.add(f, pull, alpha=m * l / M), theta_acc], dim=-1)
+        x_acc = torch.add(f, pull, alpha=m * l / M)
+        return torch.cat([x_acc.mT, theta_acc.mT]).mT
 
     def _paper_slopes(self, s: Tensor, c: Tensor, w: Tensor, f: Tensor) -> Slopes:
         m, l, g = POLE_MASS, HALF_LENGTH, GRAVITY
@@ -210,7 +213,7 @@ class MultiPole(System):
         inertia = torch.rsub((c * c).sum(-1, keepdim=True), M, alpha=3 / 4 * m)
         x_acc = forces / inertia
         theta_acc = 3 / (4 * l) * torch.addcmul(g * s, c, x_acc, value=-1)
-        return torch.cat([x_acc, theta_acc], dim=-1)
+        return torch.cat([x_acc.mT, theta_acc.mT]).mT
 
     def _exact_slopes(self, s: Tensor, c: Tensor, w: Tensor, f: Tensor) -> Slopes:
         m, l, g = POLE_MASS, HALF_LENGTH, GRAVITY

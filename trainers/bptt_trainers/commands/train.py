@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import shlex
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,7 +15,9 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 from bptt_trainers.callbacks import Callback, ProgressBar
 from bptt_trainers.commands.environment import EnvOptions, Module, make_environment, parse_options, split_id
 from bptt_trainers.commands.exits import Interrupted, checking_arguments
-from bptt_trainers.config import OnNonfinite, TrainConfig
+from bptt_trainers.commands.output import aligned
+from bptt_trainers.config import Clip, OnNonfinite, TrainConfig
+from bptt_trainers.ensemble import Ensemble, variations
 from bptt_trainers.run_folder import RunFolder
 from bptt_trainers.trainer import NonFiniteError, Trainer
 
@@ -26,7 +29,12 @@ class Train:
     A folder that holds a run of the same settings is continued; one of other
     settings is refused. Ctrl-C loses at most the epoch in progress.
 
+    With several rules, clips, learning rates or seeds, every combination is a run
+    in a folder of its own below --out. They are trained together, in less time
+    than one after the other; what is finished is not computed again.
+
     example: bptt train --env DiffMultiPole-v0 --env-option n_poles=2 --epochs 100
+    example: bptt train --rules R C --seeds 0 1 2 3 --epochs 100 --out runs/grid
     """
 
     training: OmitArgPrefixes[TrainConfig]
@@ -37,15 +45,40 @@ class Train:
     env_option: EnvOptions = ()
     """An option of the environment, such as max_force=50 (N); 'none' for none. bptt envs ID lists them."""
 
+    rules: tuple[str, ...] = ()
+    """Several update rules in place of --rule."""
+
+    clips: tuple[Clip, ...] = ()
+    """Several kinds of clipping in place of --clip."""
+
+    learning_rates: tuple[float, ...] = ()
+    """Several step sizes in place of --learning-rate."""
+
+    seeds: tuple[int, ...] = ()
+    """Several seeds in place of --seed."""
+
     def run(self) -> None:
         """Train."""
         with checking_arguments():
             options = parse_options(self.env, self.env_option)
             env = make_environment(self.env, options)
             module, env_id = split_id(self.env)
-            out = self.training.out or default_folder(env_id, options, self.training)
-            trainer = Trainer(env, config=replace(self.training, out=out), callbacks=[Announce(), ProgressBar()])
-        fit(trainer, out, module)
+            several = {name: values for name in VARIED if (values := getattr(self, name))}
+            if several and self.training.out is not None and RunFolder(self.training.out).exists():
+                raise ValueError(f"--out {self.training.out} holds a single run; several need another folder.")
+            out = self.training.out or default_folder(env_id, options, self.training, several)
+            config = replace(self.training, out=out)
+            if several:
+                ensemble = Ensemble(env, variations(config, **several), [ProgressBar()])
+            else:
+                trainer = Trainer(env, config=config, callbacks=[Announce(), ProgressBar()])
+        if several:
+            fit_together(ensemble, out)
+        else:
+            fit(trainer, out, module)
+
+
+VARIED = ("rules", "clips", "learning_rates", "seeds")
 
 
 @dataclass(frozen=True)
@@ -62,6 +95,12 @@ class Resume:
 
     epochs: int | None = None
     """Epochs in all, those that are done included. None: as many as the run was to have."""
+
+    compile: bool | None = None
+    """Whether to compile the loops of the engine. None: as the run did."""
+
+    device: str | None = None
+    """Where to compute: cpu, cuda or one such as cuda:1. None: where the run did."""
 
     on_nonfinite: OnNonfinite | None = None
     """At a non-finite loss or direction: stop the run, or skip the update and count it. None: as the run did."""
@@ -80,7 +119,7 @@ class Resume:
 
     def run(self) -> None:
         """Go on."""
-        named = ("epochs", "on_nonfinite", "keep_every", "diagnostics", "tensorboard")
+        named = ("epochs", "compile", "device", "on_nonfinite", "keep_every", "diagnostics", "tensorboard")
         changes = {name: getattr(self, name) for name in named}
         folder = RunFolder(self.run_folder)
         with checking_arguments():
@@ -107,10 +146,12 @@ class Announce(Callback):
             print(f"{folder}: all {epochs} epochs are done; bptt resume with more --epochs goes further", flush=True)
 
 
-def default_folder(env_id: str, options: dict[str, Any], config: TrainConfig) -> Path:
-    """runs/<id>[_<option>=<value> ...]_<rule>_seed<seed>."""
+def default_folder(env_id: str, options: dict[str, Any], config: TrainConfig, several: Collection[str] = ()) -> Path:
+    """runs/<id>[_<option>=<value> ...]_<rule>_seed<seed>; of several runs, what they differ in is left out."""
     given = (f"{name}={_short(value)}" for name, value in options.items())
-    parts = [env_id, *given, config.rule, f"seed{config.seed}"]
+    fixed = {"rules": config.rule, "seeds": f"seed{config.seed}"}
+    parts = [env_id, *given, *(part for name, part in fixed.items() if name not in several)]
+    parts += ["by", *several] if several else []
     return Path("runs") / re.sub(r"[^\w.=+-]", "-", "_".join(parts))
 
 
@@ -160,6 +201,46 @@ def summary(trainer: Trainer, out: Path, run: str) -> str:
         f"  bptt render {run} --out {shlex.quote(str(out / 'animation.gif'))}",
         *([f"  bptt diagnose {run}"] if trainer.config.diagnostics else []),
         *([f"  bptt fields {run}"] if trainer.config.keep_every is not None else []),
+    ]
+    return "\n".join(lines)
+
+
+def fit_together(ensemble: Ensemble, out: Path) -> None:
+    """Train several runs in folders below `out`, and say what came of them and how to go on.
+
+    Raises:
+        Interrupted: at Ctrl-C.
+        NonFiniteError: if runs dropped out, with what they said.
+    """
+    names = [str(member.folder.path.relative_to(out)) for member in ensemble.members if member.folder is not None]
+    print(f"{out}: {len(names)} runs of {ensemble.members[0].config.epochs} epochs, trained together", flush=True)
+    try:
+        ensemble.fit()
+    except KeyboardInterrupt:
+        raise Interrupted("stopped; each run stands at its last finished epoch") from None
+    print(summary_of_all(ensemble, out, names))
+    if ensemble.errors:
+        lost = [f"  {names[i]}: {error}" for i, error in ensemble.errors.items()]
+        raise NonFiniteError("\n".join([f"{len(lost)} of {len(names)} runs ended early:", *lost]))
+
+
+def summary_of_all(ensemble: Ensemble, out: Path, names: list[str]) -> str:
+    """A line a run, where they lie, what to do next."""
+    rows = [["run", "status", "epoch", "untrained", "last", "best"]]
+    for i, (name, member) in enumerate(zip(names, ensemble.members, strict=True)):
+        untrained, last = member.history[0], member.history[-1]
+        best = min(member.history, key=lambda row: row.train_loss)
+        skipped = sum(row.skipped for row in member.history)
+        status = "not finite" if i in ensemble.errors else "done" + (f", {skipped} skipped" if skipped else "")
+        rows.append([name, status, str(last.epoch), *(f"{row.test_loss:.4g}" for row in (untrained, last, best))])
+    seconds = sum(member.history[-1].seconds for member in ensemble.members)
+    lines = [
+        f"loss over the {len(ensemble.members[0].test_states)} held-out states:",
+        *(f"  {line}" for line in aligned(rows, left=2)),
+        "best: in the best epoch on the training states",
+        f"training took {seconds:.1f} s in all, evaluation not counted",
+        "next:",
+        f"  bptt evaluate {shlex.quote(str(out))}/*",
     ]
     return "\n".join(lines)
 

@@ -1,0 +1,1 @@
+"""What an update, a step and a start cost, beside peers and beside the limit of the machine."""

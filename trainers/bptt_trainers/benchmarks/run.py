@@ -1,0 +1,120 @@
+"""Measure what a folder does not hold yet, cell by cell, and write it as it comes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from bptt_trainers.benchmarks.config import BenchmarkConfig, PartName, file_of
+from bptt_trainers.benchmarks.limit import machine, versions
+from bptt_trainers.benchmarks.parts import PARTS, Part
+from bptt_trainers.benchmarks.table import Line, Row, matches, read_lines
+from bptt_trainers.benchmarks.worker import available_cores, measure_apart
+from bptt_trainers.comparison_table import to_csv
+from bptt_trainers.files import RunFolderError, write_atomic
+
+
+def run(config: BenchmarkConfig, out: Path, *, redo: bool = False) -> dict[PartName, list[Line]]:
+    """Measure the parts of `config`: those cells that `out` does not hold yet.
+
+    A part has a CSV file, which is written after every cell, a Markdown table of the same numbers, and a JSON file
+    with the settings, the machine and the versions that they are of.
+
+    Args:
+        config: what to measure.
+        out: the folder.
+        redo: delete what the folder holds of these parts, and measure anew.
+
+    Returns:
+        The lines of the CSV file of each part that could be measured.
+
+    Raises:
+        ValueError: if there are not so many cores as threads are asked for.
+        RunFolderError: if a file is of other settings or another machine, or cannot be read or written.
+        ChildProcessError: if a measurement fails.
+    """
+    cores = len(available_cores())
+    if max(config.threads) > cores:
+        raise ValueError(f"threads must be at most the {cores} cores that there are; got {config.threads}.")
+    if config.device == "cuda" and not torch.cuda.is_available():
+        print("device cuda is left out: torch finds no GPU here.", file=sys.stderr)
+        return {}
+    parts = {name: PARTS[name] for name in config.parts if config.device == "cpu" or PARTS[name].on_gpu}
+    for name in config.parts:
+        if name not in parts:
+            print(f"part {name} is left out: it is measured on the cpu only.", file=sys.stderr)
+    if redo:
+        for name in parts:
+            file_of(out, name, "csv").unlink(missing_ok=True)
+    for name, part in parts.items():
+        _claim(config, out, name, part)
+    return _measure(config, out, parts)
+
+
+def _measure(config: BenchmarkConfig, out: Path, parts: Mapping[PartName, Part]) -> dict[PartName, list[Line]]:
+    todo: dict[PartName, list[Row]] = {}
+    for name, part in parts.items():
+        lines = read_lines(file_of(out, name, "csv"))
+        todo[name] = [cell for cell in part.cells(config) if not any(matches(line, cell) for line in lines)]
+    bar = tqdm(
+        total=sum(map(len, todo.values())),
+        desc="benchmark",
+        unit="cell",
+        dynamic_ncols=True,
+        mininterval=0.1 if sys.stderr.isatty() else 10.0,  # seconds; a log file wants few lines
+    )
+    with bar:
+        for name, cells in todo.items():
+            for cell in cells:
+                shown = (str(value) for key, value in cell.items() if key != "env" and value != "")
+                bar.set_postfix_str(f"{name}: {' '.join(shown)}")
+                _add(out, name, measure_apart(name, config, cell), parts[name].cells(config))
+                bar.update()
+    return {name: read_lines(file_of(out, name, "csv")) for name in parts}
+
+
+def _add(out: Path, name: PartName, rows: list[Row], order: list[Row]) -> None:
+    """Add rows to a part's file, in the order of its cells; what is of other cells comes last."""
+    path = file_of(out, name, "csv")
+    lines: list[Any] = [*read_lines(path), *rows]
+    places = {id(line): next((i for i, cell in enumerate(order) if matches(line, cell)), len(order)) for line in lines}
+    write_atomic(path, to_csv(sorted(lines, key=lambda line: places[id(line)])).encode())
+    write_atomic(file_of(out, name, "md"), (PARTS[name].markdown(read_lines(path)) + "\n").encode())
+
+
+def _claim(config: BenchmarkConfig, out: Path, name: PartName, part: Part) -> None:
+    """Note what a part's numbers are of; refuse a file with those of something else."""
+    path = file_of(out, name, "json")
+    wanted = json.loads(
+        json.dumps(
+            {setting: getattr(config, setting) for setting in part.settings}
+            | {"machine": machine(config.device), "versions": versions()}
+        )
+    )
+    if file_of(out, name, "csv").exists():
+        stored = _read_json(path)
+        different = [
+            f"  {key}: {stored.get(key)!r} in the folder, {wanted.get(key)!r} now"
+            for key in dict.fromkeys([*stored, *wanted])
+            if stored.get(key) != wanted.get(key)
+        ]
+        if different:
+            raise RunFolderError(
+                "\n".join([f"{file_of(out, name, 'csv')} was measured otherwise:", *different])
+                + "\n--redo measures it anew, another --out keeps both."
+            )
+    write_atomic(path, (json.dumps(wanted, indent=2) + "\n").encode())
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        stored: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise RunFolderError(f"cannot read {path}, which says what the CSV file beside it is of: {error}.") from error
+    return stored

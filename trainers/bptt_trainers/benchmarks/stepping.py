@@ -1,0 +1,95 @@
+"""Environment steps a second: the vector environment of this project beside those of Gymnasium."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gymnasium as gym
+import torch
+
+import bptt_envs  # noqa: F401  # registers the ids
+from bptt_trainers.benchmarks.config import BenchmarkConfig
+from bptt_trainers.benchmarks.table import Line, Row, markdown, number, short
+from bptt_trainers.benchmarks.timing import in_turns_within
+
+BATCH = "vector_entry_point"
+OURS, NUMPY = "DiffCartPole-v0, one batch", "CartPole-v1, one batch (NumPy)"
+STEPPERS = {
+    OURS: ("DiffCartPole-v0", BATCH),
+    NUMPY: ("CartPole-v1", BATCH),
+    "DiffCartPole-v0, a process each": ("DiffCartPole-v0", "async"),
+    "CartPole-v1, a process each": ("CartPole-v1", "async"),
+}
+ACTIONS = 16  # drawn beforehand, so that drawing them is not timed; taken in turns
+
+
+def cells(config: BenchmarkConfig) -> list[Row]:
+    """One for each number of threads and environments; that of the cores, at which a process has one each, too."""
+    return [
+        {"device": "cpu", "threads": threads, "envs": count}
+        for threads in config.threads
+        for count in sorted({*config.envs, threads})
+    ]
+
+
+def measure(config: BenchmarkConfig, cell: Row) -> list[Row]:
+    """Steps a second by everything that can step so many environments, in turns."""
+    threads, count = int(cell["threads"]), int(cell["envs"])
+    torch.set_num_threads(threads)
+    made = {name: _make(name, count, threads) for name in STEPPERS if STEPPERS[name][1] == BATCH or count == threads}
+    try:
+        timings, repeats = in_turns_within(
+            {name: _steps(env) for name, env in made.items()}, config.seconds, config.repeats
+        )
+    finally:
+        for env in made.values():
+            env.close()
+    steps = ACTIONS * count
+    return [
+        cell
+        | {"stepper": name, "repeats": repeats}
+        | {"steps_per_second": short(steps / timing.median)}
+        | {"least": short(steps / timing.largest), "largest": short(steps / timing.least)}
+        for name, timing in timings.items()
+    ]
+
+
+def _make(name: str, count: int, threads: int) -> gym.vector.VectorEnv[Any, Any, Any]:
+    env_id, mode = STEPPERS[name]
+    # processes that are forked from one with threads may hang
+    options = {"context": "spawn"} if mode == "async" else {}
+    made = gym.make_vec(env_id, num_envs=count, vectorization_mode=mode, vector_kwargs=options)
+    made.reset(seed=0)
+    made.action_space.seed(0)
+    return made
+
+
+def _steps(env: gym.vector.VectorEnv[Any, Any, Any]) -> Callable[[], object]:
+    actions = [env.action_space.sample() for _ in range(ACTIONS)]
+
+    def run() -> None:
+        for action in actions:
+            env.step(action)
+
+    run()
+    return run
+
+
+def to_markdown(lines: Sequence[Line]) -> str:
+    """Thousand steps a second: a line for each number of threads and way of stepping, a column a number of envs."""
+    counts = sorted({int(line["envs"]) for line in lines})
+    rows: list[Row] = []
+    for threads in dict.fromkeys(line["threads"] for line in lines):
+        for name in dict.fromkeys(line["stepper"] for line in lines):
+            found = {int(line["envs"]): line for line in lines if (line["threads"], line["stepper"]) == (threads, name)}
+            row: Row = {"threads": threads, "steps by": name}
+            rows.append(row | {f"{n:,} env{'s' * (n > 1)}": _thousands(found.get(n)) for n in counts})
+    return f"Thousand steps a second, median (least to largest):\n\n{markdown(rows)}"
+
+
+def _thousands(line: Line | None) -> str:
+    if line is None:
+        return "–"
+    median, least, largest = (number(str(float(line[name]) / 1e3)) for name in ("steps_per_second", "least", "largest"))
+    return f"{median} ({least} to {largest})"

@@ -1,0 +1,105 @@
+"""A process of its own for each measurement: so many cores, no memory of what was measured before."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import tempfile
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from bptt_trainers.benchmarks.config import BenchmarkConfig
+from bptt_trainers.benchmarks.table import Row
+from bptt_trainers.program import CACHE_VARIABLE
+
+
+def measure_apart(part: str, config: BenchmarkConfig, cell: Row) -> list[Row]:
+    """Measure a cell of a part in a new process, which may use as many cores as the cell has threads.
+
+    The compilers' caches on disk are empty at its start. After an error or Ctrl-C nothing of it is left running.
+
+    Raises:
+        ChildProcessError: if it fails; the message says why.
+    """
+    with tempfile.TemporaryDirectory() as caches, _bound_to(available_cores()[: int(cell["threads"])]):
+        process = subprocess.Popen(
+            [sys.executable, "-m", __name__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=_environment(config, caches),
+            start_new_session=True,  # Ctrl-C is for this process, which ends that and all that it started
+        )
+        try:
+            answer, _ = process.communicate(pickle.dumps((part, config, cell)))
+        finally:
+            _end(process)
+    what = f"{part} ({', '.join(f'{name} {value}' for name, value in cell.items() if value != '')})"
+    if process.returncode:
+        raise ChildProcessError(f"measuring {what} ended with exit code {process.returncode}.")
+    kind, value = pickle.loads(answer)
+    if kind == "error":
+        raise ChildProcessError(f"measuring {what} failed:\n{value}")
+    rows: list[Row] = value
+    return rows
+
+
+def available_cores() -> Sequence[int]:
+    """The cores that this process may use; on systems that bind no process to a core, all there are."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return range(os.cpu_count() or 1)
+
+
+@contextmanager
+def _bound_to(cores: Sequence[int]) -> Iterator[None]:
+    """Within, this thread and the processes that it starts may use only some cores, where the system can bind them."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def _environment(config: BenchmarkConfig, caches: str) -> dict[str, str]:
+    """The variables of the process: threads are set in the program, JAX leaves a GPU's memory to torch too."""
+    variables = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "MKL_"))}
+    variables |= {"TORCHINDUCTOR_CACHE_DIR": caches, CACHE_VARIABLE: caches, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    return variables | ({"JAX_PLATFORMS": "cpu"} if config.device == "cpu" else {})
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a process that was started in a session of its own, with all that it started."""
+    if process.poll() is None:
+        if hasattr(os, "killpg"):
+            os.killpg(process.pid, signal.SIGKILL)
+        else:
+            process.kill()
+        process.wait()
+
+
+def main() -> None:
+    """What the process does: the request comes by stdin, the answer goes to stdout, all else to stderr."""
+    part, config, cell = pickle.load(sys.stdin.buffer)
+    with os.fdopen(os.dup(1), "wb") as out:
+        os.dup2(2, 1)
+        from bptt_trainers.benchmarks.parts import PARTS
+
+        answer: tuple[str, Any]
+        try:
+            answer = ("rows", PARTS[part].measure(config, cell))
+        except Exception:  # noqa: BLE001  # told to the other process, which raises it
+            answer = ("error", traceback.format_exc())
+        out.write(pickle.dumps(answer))
+
+
+if __name__ == "__main__":
+    main()

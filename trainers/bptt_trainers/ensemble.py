@@ -1,0 +1,318 @@
+"""Train many runs as one larger batch."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field, replace
+from itertools import combinations, product
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bptt_trainers.callbacks import Callback
+from bptt_trainers.config import Clip, TrainConfig
+from bptt_trainers.gradient import policy_gradient, stacked_engine
+from bptt_trainers.metrics import EpochMetrics
+from bptt_trainers.queries import DirectionQuery, LossQuery, Query, answer_comparisons, answer_directions, flattened
+from bptt_trainers.rules import MODIFIED, REGULAR, STOPPED
+from bptt_trainers.run_folder import Checkpoint
+from bptt_trainers.stacked import StackedEngine
+from bptt_trainers.trainer import NonFiniteError, Trainer
+
+SHARED = ("controller", "hidden", "engine", "compile", "device")
+"""Settings in which the members of an ensemble do not differ."""
+
+TRAJECTORY_NUMBERS = 2**25  # of the states that are kept at once when losses are computed: 128 MiB in float32
+
+PURPOSE = "ensembles"
+PROBE_STEPS = 2
+
+
+class CannotStackError(ValueError):
+    """The stacked engine cannot serve the controllers; the message says why. Single trainers can."""
+
+
+class Ensemble:
+    """Trains many runs at once, at a fraction of what they cost one after the other.
+
+    Every member is a `Trainer` with its own controller, optimizer, settings and run folder. Only what the members
+    ask of the engine is computed together, with the controllers stacked. So a member's numbers are those that it
+    has alone, but for rounding, and its folder is that of a single run: either can go on where the other stopped.
+
+    A member whose numbers are not finite, one that a callback ends and one that has its epochs drop out; the others
+    go on.
+
+    Args:
+        env: an environment of `bptt_envs`, or its `System`; the same for all.
+        configs: the settings of each member. They may differ in everything but `SHARED`; see `variations`. Members
+            that differ in `batch_size`, `train_states` or `test_states` share less of the work.
+        callbacks: each of them is called for every member, with its trainer.
+        controllers: a module for each member, alike but for their parameters' values. None: those that the
+            configurations name.
+
+    Attributes:
+        members: the trainers.
+        errors: by index, why members dropped out in the last `fit`.
+
+    Raises:
+        TypeError, ValueError: if the arguments do not fit together; the message names what differs.
+        CannotStackError: if such runs can be trained one by one only.
+    """
+
+    def __init__(
+        self,
+        env: Any,
+        configs: Sequence[TrainConfig],
+        callbacks: Sequence[Callback] = (),
+        controllers: Sequence[nn.Module] | None = None,
+    ) -> None:
+        _check_configs(configs, own_controllers=controllers is not None)
+        if controllers is not None and len(controllers) != len(configs):
+            raise ValueError(f"controllers must be one for each of the {len(configs)} configs; got {len(controllers)}.")
+        modules = [None] * len(configs) if controllers is None else controllers
+        self.members = [
+            Trainer(env, module, config, callbacks) for module, config in zip(modules, configs, strict=True)
+        ]
+        self.errors: dict[int, NonFiniteError] = {}
+        self._engines: dict[tuple[type[Query], int], StackedEngine] = {}
+        self._check_alike()
+        self._check_stacked()
+
+    def fit(self) -> list[list[EpochMetrics]]:
+        """Train until every member has its epochs or has dropped out, continuing what the run folders hold.
+
+        Returns:
+            The metrics of each member, as `Trainer.fit` returns them; those of a member in `errors` end early.
+
+        After an interruption or an error every member is at its last finished epoch, and so is its folder.
+
+        Raises:
+            RunFolderError: if a run folder holds another configuration or cannot be written.
+        """
+        self.errors = {}
+        with ExitStack() as stack:
+            for member in self.members:
+                stack.enter_context(member.session())
+            for member in self.members:
+                member.check_folder()
+            runs = [
+                _Run(i, member, stack.enter_context(closing(member.training())))
+                for i, member in enumerate(self.members)
+            ]
+            under_way = [run for run in runs if self._advance(run)]
+            self._check_alike()  # a folder may have brought other buffers
+            while under_way:
+                # Who is done with its epoch waits for the others: then all are judged in one call
+                due = [run for run in under_way if isinstance(run.query, DirectionQuery)] or under_way
+                for group in _by_shape(due):
+                    self._answer(group)
+                ended = {run.index for run in due if not self._advance(run)}
+                under_way = [run for run in under_way if run.index not in ended]
+        for i, member in enumerate(self.members):
+            if i not in self.errors:
+                member.draw_if_new()
+        return [member.history for member in self.members]
+
+    def _advance(self, run: _Run) -> bool:
+        """Let a member go on to its next query; return whether it has one."""
+        if run.random_state is not None:
+            run.trainer.set_random_state(run.random_state)
+        try:
+            run.query = next(run.training)
+        except StopIteration:
+            return False
+        except NonFiniteError as error:
+            self.errors[run.index] = error
+            return False
+        finally:
+            run.random_state = run.trainer.random_state()
+        return True
+
+    def _answer(self, group: Sequence[_Run]) -> None:
+        """Answer queries of one kind whose states have one shape."""
+        begin = time.perf_counter()
+        queries = [run.query for run in group if isinstance(run.query, DirectionQuery)]
+        filled = [*group, *[group[-1]] * (self._room(len(group)) - len(group) if queries else 0)]
+        engine = self._engine(type(group[0].query), len(filled))
+        parameters = _stacked([run.trainer for run in filled])
+        states = torch.stack([run.query.states for run in filled])
+        if not queries:
+            system = self.members[0].system
+            some = max(1, TRAJECTORY_NUMBERS // (len(group) * (system.horizon + 1) * system.state_size))
+            losses = torch.cat([engine.losses(parameters, part) for part in states.split(some, dim=1)], dim=1)
+            for run, loss in zip(group, losses.mean(1).tolist(), strict=True):
+                run.query.loss = loss
+            return
+        wanted = {feedback for query in queries for feedback in query.rule.passes}
+        wanted |= {REGULAR, MODIFIED} if any(query.compare for query in queries) else set()
+        losses, passes = engine(parameters, states, [one for one in (REGULAR, MODIFIED, STOPPED) if one in wanted])
+        flat = {feedback: of[: len(group)] for feedback, of in flattened(passes, parameters).items()}
+        answer_directions(queries, losses[: len(group)], flat, begin)
+        answer_comparisons(queries, flat)
+
+    def _room(self, members: int) -> int:
+        """How many members are computed for so many. A compiled engine is compiled for each number: it halves."""
+        if not self.members[0].config.compile:
+            return members
+        room = len(self.members)
+        while members <= room // 2:
+            room //= 2
+        return room
+
+    def _engine(self, kind: type[Query], members: int) -> StackedEngine:
+        if (kind, members) not in self._engines:
+            first = self.members[0]
+            template = copy.deepcopy(first.controller)
+            if kind is LossQuery:
+                template.eval()
+            self._engines[kind, members] = stacked_engine(
+                first.system, template, first.train_states, PURPOSE, compile=first.config.compile
+            )
+        return self._engines[kind, members]
+
+    def _check_alike(self) -> None:
+        """Refuse controllers that differ in more than the values of their parameters."""
+        first, *others = self.members
+        for i, other in enumerate(others, start=1):
+            different = _difference(first, other)
+            if different is not None:
+                raise ValueError(
+                    "the controllers of an ensemble must be alike but for the values of their parameters; those of "
+                    f"members 0 and {i} differ: {different}."
+                )
+
+    def _check_stacked(self) -> None:
+        """Refuse controllers that the engine cannot stack, and those that differ in what no tensor shows."""
+        for i, member in enumerate(self.members):
+            if member.choice.engine.name != "adjoint":
+                raise CannotStackError(
+                    f"an ensemble needs the adjoint engine; of member {i}, {member.choice.reason}. {_ONE_BY_ONE}"
+                )
+        owned = [parameter for member in self.members for parameter in member.parameters.values()]
+        if len(set(owned)) < len(owned):
+            raise ValueError("controllers must be modules of their own; some of them share parameters.")
+        first = self.members[0]
+        short = copy.copy(first.system)
+        short.horizon = PROBE_STEPS
+        states = torch.stack([member.train_states[:1] for member in self.members])
+        try:
+            engine = stacked_engine(short, first.controller, states[0], PURPOSE)
+            _, passes = engine(_stacked(self.members), states, [REGULAR])
+        except RuntimeError as error:
+            raise CannotStackError(
+                f"controllers of type {type(first.controller).__name__} cannot be stacked "
+                f"({str(error).splitlines()[0]}). {_ONE_BY_ONE}"
+            ) from error
+        together = flattened(passes, first.parameters)[REGULAR]
+        for i, member in enumerate(self.members):
+            alone = policy_gradient(short, member.controller, states[i], "R", "adjoint").directions
+            expected = torch.cat([direction.flatten() for direction in alone.values()])
+            tolerance = 1e-3 if expected.dtype is torch.float32 else 1e-9
+            if expected.isfinite().all() and not (together[i] - expected).norm() <= tolerance * expected.norm():
+                raise ValueError(
+                    f"the controllers of an ensemble must be alike but for the values of their parameters; that of "
+                    f"member {i} does something else than that of member 0 would do with its parameters."
+                )
+
+
+_ONE_BY_ONE = "Train such runs one by one, each by a Trainer."
+
+
+def variations(
+    config: TrainConfig,
+    *,
+    rules: Sequence[str] | None = None,
+    clips: Sequence[Clip] | None = None,
+    learning_rates: Sequence[float] | None = None,
+    seeds: Sequence[int] | None = None,
+) -> list[TrainConfig]:
+    """`config` with every combination of the given settings, the last of them changing fastest.
+
+    If `config.out` is set, each has a folder in it that is named by what was given, such as C-none-lr0.001-seed3.
+
+    Raises:
+        ValueError: if nothing is given, a value is out of range or given twice.
+    """
+    given = {"rules": rules, "clips": clips, "learning_rates": learning_rates, "seeds": seeds}
+    axes = {name: tuple(values) for name, values in given.items() if values is not None}
+    if not axes:
+        raise ValueError(f"variations needs values for at least one of {', '.join(given)}.")
+    for name, values in axes.items():
+        if not values or len(set(values)) < len(values):
+            raise ValueError(f"{name} must be at least one, each once; got {values!r}.")
+    members = []
+    for values in product(*axes.values()):
+        settings: dict[str, Any] = {name.removesuffix("s"): value for name, value in zip(axes, values, strict=True)}
+        folder = "-".join(_PREFIXES[name] + str(value) for name, value in settings.items())
+        members.append(replace(config, **settings, out=None if config.out is None else config.out / folder))
+    return members
+
+
+_PREFIXES = {"rule": "", "clip": "", "learning_rate": "lr", "seed": "seed"}
+
+
+@dataclass
+class _Run:
+    """A member while it trains."""
+
+    index: int
+    trainer: Trainer
+    training: Generator[Query, None, None]
+    query: Query = field(init=False)
+    random_state: Checkpoint | None = None
+
+
+def _by_shape(runs: Sequence[_Run]) -> list[list[_Run]]:
+    groups: dict[torch.Size, list[_Run]] = {}
+    for run in runs:
+        groups.setdefault(run.query.states.shape, []).append(run)
+    return list(groups.values())
+
+
+def _stacked(members: Sequence[Trainer]) -> dict[str, Tensor]:
+    return {
+        name: torch.stack([member.parameters[name].detach() for member in members]) for name in members[0].parameters
+    }
+
+
+def _difference(first: Trainer, other: Trainer) -> str | None:
+    """In words, how two controllers differ other than in the values of their parameters; None if they do not."""
+    states = [member.controller.state_dict(keep_vars=True) for member in (first, other)]
+    for name in dict.fromkeys([*states[0], *states[1]]):
+        one, two = (state.get(name) for state in states)
+        if _kind(one) != _kind(two):
+            return f"{name} is {_kind(one)} and {_kind(two)}"
+        if isinstance(one, Tensor) and isinstance(two, Tensor) and not one.requires_grad and not torch.equal(one, two):
+            return f"{name}, which is not trained, has other values"
+    return None
+
+
+def _kind(value: Any) -> str:
+    if not isinstance(value, Tensor):
+        return "missing" if value is None else type(value).__name__
+    return f"{tuple(value.shape)} {value.dtype}{', trained' if value.requires_grad else ''}"
+
+
+def _check_configs(configs: Sequence[TrainConfig], own_controllers: bool) -> None:
+    if not isinstance(configs, Sequence) or not configs or not all(isinstance(c, TrainConfig) for c in configs):
+        raise TypeError(f"configs must be a list of TrainConfig, at least one; got {configs!r}.")
+    first = configs[0]
+    for i, config in enumerate(configs):
+        for name in SHARED:
+            if getattr(config, name) != getattr(first, name):
+                raise ValueError(
+                    f"the members of an ensemble must agree in {name}; configs[0] has {getattr(first, name)!r}, "
+                    f"configs[{i}] {getattr(config, name)!r}."
+                )
+    if first.engine == "autograd":
+        raise CannotStackError(f"an ensemble is computed by the adjoint engine; got engine='autograd'. {_ONE_BY_ONE}")
+    for (i, one), (j, other) in combinations(enumerate(configs), 2):
+        if one.out is not None and other.out is not None and Path(one.out).resolve() == Path(other.out).resolve():
+            raise ValueError(f"members need folders of their own; out is {one.out} in configs[{i}] and configs[{j}].")
+        if one == other and not own_controllers:
+            raise ValueError(f"configs[{i}] and configs[{j}] are the same run; give them other seeds or rules.")
