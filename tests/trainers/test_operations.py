@@ -94,6 +94,16 @@ def test_operations_of_the_way_back_grow_by_one_a_step():
     assert counts[1] - counts[0] <= 100 * 1
 
 
+def test_operations_of_the_way_back_without_feedback_do_not_grow_with_the_steps():
+    counts = []
+    for horizon in (100, 200):
+        system, controller, states = cart_pole(horizon)
+        engine = AdjointEngine(system, controller)
+        trajectory = rollout(system, controller, states)
+        counts.append(count(lambda e=engine, t=trajectory: e.backward(t, (STOPPED,))))
+    assert counts[0] == counts[1]
+
+
 # On the device "meta" a tensor has no values: whatever would wait for one, or mix it with one of another device, fails.
 
 

@@ -189,7 +189,8 @@ def _glorot_linear(
     inputs: int, outputs: int, generator: torch.Generator | None, *, bias: bool = True, kernel: int = 1
 ) -> nn.Linear:
     """A linear layer with Glorot-uniform weights, those of a convolution if `kernel` is above 1; zero bias."""
-    linear: nn.Linear = nn.utils.skip_init(nn.Linear, inputs, outputs, bias=bias)  # draws no global random numbers
+    with torch.random.fork_rng(devices=()):  # draws no global random numbers; skip_init would import sympy, seconds
+        linear = nn.Linear(inputs, outputs, bias=bias)
     nn.init.xavier_uniform_(linear.weight.view(outputs, inputs // kernel, kernel), generator=generator)
     if bias:
         nn.init.zeros_(linear.bias)

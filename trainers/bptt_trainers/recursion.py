@@ -73,7 +73,6 @@ def dense_sweep(
                 offset = _sum(offset, (slopes.by_action.unsqueeze(1) @ slopes.controller).squeeze(1))
         transitions.append(transition.mT.unflatten(0, (steps, batch)))
         offsets.append(offset)
-    stacked = torch.stack(transitions, dim=1).flatten(1, 2)  # (S, P B, n, n)
     offset_rows = _stack_rows(offsets, steps, batch, by_state.shape[0])
     next_rows = _stack_rows([slopes.by_next_state] * len(passes), steps, batch, by_state.shape[0])
 
@@ -85,15 +84,21 @@ def dense_sweep(
             None if offset_rows is None else offset_rows[1:],
             None if next_rows is None else next_rows[:-1],
         )
-    mus = [mu]
-    for t in range(steps - 1, 0, -1):
-        mu = stacked[t] @ mu if between is None else torch.baddbmm(between[t - 1], stacked[t], mu)
-        mus.append(mu)
-    start = stacked[0] @ mu
+    if any(feedback.physics or feedback.controller for feedback in passes):
+        stacked = torch.stack(transitions, dim=1).flatten(1, 2)  # (S, P B, n, n)
+        mus = [mu]
+        for t in range(steps - 1, 0, -1):
+            mu = stacked[t] @ mu if between is None else torch.baddbmm(between[t - 1], stacked[t], mu)
+            mus.append(mu)
+        start = stacked[0] @ mu
+        mus.reverse()
+        arriving = torch.stack(mus)
+    else:  # nothing is fed back
+        start = torch.zeros_like(mu)
+        earlier = mu.new_zeros(steps - 1, *mu.shape) if between is None else between
+        arriving = torch.cat([earlier, mu.unsqueeze(0)])
     start = start if offset_rows is None else start + offset_rows[0]
-
-    mus.reverse()
-    arriving = torch.stack(mus).view(steps, len(passes), batch, -1)
+    arriving = arriving.view(steps, len(passes), batch, -1)
     weights = arriving.permute(0, 2, 1, 3).flatten(0, 1) @ by_action
     if slopes.by_action is not None:
         weights = weights + slopes.by_action.unsqueeze(1)

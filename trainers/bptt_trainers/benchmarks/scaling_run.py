@@ -48,8 +48,10 @@ def scale(config: ScalingConfig) -> list[Measurement]:
     done = {(row.axis, row.value): row for row in read_measurements(path)}
     _check_same(path, done.values(), config)
     missing = [[p for p in AXES[name].points(name) if (name, p.value) not in done] for name in config.axes]
+    count = sum(map(len, missing))
     bar = tqdm(
-        total=sum(map(len, missing)),
+        total=count,
+        disable=count == 0,
         desc="scaling",
         unit="point",
         dynamic_ncols=True,

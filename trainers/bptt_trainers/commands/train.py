@@ -18,6 +18,7 @@ from bptt_trainers.commands.exits import Interrupted, checking_arguments
 from bptt_trainers.commands.output import aligned
 from bptt_trainers.config import Clip, OnNonfinite, TrainConfig
 from bptt_trainers.ensemble import Ensemble, variations
+from bptt_trainers.program import cache_folder
 from bptt_trainers.run_folder import RunFolder
 from bptt_trainers.trainer import NonFiniteError, Trainer
 
@@ -140,10 +141,18 @@ class Announce(Callback):
         folder = "" if trainer.folder is None else trainer.folder.path
         if done == 0:
             print(f"{folder}: starting, {epochs} epochs of {trainer.updates_per_epoch} updates", flush=True)
+            announce_compiling(trainer.config)
         elif done < epochs:
             print(f"{folder}: continuing after epoch {done} of {epochs}", flush=True)
+            announce_compiling(trainer.config)
         else:
             print(f"{folder}: all {epochs} epochs are done; bptt resume with more --epochs goes further", flush=True)
+
+
+def announce_compiling(config: TrainConfig) -> None:
+    """Say why nothing happens for a while."""
+    if config.compile:
+        print(f"compiling, unless {cache_folder()} has the programs already: about a quarter of a minute for each", flush=True)
 
 
 def default_folder(env_id: str, options: dict[str, Any], config: TrainConfig, several: Collection[str] = ()) -> Path:
@@ -214,6 +223,7 @@ def fit_together(ensemble: Ensemble, out: Path) -> None:
     """
     names = [str(member.folder.path.relative_to(out)) for member in ensemble.members if member.folder is not None]
     print(f"{out}: {len(names)} runs of {ensemble.members[0].config.epochs} epochs, trained together", flush=True)
+    announce_compiling(ensemble.members[0].config)
     try:
         ensemble.fit()
     except KeyboardInterrupt:

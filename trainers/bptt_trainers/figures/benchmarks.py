@@ -56,7 +56,7 @@ def memory_figure(lines: Sequence[Line]) -> Figure:
     ink, muted, blue = rgb(INK), rgb(MUTED), COLORS["R"]
     _line(axes, chosen(lines, engine="adjoint"), "horizon", "peak_mib", COLORS["C"], "adjoint engine")
     _line(axes, plain, "horizon", "peak_mib", blue, "autograd engine")
-    _line(axes, _in_proportion(plain), "horizon", "peak_mib", blue, "the same, in proportion", linestyle="--")
+    _line(axes, _in_proportion(plain), "horizon", "peak_mib", blue, "autograd, continued in proportion", linestyle="--")
     _line(axes, lines, "horizon", "states_mib", muted, "the states and actions themselves", linestyle=":")
     axes.axhline(BAR / MIB, color=ink, linewidth=1.0, linestyle="-.", label=f"{BAR / 2**30:g} GiB")
     axes.set_ylabel("peak memory of an update by rule C [MiB]", fontsize=9)
