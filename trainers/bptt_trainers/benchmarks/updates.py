@@ -21,9 +21,7 @@ from bptt_trainers.rules import RULES
 
 TaskOptions = tuple[str, Mapping[str, Any], int]  # id, options, batch
 
-QUANTUM: list[TaskOptions] = [
-    ("DiffQuantumControl-v0", {"n_points": points}, batch) for points, batch in ((32, 8), (32, 256))
-]
+QUANTUM: list[TaskOptions] = [("DiffQuantumControl-v0", {"n_points": 32}, 8)]
 GUIDANCE: list[TaskOptions] = [
     ("DiffGuidance-v0", {"n_drivers": drivers, "n_evaders": evaders}, batch)
     for drivers, evaders, batch in ((2, 4, 8), (8, 64, 8))
@@ -37,7 +35,7 @@ def update_cells(config: BenchmarkConfig) -> list[Row]:
 
 
 def quantum_cells(config: BenchmarkConfig) -> list[Row]:
-    """The paper's quantum control, at two batch sizes."""
+    """The paper's quantum control."""
     return _cells(config, QUANTUM, max(config.threads))
 
 

@@ -152,7 +152,7 @@ class Announce(Callback):
 def announce_compiling(config: TrainConfig) -> None:
     """Say why nothing happens for a while."""
     if config.compile:
-        print(f"compiling, unless {cache_folder()} has the programs already: about a quarter of a minute for each", flush=True)
+        print(f"compiling what {cache_folder()} does not hold: about a quarter of a minute a program", flush=True)
 
 
 def default_folder(env_id: str, options: dict[str, Any], config: TrainConfig, several: Collection[str] = ()) -> Path:
