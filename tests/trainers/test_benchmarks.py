@@ -40,7 +40,7 @@ def place(tmp_path, monkeypatch):
 
 def a_task(env="DiffCartPole-v0", batch=4, config=None, **options):
     cell = {"env": env, "options": write_options(options), "device": "cpu", "threads": 1, "batch": batch}
-    return make_task(config or BenchmarkConfig(unrolled_batches=(batch,)), cell)
+    return make_task(config or BenchmarkConfig(env=env, unrolled_batches=(batch,)), cell)
 
 
 # Peers
