@@ -19,7 +19,7 @@ from bptt_envs import System
 from bptt_trainers.benchmarks.memory import MIB, MemoryExceeded, Program, peak_memory
 from bptt_trainers.benchmarks.scaling import AXES, MOST_MEMORY, Point, ScalingConfig
 from bptt_trainers.benchmarks.scaling_file import Measurement, read_measurements, write_measurements
-from bptt_trainers.benchmarks.timing import in_turns, threads
+from bptt_trainers.benchmarks.timing import in_turns, threads, waited_for
 from bptt_trainers.config import TrainConfig
 from bptt_trainers.controllers import Controller
 from bptt_trainers.default_controllers import default_controller
@@ -75,7 +75,7 @@ def _measure(points: Sequence[Point], config: ScalingConfig, say: Callable[[str]
     fitting = [point for point in points if math.isfinite(peaks[point.value])]
     if fitting:
         say(f"{fitting[0].axis} {fitting[0].value} to {fitting[-1].value}, time")
-    timings = in_turns({p.value: _waited_for(_update(p, config), config.device) for p in fitting}, config.repeats)
+    timings = in_turns({p.value: waited_for(_update(p, config), config.device) for p in fitting}, config.repeats)
     for point in points:
         say(f"{point.axis} {point.value}, loss")
         system, controller = _task(point, config.device)
@@ -119,18 +119,6 @@ def _update(point: Point, config: ScalingConfig) -> Program:
     return program
 
 
-def _waited_for(program: Program, device: str) -> Program:
-    """The program, and the end of what it left to a GPU."""
-    if torch.device(device).type != "cuda":
-        return program
-
-    def run() -> None:
-        program()
-        torch.cuda.synchronize(device)
-
-    return run
-
-
 def _alone(point: Point, config: ScalingConfig) -> Program:
     """The update, in the process in which its memory is measured."""
     torch.set_num_threads(config.threads)
@@ -149,7 +137,7 @@ def _peak(point: Point, config: ScalingConfig) -> float:
 
 def _peak_on_gpu(point: Point, config: ScalingConfig) -> float:
     try:
-        run = _waited_for(_update(point, config), config.device)
+        run = waited_for(_update(point, config), config.device)
         torch.cuda.reset_peak_memory_stats(config.device)
         before = torch.cuda.memory_allocated(config.device)
         run()
