@@ -12,7 +12,7 @@ $(STAMP): export PIP_CONSTRAINT := constraints.txt
 $(STAMP): export PIP_BUILD_CONSTRAINT := constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format clean
+.PHONY: help demo test smoke lint format clean
 
 help: ## say what there is
 	@echo "make TARGET [PYTHON=python3.12] [PYTEST_ARGS=\"-k rules\"]"
@@ -23,6 +23,10 @@ demo: $(STAMP) ## train a controller by BPTT and one by PPO, compare them: table
 
 test: $(STAMP) ## run the tests
 	@$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+
+smoke: $(STAMP) ## run every experiment of docs/results.md for one short epoch
+	@rm -rf runs/smoke
+	@$(VENV)/bin/bptt reproduce --tier smoke --out runs/smoke
 
 lint: $(STAMP) ## check style, formatting and types
 	$(VENV)/bin/ruff check

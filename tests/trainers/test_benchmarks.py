@@ -17,16 +17,18 @@ from bptt_trainers import RULES, policy_gradient
 from bptt_trainers.autograd_engine import AutogradEngine
 from bptt_trainers.benchmarks import limit, peers, run, stepping, targets, update_memory
 from bptt_trainers.benchmarks.config import PART_NAMES, BenchmarkConfig, file_of
-from bptt_trainers.benchmarks.document import PLACE, TARGETS, filled, tables
+from bptt_trainers.benchmarks.document import TARGETS, tables
 from bptt_trainers.benchmarks.parts import PARTS
 from bptt_trainers.benchmarks.peers import PEERS, LeftOut, autograd_bytes
 from bptt_trainers.benchmarks.table import markdown, number, read_lines
 from bptt_trainers.benchmarks.timing import LEAST_REPEATS, in_turns_within
-from bptt_trainers.benchmarks.updates import make_task, read_options, write_options
+from bptt_trainers.benchmarks.updates import make_task
 from bptt_trainers.benchmarks.worker import measure_apart
 from bptt_trainers.cli import main
 from bptt_trainers.comparison_table import to_csv
 from bptt_trainers.files import RunFolderError
+from bptt_trainers.options import read_options, write_options
+from bptt_trainers.page import PLACE, filled
 from bptt_trainers.rules import REGULAR
 
 ROOT = Path(__file__).parents[2]
@@ -463,8 +465,8 @@ def test_a_table_of_updates_says_who_was_left_out_and_why():
 def test_a_page_gets_the_tables_between_its_marks_and_nothing_else():
     write("limit", [{"device": "cpu", "threads": 1, "size": 2, "gflops": 7, "machine": "m", "versions": "v"}])
     page = "# A\n<!-- limit -->\nold\n<!-- end -->\nwords\n<!-- updates -->\nkept\n<!-- end -->\n"
-    new = filled(page, Path("out"))
-    assert new == filled(new, Path("out"))
+    new = filled(page, tables(Path("out")))
+    assert new == filled(new, tables(Path("out")))
     assert new.startswith("# A\n<!-- limit -->\n\nGFLOP/s")
     assert new.endswith("<!-- end -->\nwords\n<!-- updates -->\nkept\n<!-- end -->\n")
 
@@ -483,7 +485,7 @@ def measured_parts():
 
 def test_the_page_of_the_documentation_shows_what_its_files_hold():
     text = PAGE.read_text(encoding="utf-8")
-    assert filled(text, RESULTS) == text
+    assert filled(text, tables(RESULTS)) == text
     assert sorted(place["name"] for place in PLACE.finditer(text)) == sorted([*measured_parts(), TARGETS])
 
 

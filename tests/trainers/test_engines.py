@@ -457,7 +457,7 @@ def test_long_horizon_keeps_memory_to_the_states():
     [
         ({"rule": "Q"}, "rule must be one of 'R', 'M', 'S', 'C'; got 'Q'"),
         ({"engine": "adjont"}, "engine must be one of .* got 'adjont'. Did you mean 'adjoint'?"),
-        ({"combine": "both"}, "combine must be one of 'modified', 'regular'; got 'both'"),
+        ({"combine": "both"}, "combine must be one of 'modified', 'regular', 'random'; got 'both'"),
         ({"initial_states": torch.zeros(3, 5)}, r"initial_states must be a tensor \(B, 4\).*got \(3, 5\)"),
         ({"initial_states": torch.zeros(0, 4)}, "B >= 1"),
         ({"initial_states": torch.zeros(3, 4)}, "initial_states must be torch.float64 .*got torch.float32"),
@@ -560,12 +560,50 @@ def test_passes_of_a_rule_see_the_same_random_numbers():
     assert relative_error(results["C"].passes[MODIFIED], results["M"].directions) == 0
 
 
+def test_combined_at_random_keeps_as_much_of_each_tensor_of_m_as_agreement_would():
+    system = MultiPole(objective="continuous")
+    states, controller = start(system), mlp(system)
+    agreeing = policy_gradient(system, controller, states, "C")
+    modified = agreeing.passes[MODIFIED]
+
+    def drawn(seed):
+        generator = torch.Generator().manual_seed(seed)
+        return policy_gradient(system, controller, states, combine="random", generator=generator).directions
+
+    first, same, other = drawn(0), drawn(0), drawn(1)
+    unlike = {"agreement": 0, "another seed": 0}
+    for name, direction in first.items():
+        kept = direction != 0
+        assert kept.sum() == (other[name] != 0).sum() == (agreeing.directions[name] != 0).sum(), name
+        assert torch.equal(direction[kept], modified[name][kept])
+        assert torch.equal(direction, same[name])
+        unlike["agreement"] += int((kept != (agreeing.directions[name] != 0)).sum())
+        unlike["another seed"] += int((kept != (other[name] != 0)).sum())
+    assert min(unlike.values()) > 0
+
+
+def test_without_a_generator_the_random_places_are_drawn_from_torchs_random_numbers():
+    system = MultiPole(objective="continuous")
+    states, controller = start(system), mlp(system)
+    drawn = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        directions = policy_gradient(system, controller, states, combine="random").directions
+        drawn.append(torch.cat([direction.flatten() for direction in directions.values()]))
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+
+
 def test_combined_does_not_hide_what_is_not_a_number():
     nan, one = {"w": torch.tensor([math.nan, 1.0, 2.0])}, {"w": torch.tensor([1.0, 1.0, -1.0])}
     for first, second in ((nan, one), (one, nan)):
         direction = combined(RULES["C"], {REGULAR: first, MODIFIED: second})["w"]
         assert direction.isnan().tolist() == [True, False, False]
         assert direction[1:].tolist() == [1.0, 0.0]
+        for seed in range(8):
+            generator = torch.Generator().manual_seed(seed)
+            shuffled = combined(RULES["C"], {REGULAR: first, MODIFIED: second}, "random", generator)["w"]
+            assert shuffled.isnan().tolist() == [True, False, False]
     infinite = {"w": torch.tensor([math.inf])}  # an exploded R still has a sign
     assert combined(RULES["C"], {REGULAR: infinite, MODIFIED: {"w": torch.tensor([2.0])}})["w"].tolist() == [2.0]
 

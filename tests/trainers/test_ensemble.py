@@ -44,6 +44,9 @@ DIFFERENT = [  # in everything that may differ, with a ragged last batch among t
     replace(TINY, rule="C", seed=5, train_states=10),
     replace(TINY, rule="R", seed=6, batch_size=3, test_states=5),
     replace(TINY, rule="C", seed=7, epochs=2),
+    replace(TINY, rule="C", seed=8, combine="random", average=0.5, amsgrad=True),
+    replace(TINY, rule="C", seed=9, combine="random", final_learning_rate=0.0),
+    replace(TINY, rule="R", seed=10, average=0.9, adam_betas=(0.5, 0.9), final_learning_rate=1e-4, clip="norm"),
 ]
 
 

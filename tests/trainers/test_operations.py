@@ -18,6 +18,7 @@ from bptt_trainers.stacked import StackedEngine
 PASSES = (REGULAR, MODIFIED)
 VIEWS = {"view", "unsafe_view", "expand", "slice", "select", "t", "transpose", "permute"}
 VIEWS |= {"unsqueeze", "squeeze", "detach", "alias"}
+VIEWS |= {"mT", "flatten", "unflatten", "reshape"}  # in inference mode these come whole; none of them copies here
 
 
 class Recorder(TorchDispatchMode):

@@ -66,6 +66,8 @@ def test_defaults_are_the_papers():
     assert (config.rule, config.combine, config.clip) == ("C", "modified", "none")
     assert (config.batch_size, config.train_states, config.test_states, config.epochs) == (8, 256, 256, 1000)
     assert (config.learning_rate, config.adam_epsilon, config.hidden) == (1e-3, 1e-7, None)
+    assert (config.final_learning_rate, config.adam_betas, config.amsgrad) == (None, (0.9, 0.999), False)
+    assert config.average == 0.0
     controller = default_controller(CartPole())
     linear = [layer for layer in controller.layers if isinstance(layer, nn.Linear)]
     assert [tuple(layer.weight.shape) for layer in linear] == [(100, 4), (100, 100), (1, 100)]
@@ -321,6 +323,8 @@ def test_a_run_goes_on_under_settings_that_do_not_change_it(tmp_path):
 
     def as_by_an_earlier_version(stored):
         assert (stored["training"].pop("device"), stored["training"].pop("compile")) == ("cpu", False)
+        optimizer = ("final_learning_rate", "adam_betas", "amsgrad", "average")
+        assert [stored["training"].pop(name) for name in optimizer] == [None, [0.9, 0.999], False, 0.0]
 
     edit_config(tmp_path / "run", as_by_an_earlier_version)
     assert RunFolder(tmp_path / "run").train_config() == config
@@ -350,6 +354,11 @@ def test_finished_run_is_not_computed_or_drawn_again(tmp_path):
     [
         ({"rule": "M"}, r"training.rule: 'C' in the folder, 'M' asked for"),
         ({"seed": 3}, r"training.seed: 0 in the folder, 3 asked for"),
+        ({"combine": "random"}, r"training.combine: 'modified' in the folder, 'random' asked for"),
+        ({"adam_betas": (0.9, 0.99)}, r"training.adam_betas: \[0.9, 0.999\] in the folder, \[0.9, 0.99\] asked for"),
+        ({"amsgrad": True}, r"training.amsgrad: False in the folder, True asked for"),
+        ({"average": 0.9}, r"training.average: 0.0 in the folder, 0.9 asked for"),
+        ({"final_learning_rate": 0.0}, r"training.final_learning_rate: None in the folder, 0.0 asked for"),
         ({"hidden": (9,)}, r"controller.settings.hidden: \[8\] in the folder, \[9\] asked for"),
     ],
 )
@@ -531,6 +540,17 @@ def test_callbacks_are_called_in_order_and_can_end_training():
         ({"epochs": 0}, "epochs must be an integer of at least 1; got 0"),
         ({"batch_size": 300}, r"batch_size must be at most train_states \(256\); got 300"),
         ({"learning_rate": -1.0}, "learning_rate must be a finite number above 0; got -1.0"),
+        ({"final_learning_rate": -1e-4}, "final_learning_rate must be a finite number of at least 0; got -0.0001"),
+        ({"final_learning_rate": 0.01}, r"final_learning_rate must be at most learning_rate \(0.001\); got 0.01"),
+        (
+            {"adam_betas": [0.9, 0.999]},
+            r"adam_betas must be a tuple of two, .*; got \[0.9, 0.999\]",
+        ),
+        ({"adam_betas": (0.9,)}, r"adam_betas must be a tuple of two, such as \(0.9, 0.999\); got \(0.9,\)"),
+        ({"adam_betas": (0.9, 1.0)}, "adam_betas must be a number of at least 0 and below 1; got 1.0"),
+        ({"adam_betas": (-0.1, 0.9)}, "adam_betas must be a finite number of at least 0; got -0.1"),
+        ({"average": 1.0}, "average must be a number of at least 0 and below 1; got 1.0"),
+        ({"average": float("nan")}, "average must be a finite number of at least 0; got nan"),
         ({"hidden": (10, 0)}, "hidden must be an integer of at least 1; got 0"),
         ({"seed": -1}, "seed must be an integer of at least 0; got -1"),
         ({"on_nonfinite": "ignore"}, "on_nonfinite must be one of 'stop', 'skip'; got 'ignore'"),

@@ -47,6 +47,7 @@ COMMANDS = {
     "diagnose": Entry("bptt_trainers.commands.diagnose:Diagnose", "draw how the rules differed in a training run"),
     "fields": Entry("bptt_trainers.commands.fields:Fields", "draw the fields of R, M and C around a run's checkpoints"),
     "toys": Entry("bptt_trainers.commands.toys:Toys", "draw the fields of R, M and C of the paper's two toy examples"),
+    "reproduce": Entry("bptt_trainers.commands.reproduce:Reproduce", "rerun the paper's experiments, with statistics"),
     "scale": Entry("bptt_trainers.commands.scale:Scale", "measure time, memory and loss as a task grows"),
     "envs": Entry("bptt_trainers.commands.envs:Envs", "list the environments and their options"),
     "benchmark": Entry("bptt_trainers.commands.benchmark:Benchmark", "time updates, steps and starts, beside peers"),

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 from tyro.conf import Suppress
 
 from bptt_envs.checks import nearest, positive, positive_integer
@@ -24,9 +22,12 @@ from bptt_trainers.figures.comparison import curves_figure
 from bptt_trainers.figures.style import save_figure
 from bptt_trainers.files import RunFolderError, write_atomic
 from bptt_trainers.methods import BPTT, METHODS, Budget, learning_curve
+from bptt_trainers.threads import threads
 
 # Settings that do not change a run: a comparison may be continued with others.
 CHANGEABLE = ("methods", "seeds", "losses", "together")
+
+DEFAULTS = json.loads(json.dumps(asdict(TrainConfig())))  # of settings that are younger than a folder
 
 FINISHED = "curve.csv"  # written into the folder of a run when it is done
 
@@ -141,7 +142,7 @@ def compare(config: ComparisonConfig, progress: bool = True) -> Comparison:
     """
     _begin(config)
     curves: dict[tuple[str, int], Curve] = {}
-    with _threads(config.threads):
+    with threads(config.threads):
         if config.together:
             _train_together(config, progress)
         for seed in config.seeds:  # the outer loop, so that a comparison cut short has all methods
@@ -216,16 +217,6 @@ def _title(config: ComparisonConfig) -> str:
     return f"{config.env}{options}, judged by the {objective} loss: median and range over {len(config.seeds)} seeds"
 
 
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def _begin(config: ComparisonConfig) -> None:
     """Claim the folder, or check that what is there belongs to the same comparison."""
     path = config.out / "comparison.json"
@@ -255,6 +246,7 @@ def _differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[s
     for method, settings in wanted["settings"].items():
         before = stored.get("settings", {}).get(method)
         if before is not None:
+            defaults = DEFAULTS if isinstance(METHODS[method], BPTT) else {}
             names = dict.fromkeys([*before, *settings])
-            pairs += [(f"{method} {name}", before.get(name), settings.get(name)) for name in names]
+            pairs += [(f"{method} {name}", before.get(name, defaults.get(name)), settings.get(name)) for name in names]
     return [f"{name}: {old!r} in the folder, {new!r} asked for" for name, old, new in pairs if old != new]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from bptt_envs.checks import one_of, positive, positive_integer
+from bptt_envs.checks import not_negative, one_of, positive, positive_integer
 from bptt_trainers.default_controllers import CONTROLLER_NAMES, ControllerName
 from bptt_trainers.gradient import ENGINES, EngineName
 from bptt_trainers.rules import COMBINE, RULES, Combine
@@ -28,7 +28,7 @@ class TrainConfig:
     """Update rule: R (regular), M (modified), S (stopped) or C (combined)."""
 
     combine: Combine = "modified"
-    """The component that rule C keeps where the signs of R and M agree."""
+    """The component that rule C keeps where the signs of R and M agree; random: M's, at as many random places."""
 
     clip: Clip = "none"
     """Clipping of the direction: none, by value (each component to [-1, 1]) or by global norm (to 1)."""
@@ -48,8 +48,20 @@ class TrainConfig:
     learning_rate: float = 1e-3
     """Step size of Adam."""
 
+    final_learning_rate: float | None = None
+    """To where the step size falls along half a cosine over all updates of epochs, 0 for none left. None: constant."""
+
     adam_epsilon: float = 1e-7
     """Epsilon of Adam."""
+
+    adam_betas: tuple[float, float] = (0.9, 0.999)
+    """Decay an update of Adam's means of the direction and of its square."""
+
+    amsgrad: bool = False
+    """Divide by the largest mean square so far in place of the latest: AMSGrad."""
+
+    average: float = 0.0
+    """Decay an update of a moving average of the weights, which is judged and kept in their place; 0 for none."""
 
     controller: ControllerName = "default"
     """The controller, unless one is given: the paper's for the environment (default), mlp or conv."""
@@ -81,6 +93,9 @@ class TrainConfig:
     tensorboard: bool = True
     """Whether to write TensorBoard events into the run folder."""
 
+    pictures: bool = True
+    """Whether to draw the learning curve and some trajectories into the run folder at the end."""
+
     out: Path | None = None
     """The run folder. None: in Python, everything stays in memory; bptt train makes one in runs/ and names it."""
 
@@ -98,6 +113,18 @@ class TrainConfig:
             positive_integer("keep_every", self.keep_every)
         for name in ("learning_rate", "adam_epsilon"):
             positive(name, getattr(self, name))
+        if self.final_learning_rate is not None:
+            not_negative("final_learning_rate", self.final_learning_rate)
+            if self.final_learning_rate > self.learning_rate:
+                raise ValueError(
+                    f"final_learning_rate must be at most learning_rate ({self.learning_rate}); "
+                    f"got {self.final_learning_rate}."
+                )
+        if not isinstance(self.adam_betas, tuple) or len(self.adam_betas) != 2:
+            raise ValueError(f"adam_betas must be a tuple of two, such as (0.9, 0.999); got {self.adam_betas!r}.")
+        for beta in self.adam_betas:
+            _decay("adam_betas", beta)
+        _decay("average", self.average)
         one_of("controller", self.controller, CONTROLLER_NAMES)
         if self.hidden is not None and not isinstance(self.hidden, tuple):
             raise ValueError(f"hidden must be a tuple of widths, such as (100, 100), or None; got {self.hidden!r}.")
@@ -107,3 +134,8 @@ class TrainConfig:
             raise ValueError(f"seed must be an integer of at least 0; got {self.seed!r}.")
         if self.batch_size > self.train_states:
             raise ValueError(f"batch_size must be at most train_states ({self.train_states}); got {self.batch_size}.")
+
+
+def _decay(name: str, value: float) -> None:
+    if not_negative(name, value) >= 1.0:
+        raise ValueError(f"{name} must be a number of at least 0 and below 1; got {value!r}.")

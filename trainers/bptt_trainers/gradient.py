@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol
 from weakref import WeakKeyDictionary, WeakSet
 
 import gymnasium as gym
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from bptt_envs import System
 from bptt_envs.checks import one_of
@@ -68,11 +68,12 @@ def policy_gradient(
     engine: EngineName = "auto",
     *,
     combine: Combine = "modified",
+    generator: Generator | None = None,
 ) -> PolicyGradient:
     """Loss and update direction of `controller` for one batch of episodes.
 
     Nothing is changed: no `.grad` is written, the environment's state stays. Only a module that keeps state or
-    draws random numbers does so here too, once for each step of the rollout.
+    draws random numbers does so here too, once for each step of the rollout, and combine="random" draws.
 
     Args:
         env: an environment of this package, or its system.
@@ -81,7 +82,9 @@ def policy_gradient(
         rule: "R", "M", "S", "C" or a `Rule`.
         engine: "autograd" (the definition), "adjoint" (fast) or "auto" (adjoint where it can serve the
             controller; warns once where it cannot).
-        combine: the component that rule C keeps where signs agree, "modified" or "regular".
+        combine: the component that rule C keeps where signs agree, "modified" or "regular"; "random": that of M,
+            at as many random places of each parameter.
+        generator: on the CPU, of the random places. None: torch's random numbers.
 
     Raises:
         ValueError: if a name is unknown, a shape is wrong, nothing is trainable, or engine="adjoint" cannot
@@ -92,7 +95,8 @@ def policy_gradient(
     one_of("combine", combine, COMBINE)
     choice = choose_engine(system, controller, initial_states, engine)
     losses, passes = choice.engine(initial_states, rule.passes)
-    return PolicyGradient(losses.mean(), combined(rule, passes, combine), passes, choice.engine.name, choice.reason)
+    directions = combined(rule, passes, combine, generator)
+    return PolicyGradient(losses.mean(), directions, passes, choice.engine.name, choice.reason)
 
 
 def choose_engine(

@@ -71,7 +71,7 @@ class BPTT:
     changes: Mapping[str, Any] = field(default_factory=dict)
 
     GIVEN: ClassVar = ("rule", "epochs", "seed", "test_states", "out", "tensorboard")  # by the comparison
-    HOW: ClassVar = ("compile", "device")  # it is computed: no part of what is compared
+    HOW: ClassVar = ("compile", "device", "pictures")  # it is computed: no part of what is compared
 
     @property
     def summary(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -26,13 +26,15 @@ _NAN = float("nan")
 
 @dataclass(eq=False)
 class DirectionQuery:
-    """Asks for the direction of one update; whoever answers fills in the fields below the first four.
+    """Asks for the direction of one update; whoever answers fills in the fields from `loss` on.
 
     Attributes:
         states: where the episodes start, (B, *state_shape).
         rule: whose direction it is.
         combine: the component that rule C keeps.
         compare: whether to measure how R and M differ, too.
+        sizes: numbers in each parameter, n in all.
+        generator: of the random places, if that is what C keeps.
         loss: mean over the episodes.
         direction: (n,), every parameter's components, one parameter after the other.
         norm: of the direction.
@@ -44,6 +46,8 @@ class DirectionQuery:
     rule: Rule
     combine: Combine
     compare: bool
+    sizes: list[int]
+    generator: torch.Generator | None
     loss: float = _NAN
     direction: Tensor = field(init=False)
     norm: float = _NAN
@@ -92,11 +96,12 @@ def answer_directions(
     for i, query in enumerate(queries):
         alike.setdefault((query.rule, query.combine), []).append(i)
     if len(alike) == 1:
-        directions = _combined(*next(iter(alike)), passes)
+        directions = _combined(queries, passes)
     else:
         directions = torch.empty_like(next(iter(passes.values())))
-        for (rule, combine), rows in alike.items():
-            directions[rows] = _combined(rule, combine, {feedback: passes[feedback][rows] for feedback in rule.passes})
+        for (rule, _), rows in alike.items():
+            some = {feedback: passes[feedback][rows] for feedback in rule.passes}
+            directions[rows] = _combined([queries[i] for i in rows], some)
     norms = directions.double().norm(dim=1)  # in float64, so that large finite components do not overflow
     numbers = torch.stack([losses.mean(1).double(), norms], dim=1).tolist()  # all that leaves the device
     seconds = (time.perf_counter() - begin) / len(queries)
@@ -112,5 +117,17 @@ def answer_comparisons(queries: Sequence[DirectionQuery], passes: Mapping[Feedba
             query.sign_agreement, query.cosine = sign_agreement(regular, modified), cosine(regular, modified)
 
 
-def _combined(rule: Rule, combine: Combine, passes: Mapping[Feedback, Tensor]) -> Tensor:
-    return combined(rule, {feedback: {"": direction} for feedback, direction in passes.items()}, combine)[""]
+def _combined(queries: Sequence[DirectionQuery], passes: Mapping[Feedback, Tensor]) -> Tensor:
+    """The directions (E, n) of queries of one rule and kind of combining."""
+    rule, combine = queries[0].rule, queries[0].combine
+    if combine != "random":
+        return combined(rule, {feedback: {"": direction} for feedback, direction in passes.items()}, combine)[""]
+    rows = []
+    for i, query in enumerate(queries):  # each draws its own places, for one parameter after the other
+        parts = {feedback: dict(_numbered(direction[i], query.sizes)) for feedback, direction in passes.items()}
+        rows.append(torch.cat(list(combined(rule, parts, combine, query.generator).values())))
+    return torch.stack(rows)
+
+
+def _numbered(direction: Tensor, sizes: list[int]) -> Iterator[tuple[str, Tensor]]:
+    return ((str(i), part) for i, part in enumerate(direction.split(sizes)))

@@ -28,24 +28,31 @@ class Trajectory:
         return self.actions.shape[0]
 
 
-@torch.no_grad()
 def rollout(system: System, policy: Policy, initial_states: Tensor, steps: int | None = None) -> Trajectory:
     """Run one episode from each of `initial_states`, (B, *state_shape); of it, the first `steps` if given.
+
+    The policy and the system run in torch's inference mode, which saves a fifth of the time of small operations. Only
+    the first step does not: what either of them keeps from its first call can be differentiated through later.
 
     Raises:
         ValueError: if the policy's actions do not have shape (B, *action_shape).
     """
-    state = initial_states
-    states: list[Tensor] = [state]
+    states: list[Tensor] = [initial_states]
     actions: list[Tensor] = []
-    for _ in range(system.horizon if steps is None else steps):
-        action = policy(system.observe(state))
-        if not actions:
-            check_actions(system, action, initial_states.shape[0])
-        state = system.step(state, system.bound(action))
-        states.append(state)
-        actions.append(action)
-    return Trajectory(torch.stack(states), torch.stack(actions))
+
+    def advance(count: int) -> None:
+        for _ in range(count):
+            action = policy(system.observe(states[-1]))
+            if not actions:
+                check_actions(system, action, initial_states.shape[0])
+            states.append(system.step(states[-1], system.bound(action)))
+            actions.append(action)
+
+    with torch.no_grad():
+        advance(1)
+        with torch.inference_mode():
+            advance((system.horizon if steps is None else steps) - 1)
+        return Trajectory(torch.stack(states), torch.stack(actions))
 
 
 @torch.no_grad()

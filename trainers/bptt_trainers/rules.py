@@ -28,7 +28,7 @@ REGULAR = Feedback(physics=True, controller=True)
 MODIFIED = Feedback(physics=True, controller=False)
 STOPPED = Feedback(physics=False, controller=False)
 
-Combine = Literal["modified", "regular"]
+Combine = Literal["modified", "regular", "random", "turned"]
 COMBINE = get_args(Combine)
 
 
@@ -75,24 +75,39 @@ def get_rule(rule: str | Rule) -> Rule:
     return rule if isinstance(rule, Rule) else RULES[one_of("rule", rule, RULES)]
 
 
-def combined(rule: Rule, directions: dict[Feedback, Directions], combine: Combine = "modified") -> Directions:
+def combined(
+    rule: Rule,
+    directions: dict[Feedback, Directions],
+    combine: Combine = "modified",
+    generator: torch.Generator | None = None,
+) -> Directions:
     """The direction of `rule` from those of its passes.
 
     Args:
         rule: the rule.
         directions: the direction of each pass, at least those of the rule.
         combine: the component that a rule of two passes keeps, "modified" (the second pass, as in the
-            authors' experiments) or "regular" (the first).
+            authors' experiments) or "regular" (the first). "random" keeps the second pass's at random places: as
+            many of each tensor as have the same sign. It tells agreement from sparsity. "turned" has the sizes of the
+            second pass and the signs of the first: where they disagree the component is turned round instead of 0.
+        generator: on the CPU, of the random places. None: torch's random numbers.
     """
     if len(rule.passes) == 1:
         return directions[rule.passes[0]]
     first, second = (directions[feedback] for feedback in rule.passes)
-    chosen = second if combine == "modified" else first
     result = {}
-    for name, direction in chosen.items():
-        agrees = first[name].sign() == second[name].sign()
-        undefined = (first[name] + second[name]).isnan()  # torch has sign(NaN) = 0, which would hide it
-        result[name] = torch.where(agrees, direction, 0.0).masked_fill(undefined, math.nan)
+    for name, one in first.items():
+        other = second[name]
+        if combine == "turned":
+            direction = other.abs() * one.sign()
+        else:
+            kept = one.sign() == other.sign()
+            if combine == "random":  # drawn on the CPU, so that every device has the same
+                places = torch.randperm(kept.numel(), generator=generator).to(kept.device)
+                kept = kept.flatten()[places].view(kept.shape)
+            direction = torch.where(kept, one if combine == "regular" else other, 0.0)
+        undefined = (one + other).isnan()  # torch has sign(NaN) = 0, which would hide it
+        result[name] = direction.masked_fill(undefined, math.nan)
     return result
 
 

@@ -25,8 +25,19 @@ from bptt_trainers.files import RunFolderError, write_atomic
 from bptt_trainers.gradient import system_of
 from bptt_trainers.metrics import EpochMetrics, read_csv, to_csv
 
-# Settings that do not change what has been computed so far: a run may be continued with others.
-CHANGEABLE = ("epochs", "compile", "device", "on_nonfinite", "keep_every", "diagnostics", "tensorboard", "out")
+# Settings that do not change what has been computed so far: a run may be continued with others. (With a learning rate
+# that falls over the epochs, their number does.)
+CHANGEABLE = (
+    "epochs",
+    "compile",
+    "device",
+    "on_nonfinite",
+    "keep_every",
+    "diagnostics",
+    "tensorboard",
+    "pictures",
+    "out",
+)
 
 KEPT = "checkpoints"  # the folder in a run folder of those that are kept along training
 
@@ -66,9 +77,12 @@ def describe(env: Any, controller: nn.Module, config: TrainConfig) -> Config:
 def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
     """What differs between two configurations in a way that makes them different runs, a line each."""
     parts = ("environment", "controller", "training")
-    old = {k: v for part in parts for k, v in _flat(stored.get(part), part).items()}
+    old = _flat(asdict(TrainConfig()), "training")  # of a setting that is younger than the folder
+    old |= {k: v for part in parts for k, v in _flat(stored.get(part), part).items()}
     new = {k: v for part in parts for k, v in _flat(wanted.get(part), part).items()}
     ignored = {f"training.{name}" for name in CHANGEABLE}
+    if new.get("training.final_learning_rate") is not None:
+        ignored.remove("training.epochs")  # the learning rate falls over all of them
     return [
         f"{name}: {old.get(name)!r} in the folder, {new.get(name)!r} asked for"
         for name in dict.fromkeys([*old, *new])
@@ -199,7 +213,8 @@ class RunFolder:
         with self.understanding("config.json"):
             stored = self.read_config()["training"]
             hidden = None if stored["hidden"] is None else tuple(stored["hidden"])
-            config = TrainConfig(**(stored | {"hidden": hidden, "out": self.path}))
+            betas = tuple(stored.get("adam_betas", TrainConfig.adam_betas))
+            config = TrainConfig(**(stored | {"hidden": hidden, "adam_betas": betas, "out": self.path}))
         return replace(config, **changes)
 
     def make_env(self, **kwargs: Any) -> DifferentiableEnv:

@@ -8,12 +8,12 @@ from torch import Tensor
 
 from bptt_envs import System
 
-WEIGHTS, TRAINING, HELD_OUT = range(3)  # streams of random numbers that never meet
+WEIGHTS, TRAINING, HELD_OUT, MASKS = range(4)  # streams of random numbers that never meet
 
 
-def stream_seed(stream: int, seed: int = 0) -> int:
-    """A seed for torch, different for every (stream, seed)."""
-    return int(np.random.SeedSequence([stream, seed]).generate_state(1, np.uint64)[0] >> 1)
+def stream_seed(stream: int, seed: int = 0, *parts: int) -> int:
+    """A seed for torch, different for every stream, seed and numbered part of the stream."""
+    return int(np.random.SeedSequence([stream, seed, *parts]).generate_state(1, np.uint64)[0] >> 1)
 
 
 def training_states(system: System, count: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:

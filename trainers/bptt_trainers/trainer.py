@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from bptt_envs import System, check_system
-from bptt_trainers.adam import Adam
 from bptt_trainers.analysis.diagnostics import PURPOSE, Diagnostics
 from bptt_trainers.callbacks import Callback, TensorBoardLog
 from bptt_trainers.config import TrainConfig
@@ -22,11 +21,12 @@ from bptt_trainers.default_controllers import default_controller
 from bptt_trainers.files import RunFolderError
 from bptt_trainers.gradient import Choice, adjoint_engine, choose_engine, system_of
 from bptt_trainers.metrics import EpochMetrics
+from bptt_trainers.optimizer import Optimizer
 from bptt_trainers.queries import DirectionQuery, LossQuery, Query, answer_comparisons, answer_directions, flattened
 from bptt_trainers.rollout import losses, rollout
 from bptt_trainers.rules import MODIFIED, REGULAR, Feedback, get_rule
 from bptt_trainers.run_folder import Checkpoint, RunFolder, describe, kept_name
-from bptt_trainers.start_states import WEIGHTS, held_out_states, stream_seed, training_states
+from bptt_trainers.start_states import MASKS, WEIGHTS, held_out_states, stream_seed, training_states
 
 PICTURES = ("learning_curve.png", "trajectories.png")  # drawn into the run folder at the end
 
@@ -100,7 +100,7 @@ class Trainer:
         self.best_train_loss = math.inf
         self._description = describe(env, controller, config)
         self.parameters = {n: p for n, p in controller.named_parameters() if p.requires_grad}
-        self._optimizer = Adam(self.parameters.values(), config.learning_rate, config.adam_epsilon)
+        self._optimizer = Optimizer(self.parameters, config, config.epochs * self.updates_per_epoch)
 
     @property
     def epoch(self) -> int:
@@ -198,20 +198,22 @@ class Trainer:
     def _epoch(self) -> Generator[Query, None, EpochMetrics]:
         direction_norms = []
         skipped, seconds = 0, self.history[-1].seconds
-        for update, states in enumerate(self.train_states.split(self.config.batch_size)):
-            query = DirectionQuery(states, self.rule, self.config.combine, compare=update == 0)
-            yield query
-            begin = time.perf_counter()
-            if update == 0:
-                agreement, angle = query.sign_agreement, query.cosine
-            if math.isfinite(query.norm) and math.isfinite(query.loss):
-                self._update(query.direction, query.norm)
-                direction_norms.append(query.norm)
-            else:
-                self._refuse_unless_skipping(update, query)
-                skipped += 1
-            seconds += query.seconds + time.perf_counter() - begin
-            self._call("on_update_end", query.loss, query.norm)
+        with self._optimizer.training():
+            for update, states in enumerate(self.train_states.split(self.config.batch_size)):
+                number = self.epoch * self.updates_per_epoch + update  # in the run
+                query = self._direction_query(states, number, compare=update == 0)
+                yield query
+                begin = time.perf_counter()
+                if update == 0:
+                    agreement, angle = query.sign_agreement, query.cosine
+                if math.isfinite(query.norm) and math.isfinite(query.loss):
+                    self._optimizer.step(number, query.direction, query.norm)
+                    direction_norms.append(query.norm)
+                else:
+                    self._refuse_unless_skipping(update, query)
+                    skipped += 1
+                seconds += query.seconds + time.perf_counter() - begin
+                self._call("on_update_end", query.loss, query.norm)
         epoch = self.epoch + 1
         train_loss = yield from self._loss(self.train_states)
         if not math.isfinite(train_loss) and self.config.on_nonfinite == "stop":
@@ -230,24 +232,24 @@ class Trainer:
             seconds=seconds,
         )
 
+    def _direction_query(self, states: Tensor, number: int, compare: bool) -> DirectionQuery:
+        generator = None
+        if self.config.combine == "random":  # made anew, so that a resumed run draws the same
+            generator = torch.Generator().manual_seed(stream_seed(MASKS, self.config.seed, number))
+        sizes = [parameter.numel() for parameter in self.parameters.values()]
+        return DirectionQuery(states, self.rule, self.config.combine, compare, sizes, generator)
+
     def _loss(self, states: Tensor) -> Generator[Query, None, float]:
         query = LossQuery(states)
         yield query
         return query.loss
 
-    def _update(self, direction: Tensor, norm: float) -> None:
-        if self.config.clip == "value":
-            direction = direction.clamp(-1.0, 1.0)
-        elif self.config.clip == "norm" and norm > 1.0:
-            direction = direction / norm
-        self._optimizer.step(direction)
-
     def _refuse_unless_skipping(self, update: int, query: DirectionQuery) -> None:
         if self.config.on_nonfinite == "skip":
             return
         where = f"in epoch {self.epoch + 1}, update {update + 1} of {self.updates_per_epoch}"
-        parts = query.direction.split([parameter.numel() for parameter in self.parameters.values()])
-        bad = [name for name, part in zip(self.parameters, parts, strict=True) if not part.isfinite().all()]
+        parts = zip(self.parameters, query.direction.split(query.sizes), strict=True)
+        bad = [name for name, part in parts if not part.isfinite().all()]
         what = f"the direction of {', '.join(bad)} is not finite" if bad else f"the loss is {query.loss}"
         raise NonFiniteError(f"{where}, {what} (loss {query.loss:.6g}).{self._advice()}")
 
@@ -258,8 +260,8 @@ class Trainer:
         return f'{kept} Clip the direction, lower the learning rate, or set on_nonfinite="skip".'
 
     def draw_if_new(self) -> None:
-        """Draw into the run folder, if there is one and its pictures are not of the last epoch."""
-        if self.folder is not None:
+        """Draw into the run folder, if there is one that is to have pictures and they are not of the last epoch."""
+        if self.folder is not None and self.config.pictures:
             last = (self.folder.path / "last.pt").stat().st_mtime_ns
             pictures = [self.folder.path / name for name in PICTURES]
             if not all(picture.exists() and picture.stat().st_mtime_ns >= last for picture in pictures):
@@ -324,7 +326,7 @@ class Trainer:
         }
         last = result | {
             "best_train_loss": self.best_train_loss,
-            "optimizer": self._optimizer.state_dict(),
+            **self._optimizer.state_dict(),
             **self.random_state(),
         }
         if self.folder is not None:
@@ -344,7 +346,7 @@ class Trainer:
     def _load(self, state: Checkpoint) -> None:
         self.best_train_loss = state["best_train_loss"]
         self.controller.load_state_dict(state["controller"])
-        self._optimizer.load_state_dict(state["optimizer"])
+        self._optimizer.load_state_dict(state)
         self.set_random_state(state)
 
     def _seed(self) -> None:

@@ -19,7 +19,7 @@ from bptt_envs import System
 from bptt_trainers.benchmarks.memory import MIB, MemoryExceeded, Program, peak_memory
 from bptt_trainers.benchmarks.scaling import AXES, MOST_MEMORY, Point, ScalingConfig
 from bptt_trainers.benchmarks.scaling_file import Measurement, read_measurements, write_measurements
-from bptt_trainers.benchmarks.timing import in_turns, threads, waited_for
+from bptt_trainers.benchmarks.timing import in_turns, waited_for
 from bptt_trainers.config import TrainConfig
 from bptt_trainers.controllers import Controller
 from bptt_trainers.default_controllers import default_controller
@@ -27,6 +27,7 @@ from bptt_trainers.files import RunFolderError
 from bptt_trainers.gradient import choose_engine, system_of
 from bptt_trainers.rules import combined, get_rule
 from bptt_trainers.start_states import WEIGHTS, stream_seed, training_states
+from bptt_trainers.threads import threads
 from bptt_trainers.trainer import Trainer
 
 CSV = "scaling.csv"

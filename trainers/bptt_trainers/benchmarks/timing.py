@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import astuple, dataclass
 from typing import TypeVar
 
@@ -77,17 +76,6 @@ def _in_a_row(run: Callable[[], object], count: int) -> Callable[[], object]:
             run()
 
     return block
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    """Let torch use `count` threads within."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def waited_for(program: Callable[[], object], device: str) -> Callable[[], object]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -17,6 +16,7 @@ from bptt_trainers.benchmarks.table import Row, short
 from bptt_trainers.benchmarks.timing import Timing, in_turns_within, waited_for
 from bptt_trainers.default_controllers import default_controller
 from bptt_trainers.gradient import system_of
+from bptt_trainers.options import read_options, write_options
 from bptt_trainers.rules import RULES
 
 TaskOptions = tuple[str, Mapping[str, Any], int]  # id, options, batch
@@ -49,17 +49,6 @@ def _cells(config: BenchmarkConfig, tasks: Sequence[TaskOptions], threads: int) 
         {"env": env, "options": write_options(options), "device": config.device, "threads": threads, "batch": batch}
         for env, options, batch in tasks
     ]
-
-
-def write_options(options: Mapping[str, Any]) -> str:
-    """Options of an environment in one cell of a table."""
-    return "; ".join(f"{name}={value!r}" for name, value in options.items())
-
-
-def read_options(text: str) -> dict[str, Any]:
-    """What `write_options` wrote."""
-    pairs = (one.partition("=") for one in text.split("; ") if one)
-    return {name: ast.literal_eval(value) for name, _, value in pairs}
 
 
 TIMED = ("milliseconds", "least", "largest", "gflop", "limit_gflops", "share")

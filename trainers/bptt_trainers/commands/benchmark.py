@@ -8,13 +8,14 @@ from pathlib import Path
 from tyro.conf import OmitArgPrefixes
 
 from bptt_trainers.benchmarks.config import BenchmarkConfig, file_of
-from bptt_trainers.benchmarks.document import TARGETS, fill, read_page, tables
+from bptt_trainers.benchmarks.document import TARGETS, tables
 from bptt_trainers.benchmarks.parts import PARTS
 from bptt_trainers.benchmarks.run import run
 from bptt_trainers.commands.environment import EnvOptions, parse_options
 from bptt_trainers.commands.exits import Interrupted, checking_arguments
 from bptt_trainers.commands.output import file_list
 from bptt_trainers.files import write_atomic
+from bptt_trainers.page import fill, read_page
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,4 +74,4 @@ class Benchmark:
         write_atomic(file_of(self.out, TARGETS, "md"), (shown[TARGETS] + "\n").encode())
         print(f"{shown[TARGETS]}\n\n{file_list(self.out, files | {f'{TARGETS}.md': 'what was to be reached'})}")
         if self.document is not None:
-            fill(self.document, self.out)
+            fill(self.document, shown)

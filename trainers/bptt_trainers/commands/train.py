@@ -146,7 +146,9 @@ class Announce(Callback):
             print(f"{folder}: continuing after epoch {done} of {epochs}", flush=True)
             announce_compiling(trainer.config)
         else:
-            print(f"{folder}: all {epochs} epochs are done; bptt resume with more --epochs goes further", flush=True)
+            lengthens = trainer.config.final_learning_rate is None
+            further = "; bptt resume with more --epochs goes further" if lengthens else ""
+            print(f"{folder}: all {epochs} epochs are done{further}", flush=True)
 
 
 def announce_compiling(config: TrainConfig) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -16,6 +16,19 @@ FIGURE_FORMATS = ("png", "pdf", "svg")
 
 # Colors of Okabe and Ito (2008), without their yellow: the same method has the same one in every figure
 COLORS = {"C": "#D55E00", "R": "#0072B2", "M": "#56B4E9", "S": "#CC79A7", "PPO": "#009E73", "SAC": "#E69F00"}
+OTHERS = (
+    *("#555555", "#8C564B", "#17BECF", "#7B4FB3", "#BCBD22"),
+    *("#E377C2", "#1B7837", "#2B3FBF", "#B2182B", "#9BD05A"),
+)
+
+
+def colors_of(methods: Iterable[str]) -> dict[str, str]:
+    """A color for each method: its own, or in order one of those that are no method's."""
+    names = list(methods)
+    others = [name for name in names if name not in COLORS]
+    return {name: COLORS[name] for name in names if name in COLORS} | {
+        name: OTHERS[i % len(OTHERS)] for i, name in enumerate(others)
+    }
 
 
 def style_axes(axes: Axes) -> None:

@@ -1,0 +1,106 @@
+"""Losses of many runs on a log axis: the median as a line, a band around it, ticks that can be read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.ticker import AutoLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
+from numpy.typing import ArrayLike, NDArray
+
+POINTS = 200  # of a band
+SMALLEST, LARGEST = 1e-8, 1e8  # losses beyond them are drawn there, those that are no number too
+QUARTILES = (0.25, 0.75)
+RANGE = (0.0, 1.0)
+
+Series = tuple[NDArray[np.float64], NDArray[np.float64]]
+"""What a loss stands against, ascending, and the loss, of one run: (points,) each."""
+
+
+def drawable(losses: ArrayLike, largest: float = LARGEST) -> NDArray[np.float64]:
+    """Losses as a log axis can show them: between the bounds; those that are infinite or no number at the top."""
+    values = np.nan_to_num(np.asarray(losses, dtype=float), nan=largest, posinf=largest)
+    return np.asarray(np.clip(values, SMALLEST, largest))
+
+
+class Evaluated(Protocol):
+    """One evaluation, with the loss and what it may stand against: simulator steps, seconds, epochs."""
+
+    @property
+    def test_loss(self) -> float:
+        """Over the held-out states."""
+
+
+def series_of(
+    runs: Iterable[Sequence[Evaluated]], of: str, largest: float = LARGEST, start: bool = False
+) -> list[Series]:
+    """The curves of runs against the attribute `of` of their evaluations.
+
+    Args:
+        runs: the curve of each; one with nothing to draw is left out.
+        of: "simulator_steps", "seconds" or "epoch".
+        largest: losses above it, infinite or no number are drawn there.
+        start: whether the evaluation before training is drawn too; a log axis has no 0.
+    """
+    found = []
+    for curve in runs:
+        places = np.array([float(getattr(point, of)) for point in curve])
+        losses = drawable([point.test_loss for point in curve], largest)
+        shown = places >= 0 if start else places > 0
+        if shown.any():
+            found.append((places[shown], losses[shown]))
+    return found
+
+
+def draw_band(
+    axes: Axes,
+    series: Sequence[Series],
+    color: str,
+    label: str,
+    shares: tuple[float, float] | None = QUARTILES,
+    linestyle: str = "-",
+) -> None:
+    """Draw the median of several runs and the band between two quantiles; a single run as it is.
+
+    Runs that were evaluated at different places are interpolated, linearly in the logarithm of the loss, where all of
+    them have values; the places are spaced as the scale of the axes is, which is to be set before.
+
+    Args:
+        axes: where to draw.
+        series: of each run; losses as `drawable` returns them.
+        color: of line and band.
+        label: in the legend.
+        shares: the quantiles between which the band lies; None: no band.
+        linestyle: of the line.
+    """
+    places = [x for x, _ in series]
+    logs = [np.log(y) for _, y in series]
+    if all(np.array_equal(places[0], x) for x in places):
+        grid, values = places[0], np.stack(logs)
+    else:
+        start, end = max(x[0] for x in places), min(x[-1] for x in places)
+        space = np.geomspace if axes.get_xscale() == "log" else np.linspace
+        grid = space(start, max(start, end), POINTS)
+        values = np.stack([np.interp(grid, x, y) for x, y in zip(places, logs, strict=True)])
+    axes.plot(grid, np.exp(np.median(values, axis=0)), color=color, linewidth=1.7, label=label, linestyle=linestyle)
+    if len(series) > 1 and shares is not None:
+        low, high = np.exp(np.quantile(values, shares, axis=0))
+        axes.fill_between(grid, low, high, color=color, alpha=0.16, linewidth=0)
+
+
+def readable_ticks(axis: Axis) -> None:
+    """Give a log axis with everything drawn enough ticks, however little it spans."""
+    low, high = sorted(axis.get_view_interval())
+    span = high / low
+    if span < 100:
+        axis.set_major_locator(AutoLocator() if span < 4 else LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_locator(NullLocator())
+    else:
+        axis.set_major_locator(LogLocator(numticks=6))
+        axis.set_minor_locator(LogLocator(numticks=12) if math.log10(span) > 5 else LogLocator(subs="auto"))
+    axis.set_minor_formatter(NullFormatter())

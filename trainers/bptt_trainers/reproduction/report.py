@@ -1,0 +1,142 @@
+"""The report: every table and figure, made from the CSV files alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from bptt_envs.checks import one_of
+from bptt_trainers.figures.results import (
+    ablation_figure,
+    continued_figure,
+    improvement_figure,
+    overview_figure,
+    reinforcement_figure,
+    rules_figure,
+    sensitivity_figure,
+    stability_figure,
+)
+from bptt_trainers.figures.style import save_figure
+from bptt_trainers.files import write_atomic
+from bptt_trainers.reproduction.experiments import Experiment, Task
+from bptt_trainers.reproduction.results import read_curves, read_results
+from bptt_trainers.reproduction.study import TaskResults, plain
+from bptt_trainers.reproduction.tables import (
+    READING,
+    ablation_table,
+    comparison_table,
+    continued_table,
+    method_table,
+    overview_table,
+    reinforcement_table,
+    sensitivity_table,
+    stability_table,
+)
+
+REFERENCES = {"ablation": ("none",), "stability": ("none", "norm")}
+"""Clippings whose R, M and C, in the study of the rules on the same task, belong into the tables of another study.
+
+Where the rules were not run without clipping, those by norm take their place.
+"""
+
+OF_TASK: Mapping[str, Mapping[str, Callable[[TaskResults], str]]] = {
+    "rules": {"": method_table, "-claims": comparison_table},
+    "sensitivity": {"": sensitivity_table},
+    "ablation": {"": method_table, "-claims": ablation_table},
+    "stability": {"": method_table, "-claims": stability_table},
+    "continued": {"": continued_table},
+    "rl": {"": reinforcement_table},
+}
+"""The tables of each task of a study, named STUDY-TASK and a suffix."""
+
+FIGURES: Mapping[str, Callable[[TaskResults], Figure]] = {
+    "rules": rules_figure,
+    "ablation": ablation_figure,
+    "stability": stability_figure,
+    "continued": continued_figure,
+    "rl": reinforcement_figure,
+}
+"""The figure of each task of a study, named STUDY-TASK."""
+
+OVERVIEWS: Mapping[str, Mapping[str, Callable[[Sequence[TaskResults]], Figure]]] = {
+    "rules": {"rules": overview_figure, "claims": improvement_figure},
+    "sensitivity": {"sensitivity": sensitivity_figure},
+}
+"""The figures of a whole study, by name."""
+
+
+def report(experiments: Iterable[Experiment], results: Path, out: Path) -> dict[str, str]:
+    """Read what experiments left, and report it.
+
+    Args:
+        experiments: what is reported; of one that left nothing, its name only.
+        results: folder of the CSV files; those of the rules are read for the studies that need them, reported or not.
+        out: as `report_studies`.
+
+    Returns:
+        As `report_studies`.
+
+    Raises:
+        RunFolderError: if a file cannot be read or written.
+    """
+    studies: dict[str, list[TaskResults]] = {}
+    for experiment in experiments:
+        task = read_task(results, experiment.study, experiment.task)
+        if experiment.study in REFERENCES and task.results:
+            task = with_rules(task, read_task(results, "rules", experiment.task), REFERENCES[experiment.study])
+        studies.setdefault(experiment.study, []).append(task)
+    return report_studies(studies, out)
+
+
+def with_rules(task: TaskResults, rules: TaskResults, clips: Sequence[str]) -> TaskResults:
+    """What a study left on a task, with the R, M and C of the study of the rules that have one of these clippings."""
+    there = [clip for clip in clips if clip in rules.clips()] or ["norm"]
+    return task.beside(rules, [plain(rule, clip) for rule in "RMC" for clip in there])
+
+
+def read_task(folder: Path, study: str, task: Task) -> TaskResults:
+    """What a study left on a task; no results where there are no files.
+
+    Raises:
+        RunFolderError: if a file cannot be read.
+    """
+    name = f"{study}-{task.name}"
+    found = list(read_results(folder, name).values())
+    return TaskResults(task.name, task.title, found, read_curves(folder, name), task.losses)
+
+
+def report_studies(studies: Mapping[str, Sequence[TaskResults]], out: Path) -> dict[str, str]:
+    """Write the figures of studies as PNG into a folder, and their tables as Markdown, each file whole.
+
+    Args:
+        studies: the tasks of each study of `OF_TASK`. A task without results has no table and no figure of its own.
+        out: the folder; what it held under other names stays.
+
+    Returns:
+        The Markdown of the tables by name: STUDY-TASK, STUDY-TASK-claims, "claims" of the rules on all tasks, and
+        "reading", how to read them.
+
+    Raises:
+        ValueError: if there is no such study.
+        RunFolderError: if a file cannot be written.
+    """
+    for study in studies:
+        one_of("studies", study, OF_TASK)
+    tables = {"reading": READING}
+    for study, tasks in studies.items():
+        run = [task for task in tasks if task.results]
+        for task in run:
+            name = f"{study}-{task.name}"
+            tables |= {f"{name}{suffix}": table(task) for suffix, table in OF_TASK[study].items()}
+            if study in FIGURES:
+                save_figure(FIGURES[study](task), out / f"{name}.png")
+        if run:
+            for name, draw in OVERVIEWS.get(study, {}).items():
+                save_figure(draw(tasks if name == "rules" else run), out / f"{name}.png")
+        if run and study == "rules":
+            tables["claims"] = overview_table(run)
+    for name, text in tables.items():
+        write_atomic(out / f"{name}.md", f"{text}\n".encode())
+    return tables

@@ -1,0 +1,278 @@
+"""The tables of the report, as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from bptt_trainers.benchmarks.table import Row, markdown, number
+from bptt_trainers.comparison_table import CLIMB, method_rows, summarize
+from bptt_trainers.curve import CurvePoint
+from bptt_trainers.reproduction.results import SMALLEST, Point, Result
+from bptt_trainers.reproduction.statistics import (
+    FEW,
+    MEASURES,
+    RESAMPLES,
+    Improvement,
+    climbed_back,
+    improvement,
+    measured,
+    quantile,
+    share_at_or_below,
+    spread,
+)
+from bptt_trainers.reproduction.study import RULES, TaskResults, plain
+
+DIGITS = 2
+NONE = "–"
+PAIRS = (("C", "R"), ("C", "M"), ("R", "M"))  # is the first better than the second?
+
+READING = f"""Losses are means over the held-out start states. *Final*: at the end of training. *Best*: where the loss
+over the training states is lowest; nothing is chosen on held-out states. *Area*: the geometric mean over the curve,
+the area under it on a log scale. Each as the median over the runs [first to third quartile]; the mean has its
+bootstrap 95 % interval ({RESAMPLES:,} resamples, percentiles) in parentheses. A loss that is not a number counts as
+infinite, and the mean is infinite if one loss is. *Climbed back*: runs whose final loss is more than {CLIMB:g} times
+their best.
+
+"C better than R" is the probability that a run of C has a lower loss than a run of R, ties counted half, over all
+pairs of runs, with its bootstrap 95 % interval in parentheses
+([Agarwal et al. 2021](https://arxiv.org/abs/2108.13264)): *yes* if the interval lies above 0.5, *no* if below, *open*
+otherwise, *too few* with fewer than {FEW} runs a side. Intervals of 5 runs are too narrow; where every run of one side
+is better than every run of the other the interval has no width, which happens between equals in 1 of 126 cases with 5
+runs a side."""
+
+
+def method_table(task: TaskResults) -> str:
+    """A row for each method of a task, and what was run below."""
+    rows: list[Row] = []
+    for label, results in task.methods().items():
+        final = measured_losses(results)
+        row: Row = {"method": label, "runs": runs_cell(len(results)), "final": median_cell(results, "final")}
+        row |= {"mean final": mean_cell(results), "best": median_cell(results, "best")}
+        row |= {"area": median_cell(results, "area")}
+        row |= {f"at most {loss:g}": f"{100 * share_at_or_below(final, loss):.0f} %" for loss in task.thresholds}
+        row |= {"climbed back": f"{sum(map(climbed_back, results))}/{len(results)}"}
+        row |= {"updates skipped": sum(result.skipped for result in results)}
+        row |= {"seconds a run": number(str(quantile([result.seconds for result in results], 0.5)))}
+        rows.append(row)
+    return f"{markdown(rows)}\n\n{what_was_run(task)} {whose_seconds(task)}"
+
+
+def comparison_table(task: TaskResults) -> str:
+    """For each clipping whether C is better than R and M, and R than M, by each measure."""
+    rows: list[Row] = []
+    for clip in task.clips():
+        for better, worse in PAIRS:
+            row: Row = {"clipping": clip, "claim": f"{better} better than {worse}"}
+            rows.append(row | _by_measure(task, plain(better, clip), plain(worse, clip)))
+    return markdown(rows)
+
+
+def overview_table(tasks: Sequence[TaskResults]) -> str:
+    """For each task and clipping whether C is better than R and M, and R than M, by the final loss."""
+    rows: list[Row] = []
+    for task in tasks:
+        methods = task.methods()
+        for clip in task.clips():
+            row: Row = {"task": task.title, "clipping": clip}
+            for better, worse in PAIRS:
+                cell = claim_cell(methods.get(plain(better, clip), []), methods.get(plain(worse, clip), []))
+                row[f"{better} better than {worse}"] = cell
+            rows.append(row)
+    return markdown(rows)
+
+
+def ablation_table(task: TaskResults) -> str:
+    """For each variant whether it is better than R, M and C as they are, by each measure."""
+    return _variant_table(task, lambda rule: ("R", "M", "C"))
+
+
+def stability_table(task: TaskResults) -> str:
+    """For each variant whether it is better than its own rule as it is, and than C, by each measure."""
+    return _variant_table(task, lambda rule: dict.fromkeys((rule, "C")))
+
+
+def _variant_table(task: TaskResults, peers_of: Callable[[str], Iterable[str]]) -> str:
+    """A row for each method that is no rule as it is, and for each of its peers, which are rules.
+
+    The peers are those without clipping; where they were not run without, those under the variant's own.
+    """
+    rows: list[Row] = []
+    methods = task.methods()
+    for label, results in methods.items():
+        member = results[0].member
+        for rule in peers_of(member.rule):
+            peers = [one for one in (rule, plain(rule, member.clip)) if one in methods and one != label]
+            if label not in RULES and peers:
+                claim: Row = {"claim": f"{label} better than {peers[0]}"}
+                rows.append(claim | _by_measure(task, label, peers[0]))
+    return markdown(rows) if rows else ""
+
+
+def reinforcement_table(task: TaskResults) -> str:
+    """A row for each method: what it took, where it ended, when it reached each threshold."""
+    rows: list[Row] = []
+    methods = task.methods()
+    for label, results in methods.items():
+        row: Row = {"method": label, "runs": runs_cell(len(results))}
+        row |= {"steps": number(str(quantile([result.member.steps for result in results], 0.5)))}
+        row |= {"seconds": number(str(quantile([result.seconds for result in results], 0.5)))}
+        row |= {"final": median_cell(results, "final"), "mean final": mean_cell(results)}
+        row |= {f"to {loss:g}: steps, seconds": cell for loss, cell in _reached(task, results).items()}
+        row |= {"C better": NONE if label == "C" else claim_cell(methods.get("C", []), results)}
+        rows.append(row)
+    below = f"""{what_was_run(task)} {whose_seconds(task)}
+
+"To 0.1": simulator steps and seconds until the first evaluation with at most this loss, the median over the runs,
+those that never reached it counted as infinite, and how many did."""
+    return f"{markdown(rows)}\n\n{below}"
+
+
+def continued_table(task: TaskResults) -> str:
+    """A row for each way to go on from a trained controller: where it started, and where it ended."""
+    rows: list[Row] = []
+    for label, results in task.methods().items():
+        change = spread([one.final_loss / max(one.untrained_loss, SMALLEST) for one in results])
+        lower, middle, upper = (number(str(value), DIGITS) for value in (change.lower, change.median, change.upper))
+        row: Row = {"method": label, "runs": runs_cell(len(results))}
+        row |= {"start": number(str(quantile([one.untrained_loss for one in results], 0.5)), DIGITS)}
+        row |= {"final": median_cell(results, "final"), "area": median_cell(results, "area")}
+        row |= {"final over start": f"{middle} [{lower} to {upper}]"}
+        row |= {"rose": f"{sum(one.final_loss > one.untrained_loss for one in results)}/{len(results)}"}
+        rows.append(row)
+    return f"{markdown(rows)}\n\n{what_was_run(task)} *Rose*: runs that ended above their start."
+
+
+def sensitivity_table(task: TaskResults) -> str:
+    """A row for each learning rate: the final losses of the rules, and whether C is better than R."""
+    by_rate = by_learning_rate(task)
+    names = list(dict.fromkeys(name for methods in by_rate.values() for name in methods))
+    clips = task.clips()
+    rows: list[Row] = []
+    for rate, methods in by_rate.items():
+        row: Row = {"learning rate": f"{rate:g}"}
+        row |= {name: median_cell(methods[name], "final") if name in methods else NONE for name in names}
+        for clip in clips:
+            one, other = plain("C", clip), plain("R", clip)
+            row[f"{one} better than {other}"] = claim_cell(methods.get(one, []), methods.get(other, []))
+        rows.append(row)
+    factors = []
+    for name in names:
+        medians = [quantile(measured_losses(methods[name]), 0.5) for methods in by_rate.values() if name in methods]
+        if min(medians) > 0:
+            factors.append(f"{name} {number(str(max(medians) / min(medians)), DIGITS)}")
+    below = f"Largest median over the smallest, all learning rates: {', '.join(factors) or NONE}."
+    return f"{markdown(rows)}\n\n{below} {what_was_run(task)}"
+
+
+def by_learning_rate(task: TaskResults) -> dict[float, dict[str, list[Result]]]:
+    """The runs by learning rate, least first, and by rule and clipping."""
+    found: dict[float, dict[str, list[Result]]] = {}
+    for result in sorted(task.results, key=lambda result: result.member.learning_rate):
+        name = plain(result.member.rule, result.member.clip)
+        found.setdefault(result.member.learning_rate, {}).setdefault(name, []).append(result)
+    return found
+
+
+# Cells
+
+
+def runs_cell(runs: int) -> str:
+    """How many runs there are, and whether they are too few for a claim."""
+    return f"{runs}, too few" if runs < FEW else str(runs)
+
+
+def median_cell(results: Sequence[Result], measure: str) -> str:
+    """Median [first to third quartile] of a measure of `MEASURES`."""
+    values = measured(results, measure)
+    if values is None:
+        return NONE
+    of = spread(values)
+    middle, lower, upper = (number(str(value), DIGITS) for value in (of.median, of.lower, of.upper))
+    return middle if of.runs == 1 else f"{middle} [{lower} to {upper}]"
+
+
+def mean_cell(results: Sequence[Result]) -> str:
+    """Mean of the final losses (bootstrap interval)."""
+    of = spread(measured_losses(results))
+    mean, low, high = (number(str(value), DIGITS) for value in (of.mean, of.mean_low, of.mean_high))
+    return mean if of.runs == 1 else f"{mean} ({low} to {high})"
+
+
+def claim_cell(better: Sequence[Result], worse: Sequence[Result], measure: str = "final") -> str:
+    """Whether one method is better than another: verdict and probability (interval); a dash if one was not run."""
+    found = improvement_of(better, worse, measure)
+    if found is None:
+        return NONE
+    return f"{found.verdict}: {found.probability:.2f} ({found.low:.2f} to {found.high:.2f})"
+
+
+def improvement_of(better: Sequence[Result], worse: Sequence[Result], measure: str = "final") -> Improvement | None:
+    """The probability of improvement of a method over another; None if one was not run or has no such measure."""
+    ours = measured(better, measure) if better else None
+    theirs = measured(worse, measure) if worse else None
+    return None if ours is None or theirs is None else improvement(ours, theirs)
+
+
+def measured_losses(results: Sequence[Result]) -> list[float]:
+    """The final losses."""
+    return [result.final_loss for result in results]
+
+
+def what_was_run(task: TaskResults) -> str:
+    """Epochs, states and seeds of the runs, in a sentence."""
+    members = [result.member for result in task.results]
+    rules = [member for member in members if member.epochs]
+    of = " of the rules" if len(rules) < len(members) else ""
+    parts = [
+        _range([member.epochs for member in rules], f"epochs{of}"),
+        _range([member.train_states for member in rules], f"training states{of}"),
+        _range([member.test_states for member in members], "held-out states"),
+        _range([len(results) for results in task.methods().values()], "seeds a method"),
+    ]
+    return f"{', '.join(filter(None, parts))}."
+
+
+def whose_seconds(task: TaskResults) -> str:
+    """Whether the seconds are those of a run alone, in a sentence."""
+    together = [result.together for result in task.results if result.together > 1]
+    if not together:
+        return "Every run was trained alone."
+    which = "Seconds" if len(together) == len(task.results) else "Seconds of some runs"
+    return f"{which} are the share of one of {_range(together, 'runs')} that were trained together."
+
+
+def _range(values: Sequence[int], unit: str) -> str:
+    if not values:
+        return ""
+    least, most = min(values), max(values)
+    return f"{least:,} {unit}" if least == most else f"{least:,} to {most:,} {unit}"
+
+
+def _by_measure(task: TaskResults, better: str, worse: str) -> Row:
+    """How many runs there are of each, and the claim by each measure."""
+    methods = task.methods()
+    one, other = methods.get(better, []), methods.get(worse, [])
+    row: Row = {"runs": f"{len(one)} and {len(other)}"}
+    return row | {measure: claim_cell(one, other, measure) for measure in MEASURES}
+
+
+def _reached(task: TaskResults, results: Sequence[Result]) -> dict[float, str]:
+    """For each threshold when the median run reached it."""
+    curves = [task.curves[result.member.name] for result in results if result.member.name in task.curves]
+    if not curves or not task.thresholds:
+        return dict.fromkeys(task.thresholds, NONE)
+    runs = [summarize("", seed, _curve(curve), task.thresholds) for seed, curve in enumerate(curves)]
+    (row,) = method_rows(runs)
+    return {
+        loss: f"{_count(row[f'steps_to_{loss:g}'])}, {_count(row[f'seconds_to_{loss:g}'])} s"
+        f" ({row[f'reached_{loss:g}']}/{row['runs']})"
+        for loss in task.thresholds
+    }
+
+
+def _count(value: str | int | float) -> str:
+    return number(str(value), DIGITS)
+
+
+def _curve(points: Sequence[Point]) -> list[CurvePoint]:
+    return [CurvePoint(point.simulator_steps, point.seconds, point.test_loss) for point in points]
