@@ -457,7 +457,7 @@ def test_long_horizon_keeps_memory_to_the_states():
     [
         ({"rule": "Q"}, "rule must be one of 'R', 'M', 'S', 'C'; got 'Q'"),
         ({"engine": "adjont"}, "engine must be one of .* got 'adjont'. Did you mean 'adjoint'?"),
-        ({"combine": "both"}, "combine must be one of 'modified', 'regular', 'random'; got 'both'"),
+        ({"combine": "both"}, "combine must be one of 'modified', 'regular', 'random', 'turned'; got 'both'"),
         ({"initial_states": torch.zeros(3, 5)}, r"initial_states must be a tensor \(B, 4\).*got \(3, 5\)"),
         ({"initial_states": torch.zeros(0, 4)}, "B >= 1"),
         ({"initial_states": torch.zeros(3, 4)}, "initial_states must be torch.float64 .*got torch.float32"),
@@ -594,6 +594,17 @@ def test_without_a_generator_the_random_places_are_drawn_from_torchs_random_numb
     assert not torch.equal(drawn[0], drawn[2])
 
 
+@pytest.mark.parametrize("engine", ["autograd", "adjoint"])
+def test_combined_and_turned_has_the_sizes_of_m_and_the_signs_of_r(engine):
+    system = MultiPole(objective="continuous")
+    states, controller = start(system), mlp(system)
+    regular, modified = (policy_gradient(system, controller, states, rule, engine).directions for rule in "RM")
+    turned = policy_gradient(system, controller, states, "C", engine, combine="turned").directions
+    assert any((regular[name].sign() * modified[name].sign() < 0).any() for name in regular)
+    for name, direction in turned.items():
+        torch.testing.assert_close(direction, modified[name].abs() * regular[name].sign(), rtol=1e-9, atol=0.0)
+
+
 def test_combined_does_not_hide_what_is_not_a_number():
     nan, one = {"w": torch.tensor([math.nan, 1.0, 2.0])}, {"w": torch.tensor([1.0, 1.0, -1.0])}
     for first, second in ((nan, one), (one, nan)):
@@ -604,6 +615,8 @@ def test_combined_does_not_hide_what_is_not_a_number():
             generator = torch.Generator().manual_seed(seed)
             shuffled = combined(RULES["C"], {REGULAR: first, MODIFIED: second}, "random", generator)["w"]
             assert shuffled.isnan().tolist() == [True, False, False]
+        turned = combined(RULES["C"], {REGULAR: first, MODIFIED: second}, "turned")["w"]
+        assert turned.isnan().tolist() == [True, False, False]
     infinite = {"w": torch.tensor([math.inf])}  # an exploded R still has a sign
     assert combined(RULES["C"], {REGULAR: infinite, MODIFIED: {"w": torch.tensor([2.0])}})["w"].tolist() == [2.0]
 

@@ -149,17 +149,18 @@ def test_variants_are_compared_with_the_rules_as_they_are():
 
 def test_the_rules_by_norm_stand_where_they_were_not_run_without_clipping():
     own = task(*seeds("C cosine", clip="norm"))
-    by_norm = with_rules(own, task(*rules(clips=("norm",))), ("none",))
+    by_norm = with_rules(own, task(*rules(clips=("norm",))), "RMC", ("none",))
     assert list(by_norm.methods()) == ["R norm", "M norm", "C norm", "C cosine"]
     assert list(lines(ablation_table(by_norm)))[-1] == "C cosine better than C norm"
-    both = with_rules(own, task(*rules(clips=("none", "norm"))), ("none",))
+    both = with_rules(own, task(*rules(clips=("none", "norm"))), "RMC", ("none",))
     assert list(both.methods()) == ["R", "M", "C", "C cosine"]
     assert set(both.curves) == {result.member.name for result in both.results}
 
 
 def test_what_a_study_has_itself_is_not_taken_from_the_rules():
     own = task(*seeds("C", final=0.01), *seeds("C keeping R"))
-    assert [result.final_loss for result in with_rules(own, task(*rules()), ("none",)).methods()["C"]] == [0.01] * 5
+    found = with_rules(own, task(*rules()), "RMC", ("none",)).methods()["C"]
+    assert [result.final_loss for result in found] == [0.01] * 5
 
 
 def test_reinforcement_learning_says_when_it_reached_a_loss():

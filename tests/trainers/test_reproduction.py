@@ -14,8 +14,10 @@ import pytest
 from bptt_trainers.cli import main
 from bptt_trainers.files import RunFolderError
 from bptt_trainers.methods import BPTT, RL
+from bptt_trainers.page import PLACE, filled
 from bptt_trainers.reproduction import work
 from bptt_trainers.reproduction.experiments import EXPERIMENTS, TIERS, Amount, Experiment, Task, Variant
+from bptt_trainers.reproduction.report import read_studies, tables_of
 from bptt_trainers.reproduction.results import (
     Member,
     Point,
@@ -209,3 +211,38 @@ def test_interrupted_it_goes_on_where_it_was():
     assert "Traceback" not in said
     epochs = len(folder.read_text().splitlines())
     assert epochs > 2
+
+
+# What is committed
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def tables():
+    return tables_of(read_studies(EXPERIMENTS.values(), ROOT / "results"))
+
+
+def test_the_page_of_the_documentation_shows_what_its_files_hold(tables):
+    text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    assert filled(text, tables) == text
+    assert {place["name"] for place in PLACE.finditer(text)} == set(tables)
+    for name, table in tables.items():
+        assert (ROOT / "docs" / "results" / f"{name}.md").read_text(encoding="utf-8") == table + "\n"
+
+
+def test_committed_results_are_of_the_experiments_as_they_stand():
+    for experiment in EXPERIMENTS.values():
+        missing(runs_of(experiment, "standard", RUNS), ROOT / "results")  # refuses what is of other settings
+
+
+def test_every_result_has_its_curve():
+    for experiment in EXPERIMENTS.values():
+        curves = read_curves(ROOT / "results", experiment.name)
+        results = read_results(ROOT / "results", experiment.name)
+        assert {member.name for member in results} == set(curves)
+        for member, result in results.items():
+            again = result_of(member, curves[member.name], result.together, result.versions)
+            for name, value in vars(again).items():
+                if isinstance(value, float):
+                    assert value == pytest.approx(getattr(result, name), rel=1e-4, nan_ok=True), (member.name, name)

@@ -28,7 +28,8 @@ class TrainConfig:
     """Update rule: R (regular), M (modified), S (stopped) or C (combined)."""
 
     combine: Combine = "modified"
-    """The component that rule C keeps where the signs of R and M agree; random: M's, at as many random places."""
+    """The component that rule C keeps where the signs of R and M agree: M's (modified) or R's (regular). Or M's at as
+    many random places (random), or M's everywhere, with the sign of R (turned)."""
 
     clip: Clip = "none"
     """Clipping of the direction: none, by value (each component to [-1, 1]) or by global norm (to 1)."""

@@ -83,7 +83,7 @@ def policy_gradient(
         engine: "autograd" (the definition), "adjoint" (fast) or "auto" (adjoint where it can serve the
             controller; warns once where it cannot).
         combine: the component that rule C keeps where signs agree, "modified" or "regular"; "random": that of M,
-            at as many random places of each parameter.
+            at as many random places of each parameter; "turned": that of M everywhere, with the sign of R's.
         generator: on the CPU, of the random places. None: torch's random numbers.
 
     Raises:

@@ -24,7 +24,7 @@ SPREADING = 0.2
 DRIVER_FRICTION = 1.0  # 1/s
 EVADER_FRICTION = 4.0  # 1/s
 
-PAIRS_AT_ONCE = 2**15  # of agents, over all samples, so that what is computed for them stays in the cache
+PAIRS_AT_ONCE = 2**16  # of agents, over all samples, so that what is computed for them stays in the cache
 
 FLOCKINGS = ("as_published", "cohesive")
 
@@ -90,6 +90,10 @@ class Guidance(System):
         self.action_labels = tuple(f"{name}_{driver} [1/s^2]" for driver in drivers for name in ("c1", "c2"))
         self._target = torch.tensor(self.target, dtype=torch.float64)
         self._inverse_square, self._inverse, self._friction = self._strengths()
+        itself, evaders = torch.eye(self.n_agents, dtype=torch.float64), slice(self.n_drivers, None)
+        self._own = itself[:, : self.n_drivers].view(-1, 1, self.n_drivers, 1)
+        self._herding = itself[: self.n_drivers].clone()  # slopes of q by positions
+        self._herding[:, evaders] -= 1.0
 
     # Cost, start, observation
 
@@ -207,13 +211,22 @@ class Guidance(System):
         return 2 * self.n_agents * (2 * self.n_agents + self.action_size)
 
     def pullback(self, state: Tensor, action: Tensor) -> Pullback:
-        slopes = self._force_slopes(state, action).flatten(1, 2)
         kept = 1.0 - self.dt * constant_like(self._friction, state)
+        first, last, slopes = 0, 0, state.new_empty(0)  # slopes of these samples: as they are asked for
+
+        def slopes_of(start: int, stop: int) -> Tensor:
+            nonlocal first, last, slopes
+            if not first <= start <= stop <= last:
+                rows = max(1, stop - start)
+                first, last = max(0, stop - rows * max(1, self._samples_at_once // rows)), stop  # they go backwards
+                slopes = self._force_slopes(state[first:last], action[first:last])
+            return slopes[start - first : stop - first]
 
         @torch.no_grad()
         def pull(rows: slice, vectors: Tensor) -> tuple[Tensor, Tensor]:
+            start, stop, _ = rows.indices(len(state))
             p, v = vectors.unflatten(-1, self.state_shape).unbind(-2)  # (P, R, agents, 2)
-            pulled = (v.mT.flatten(2).transpose(0, 1) @ slopes[rows]).transpose(0, 1)
+            pulled = (v.flatten(2).transpose(0, 1) @ slopes_of(start, stop)).transpose(0, 1)
             by_position, by_action = pulled.split([2 * self.n_agents, self.action_size], dim=-1)
             by_p = p + by_position.unflatten(-1, (2, self.n_agents)).mT
             by_v = self.dt * p + kept * v
@@ -221,45 +234,63 @@ class Guidance(System):
 
         return pull
 
+    @property
+    def _samples_at_once(self) -> int:
+        return max(1, PAIRS_AT_ONCE // self.n_agents**2)
+
     @torch.no_grad()
     def _force_slopes(self, state: Tensor, action: Tensor) -> Tensor:
-        """Slopes of dt F, (N, 2, agents, 2 agents + m).
+        """Slopes of dt F, (N, 2 agents, 2 agents + m).
 
-        A row is a coordinate of F and its agent; a column is one of the positions, coordinate before agent, or
-        a component of the action.
+        A row is a coordinate of F, agent before coordinate; a column is one of the positions, coordinate before
+        agent, or a component of the action.
         """
-        p, n, drivers = state[:, :, 0], self.n_agents, slice(self.n_drivers)
-        slopes = p.new_zeros(len(p), 2, n, 2 * n + self.action_size)
-        by_position = slopes[..., : 2 * n].unflatten(-1, (2, n))
-        chunk = max(1, PAIRS_AT_ONCE // n**2)
-        for start in range(0, len(p), chunk):
-            rows = slice(start, start + chunk)
-            by_position[rows] = self.dt * self._pair_slopes(p[rows])
-        turn = self.dt * torch.stack([action, _turned(action)], dim=-1)  # control = turn q, (N, n_drivers, 2, 2)
-        by_position[:, :, drivers].diagonal(dim1=2, dim2=4).add_(turn.permute(0, 2, 3, 1))
-        by_position[:, :, drivers, :, self.n_drivers :].sub_(turn.transpose(1, 2).unsqueeze(-1))
-        by_action = slopes[:, :, drivers, 2 * n :].unflatten(-1, self.action_shape)
-        directions = self.dt * torch.stack(self._control_directions(p), dim=-1)  # (N, n_drivers, 2, coefficient)
-        by_action.diagonal(dim1=2, dim2=3).copy_(directions.permute(0, 2, 3, 1))
-        return slopes
+        parts = zip(state[:, :, 0].split(self._samples_at_once), action.split(self._samples_at_once), strict=True)
+        slopes = [self._some_slopes(p, some) for p, some in parts]
+        return (slopes[0] if len(slopes) == 1 else torch.cat(slopes)).view(len(state), 2 * self.n_agents, -1)
 
-    def _pair_slopes(self, p: Tensor) -> Tensor:
-        """Slopes of the forces between agents by their positions, (N, 2, agents, 2, agents)."""
+    def _some_slopes(self, p: Tensor, action: Tensor) -> Tensor:
+        """`_force_slopes` of some samples, (N, agents, 2 (2 agents + m)): rows of x, then rows of y.
+
+        No result is written into parts of a larger one, which a compiler would do by way of copies of the whole.
+        """
+        drivers = slice(self.n_drivers)
+        xx, xy, yy = self._pair_slopes(p)
+        yx = xy.clone()
+        herding = self.dt * constant_like(self._herding, p)
+        c1_q, c2_q = herding * action[..., :1], herding * action[..., 1:]  # slopes of c_1 q, c_2 q by one coordinate
+        xx[:, drivers] += c1_q
+        xy[:, drivers] -= c2_q
+        yx[:, drivers] += c2_q
+        yy[:, drivers] += c1_q
+        q = p - p[:, self.n_drivers :].sum(1, keepdim=True)
+        own = self.dt * constant_like(self._own, p)
+        by_action = (own * torch.stack([q, _turned(q)], dim=-1).unsqueeze(3)).flatten(3)  # (N, agents, 2, m)
+        by_x, by_y = by_action.unbind(2)
+        return torch.cat([xx, xy, by_x, yx, yy, by_y], dim=-1)
+
+    def _pair_slopes(self, p: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Slopes of dt times the forces between agents: of x by x, x by y (as y by x), y by y, (N, agents, agents)."""
         r, length = _differences(p)
         d = self.repulsion_floor + length
-        a, b = constant_like(self._inverse_square, d), constant_like(self._inverse, d)
+        a, b = self.dt * constant_like(self._inverse_square, d), self.dt * constant_like(self._inverse, d)
         strength, strength_d = (a / d + b) / d, -(2 * a / d + b) / d.square()
         # By p_k: d (strength r) / dr = strength + strength_d r r^T / |r|
-        along = strength_d.unsqueeze(1) * r
-        slopes = along.unsqueeze(3) * (r / length.unsqueeze(1)).transpose(1, 2).unsqueeze(1)
-        slopes.diagonal(dim1=1, dim2=3).add_(strength.unsqueeze(-1))
-        slopes.diagonal(dim1=2, dim2=4).sub_(slopes.sum(-1).transpose(2, 3))  # by p_i: r = p_k - p_i
+        along_x, along_y = (strength_d.unsqueeze(1) * r).unbind(1)
+        x, y = (r / length.unsqueeze(1)).unbind(1)
+        slopes = torch.addcmul(strength, along_x, x), along_x * y, torch.addcmul(strength, along_y, y)
+        for one in slopes:
+            one.diagonal(dim1=1, dim2=2).sub_(one.sum(-1))  # by p_i: r = p_k - p_i
         return slopes
 
 
 def _differences(p: Tensor) -> tuple[Tensor, Tensor]:
-    """p_k - p_i at [:, :, i, k], (B, 2, agents, agents), and its length, whose slope is 0 where the length is."""
-    p = p.mT.contiguous()
+    """p_k - p_i at [:, :, i, k], (B, 2, agents, agents), and its length, whose slope is 0 where the length is.
+
+    Agents lie side by side in memory, so that there are enough of them for vector instructions. `stack` copies them
+    to this order in compiled programs too, which read through a `contiguous` copy.
+    """
+    p = torch.stack(p.unbind(-1), dim=1)
     r = p.unsqueeze(2) - p.unsqueeze(3)
     x, y = r.unbind(1)
     return r, (x.square() + y.square() + torch.finfo(p.dtype).tiny).sqrt()

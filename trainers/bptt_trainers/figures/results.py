@@ -13,7 +13,7 @@ from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullForma
 
 from bptt_envs.rendering import INK, MUTED
 from bptt_trainers.figures.bands import QUARTILES, draw_band, drawable, readable_ticks, series_of
-from bptt_trainers.figures.style import COLORS, colors_of, rgb, style_axes
+from bptt_trainers.figures.style import COLORS, OTHERS, colors_of, rgb, style_axes
 from bptt_trainers.reproduction.results import Point, Result
 from bptt_trainers.reproduction.statistics import FEW, Improvement, quantile
 from bptt_trainers.reproduction.study import PLAIN, RULES, TaskResults, at_rate, change, plain
@@ -157,6 +157,7 @@ def stability_figure(task: TaskResults) -> Figure:
         methods.setdefault(result.member.method, []).append(result)
     changes = list(dict.fromkeys(change(result.member) for result in ordered))
     palette = colors_of(changes)
+    dashed = set(changes[len(OTHERS) :])  # there are no more colors
     colors = {label: palette[change(results[0].member)] for label, results in methods.items()}
     top = _top(task.results)
 
@@ -170,7 +171,8 @@ def stability_figure(task: TaskResults) -> Figure:
             series = series_of(_curves(task, results), "epoch", top, start=True)
             if results[0].member.rule == rule and series:
                 changed = change(results[0].member)
-                draw_band(axes, series, colors[label], changed, QUARTILES if changed == PLAIN else None)
+                shares, style = (QUARTILES if changed == PLAIN else None), ("--" if changed in dashed else "-")
+                draw_band(axes, series, colors[label], changed, shares, style)
         _untrained(axes, task.results)
         axes.set_title(f"rule {rule}", fontsize=9, loc="left", color=rgb(INK))
         axes.set_xlabel("epochs", fontsize=9)

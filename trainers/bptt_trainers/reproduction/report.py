@@ -35,8 +35,8 @@ from bptt_trainers.reproduction.tables import (
     stability_table,
 )
 
-REFERENCES = {"ablation": ("none",), "stability": ("none", "norm")}
-"""Clippings whose R, M and C, in the study of the rules on the same task, belong into the tables of another study.
+REFERENCES = {"ablation": ("RMC", ("none",)), "stability": ("RC", ("none", "norm"))}
+"""Rules and clippings whose runs, in the study of the rules on the same task, belong into the tables of another study.
 
 Where the rules were not run without clipping, those by norm take their place.
 """
@@ -76,24 +76,33 @@ def report(experiments: Iterable[Experiment], results: Path, out: Path) -> dict[
         out: as `report_studies`.
 
     Returns:
-        As `report_studies`.
+        As `tables_of`.
 
     Raises:
         RunFolderError: if a file cannot be read or written.
+    """
+    return report_studies(read_studies(experiments, results), out)
+
+
+def read_studies(experiments: Iterable[Experiment], results: Path) -> dict[str, list[TaskResults]]:
+    """What experiments left on the tasks of each study, with the runs that they are compared with.
+
+    Raises:
+        RunFolderError: if a file cannot be read.
     """
     studies: dict[str, list[TaskResults]] = {}
     for experiment in experiments:
         task = read_task(results, experiment.study, experiment.task)
         if experiment.study in REFERENCES and task.results:
-            task = with_rules(task, read_task(results, "rules", experiment.task), REFERENCES[experiment.study])
+            task = with_rules(task, read_task(results, "rules", experiment.task), *REFERENCES[experiment.study])
         studies.setdefault(experiment.study, []).append(task)
-    return report_studies(studies, out)
+    return studies
 
 
-def with_rules(task: TaskResults, rules: TaskResults, clips: Sequence[str]) -> TaskResults:
-    """What a study left on a task, with the R, M and C of the study of the rules that have one of these clippings."""
-    there = [clip for clip in clips if clip in rules.clips()] or ["norm"]
-    return task.beside(rules, [plain(rule, clip) for rule in "RMC" for clip in there])
+def with_rules(task: TaskResults, study: TaskResults, rules: str, clips: Sequence[str]) -> TaskResults:
+    """What a study left on a task, with the runs of these rules and clippings from the study of the rules."""
+    there = [clip for clip in clips if clip in study.clips()] or ["norm"]
+    return task.beside(study, [plain(rule, clip) for rule in rules for clip in there])
 
 
 def read_task(folder: Path, study: str, task: Task) -> TaskResults:
@@ -111,32 +120,48 @@ def report_studies(studies: Mapping[str, Sequence[TaskResults]], out: Path) -> d
     """Write the figures of studies as PNG into a folder, and their tables as Markdown, each file whole.
 
     Args:
-        studies: the tasks of each study of `OF_TASK`. A task without results has no table and no figure of its own.
+        studies: as `tables_of` takes them.
         out: the folder; what it held under other names stays.
 
     Returns:
-        The Markdown of the tables by name: STUDY-TASK, STUDY-TASK-claims, "claims" of the rules on all tasks, and
-        "reading", how to read them.
+        As `tables_of`.
 
     Raises:
         ValueError: if there is no such study.
         RunFolderError: if a file cannot be written.
     """
-    for study in studies:
-        one_of("studies", study, OF_TASK)
-    tables = {"reading": READING}
+    tables = tables_of(studies)
     for study, tasks in studies.items():
         run = [task for task in tasks if task.results]
         for task in run:
-            name = f"{study}-{task.name}"
-            tables |= {f"{name}{suffix}": table(task) for suffix, table in OF_TASK[study].items()}
             if study in FIGURES:
-                save_figure(FIGURES[study](task), out / f"{name}.png")
+                save_figure(FIGURES[study](task), out / f"{study}-{task.name}.png")
         if run:
             for name, draw in OVERVIEWS.get(study, {}).items():
                 save_figure(draw(tasks if name == "rules" else run), out / f"{name}.png")
-        if run and study == "rules":
-            tables["claims"] = overview_table(run)
     for name, text in tables.items():
         write_atomic(out / f"{name}.md", f"{text}\n".encode())
+    return tables
+
+
+def tables_of(studies: Mapping[str, Sequence[TaskResults]]) -> dict[str, str]:
+    """The tables of studies in Markdown, by name.
+
+    Args:
+        studies: the tasks of each study of `OF_TASK`. A task without results has no table and no figure of its own.
+
+    Returns:
+        STUDY-TASK, STUDY-TASK-claims, "claims" of the rules on all tasks, and "reading", how to read them.
+
+    Raises:
+        ValueError: if there is no such study.
+    """
+    tables = {"reading": READING}
+    for study, tasks in studies.items():
+        kinds = OF_TASK[one_of("studies", study, OF_TASK)]
+        run = [task for task in tasks if task.results]
+        for task in run:
+            tables |= {f"{study}-{task.name}{suffix}": table(task) for suffix, table in kinds.items()}
+        if run and study == "rules":
+            tables["claims"] = overview_table(run)
     return tables
