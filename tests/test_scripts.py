@@ -51,6 +51,11 @@ def test_lqr_study():
     }
 
 
+def test_reproduce():
+    said = run("reproduce.py", "--tier", "smoke", "--experiments", "ablation-cart-pole-1", "--list")
+    assert said.splitlines()[1].split() == ["ablation-cart-pole-1", "cart-pole,", "1", "pole", "2", "4", "4"]
+
+
 def test_benchmark():
     said = run(
         "benchmark.py",

@@ -6,6 +6,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from bptt_envs import System
 from bptt_envs.charts import Curves, NamedCurves, Paths
@@ -228,16 +229,37 @@ def defined_pullback(system):
     return lambda states, actions: System.pullback(system, states, actions)
 
 
-@pytest.mark.parametrize("pairs_at_once", [1, 100, 2**15])
+@pytest.mark.parametrize("pairs_at_once", [1, 100, 3 * 20**2, 2**16])
 def test_products_for_many_agents_equal_the_autograd_default(pairs_at_once, monkeypatch):
     monkeypatch.setattr(guidance, "PAIRS_AT_ONCE", pairs_at_once)
     system = Guidance(n_drivers=3, n_evaders=17)
     states, actions = random_batch(system, size=7)
-    vectors = torch.randn(2, 3, system.state_size, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    rows = slice(2, 5)
+    vectors = torch.randn(2, 7, system.state_size, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     ours, defined = system.pullback(states, actions), defined_pullback(system)(states, actions)
-    for one, other in zip(ours(rows, vectors), defined(rows, vectors), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-11)
+    for rows in (slice(5, 7), slice(3, 5), slice(1, 3), slice(0, 1), slice(2, 6), slice(None)):
+        for one, other in zip(ours(rows, vectors[:, rows]), defined(rows, vectors[:, rows]), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-11)
+
+
+def test_numbers_in_a_recorded_way_back_grow_as_its_steps(monkeypatch):
+    """A compiler records a write into a part of a tensor as a copy of the whole: not one a step of all steps."""
+    system = Guidance(n_drivers=2, n_evaders=8)
+    monkeypatch.setattr(guidance, "PAIRS_AT_ONCE", 3 * system.n_agents**2)
+
+    def numbers(steps):
+        states, actions = random_batch(system, size=4 * steps)
+        vectors = torch.zeros(1, 4, system.state_size, dtype=torch.float64)
+
+        def back(states, actions):
+            pull = system.pullback(states, actions)
+            return [pull(slice(4 * t, 4 * t + 4), vectors) for t in range(steps - 1, -1, -1)]
+
+        graph = make_fx(torch.func.functionalize(back, remove="mutations_and_views"))(states, actions).graph
+        sizes = [node.meta["tensor_meta"].shape.numel() for node in graph.nodes if "tensor_meta" in node.meta]
+        assert len(sizes) > 50
+        return sum(sizes)
+
+    assert numbers(8) < 5 * numbers(2)
 
 
 # Start, observation, cost, actions

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from bptt_envs.systems import CartPole, QuantumControl
+from bptt_envs.systems import CartPole, Guidance, QuantumControl, guidance
 from bptt_trainers import MLP, TrainConfig, Trainer, default_controller
 from bptt_trainers.adjoint_engine import AdjointEngine
 from bptt_trainers.compiled_engine import CompiledEngine, _length
@@ -47,12 +47,14 @@ def assert_same(found, expected, tolerance):
     [
         CartPole(horizon=5, max_force=3.0, objective="continuous"),
         QuantumControl(horizon=3, n_points=6),
+        Guidance(horizon=3, n_drivers=2, n_evaders=3),
     ],
     ids=lambda system: type(system).__name__,
 )
 def test_compiled_directions_are_those_of_the_adjoint_engine(system, monkeypatch):
     monkeypatch.setattr("bptt_trainers.compiled_engine.STEPS_THERE", 2)  # leaves a step over
     monkeypatch.setattr("bptt_trainers.compiled_engine.STEPS_BACK", 2)
+    monkeypatch.setattr(guidance, "PAIRS_AT_ONCE", 2 * 5**2)  # two of the three samples of a step
     controller = small(system).double()
     states = system.initial_states(3, torch.Generator().manual_seed(0), torch.float64)
     engine = AdjointEngine(system, controller)

@@ -212,13 +212,14 @@ class Guidance(System):
 
     def pullback(self, state: Tensor, action: Tensor) -> Pullback:
         kept = 1.0 - self.dt * constant_like(self._friction, state)
-        first, last, slopes = 0, 0, state.new_empty(0)  # slopes of these samples: as they are asked for
+        first, last, slopes = 0, -1, state.new_empty(0)  # slopes of samples [first, last), none yet
 
         def slopes_of(start: int, stop: int) -> Tensor:
+            """Slopes of some samples; with them are computed those before, which will be asked for next."""
             nonlocal first, last, slopes
             if not first <= start <= stop <= last:
-                rows = max(1, stop - start)
-                first, last = max(0, stop - rows * max(1, self._samples_at_once // rows)), stop  # they go backwards
+                samples = max(1, stop - start)
+                first, last = max(0, stop - samples * max(1, self._samples_at_once // samples)), stop
                 slopes = self._force_slopes(state[first:last], action[first:last])
             return slopes[start - first : stop - first]
 
