@@ -114,9 +114,9 @@ class Result:
 
 
 def result_of(member: Member, curve: Sequence[Point], together: int, versions: str) -> Result:
-    """Put a curve in numbers; a loss that is not a number counts as infinite."""
-    losses = [_finite_or_inf(point.test_loss) for point in curve]
-    train_losses = [_finite_or_inf(point.train_loss) for point in curve]
+    """Put a curve in numbers, those that its file keeps; a loss that is not a number counts as infinite."""
+    losses = [short(_finite_or_inf(point.test_loss)) for point in curve]
+    train_losses = [short(_finite_or_inf(point.train_loss)) for point in curve]
     best = min(range(len(curve)), key=train_losses.__getitem__)
     trains = math.isfinite(train_losses[best])
     logs = [math.log(max(loss, SMALLEST)) if loss < math.inf else math.inf for loss in losses[1:]]
