@@ -135,16 +135,16 @@ def test_all_but_the_axis_is_as_in_the_paper():
 @pytest.fixture
 def tiny(monkeypatch, tmp_path):
     """Axes of tasks that take no time, and a folder."""
-    for name in list(AXES):
-        monkeypatch.delitem(AXES, name)
+    before = dict(AXES)
+    AXES.clear()
     growth = Growth(1, "it does")
-    monkeypatch.setitem(AXES, "short", Axis("steps", "DiffIntegrator-v0", ("horizon",), ((2,), (4,)), growth, growth))
-    monkeypatch.setitem(
-        AXES, "wide", Axis("units", "DiffCartPole-v0", ("hidden",), ((4,), (8,)), growth, growth, {"horizon": 40})
-    )
+    AXES["short"] = Axis("steps", "DiffIntegrator-v0", ("horizon",), ((2,), (4,)), growth, growth)
+    AXES["wide"] = Axis("units", "DiffCartPole-v0", ("hidden",), ((4,), (8,)), growth, growth, {"horizon": 40})
     monkeypatch.setattr(scaling_run, "peak_memory", lambda target, limit, point, config: 2**20 * point.size)
     monkeypatch.chdir(tmp_path)
-    return ScalingConfig(axes=("short", "wide"), repeats=2, updates=2, test_states=4, out=tmp_path / "out")
+    yield ScalingConfig(axes=("short", "wide"), repeats=2, updates=2, test_states=4, out=tmp_path / "out")
+    AXES.clear()
+    AXES.update(before)  # in the order in which they were, which monkeypatch would turn round
 
 
 def test_a_point_is_written_as_soon_as_it_is_finished_and_measured_once(tiny, monkeypatch):
@@ -210,12 +210,12 @@ def test_peak_memory_of_an_update_is_measured_in_a_process_of_its_own():
     assert 12 < peak / MIB < 100
 
 
-def test_measurements_of_other_settings_are_refused_in_words(tiny, monkeypatch):
+def test_measurements_of_other_settings_are_refused_in_words(tiny):
     scale(dataclasses.replace(tiny, axes=("short",)))
     before = (tiny.out / "scaling.csv").read_bytes()
     with pytest.raises(RunFolderError, match=r"(?s)use another folder.*rule: 'C' in the file, 'R' asked for"):
         scale(dataclasses.replace(tiny, rule="R"))
-    monkeypatch.setitem(AXES, "short", dataclasses.replace(AXES["short"], values=((3,),)))
+    AXES["short"] = dataclasses.replace(AXES["short"], values=((3,),))
     with pytest.raises(RunFolderError, match="short 2: in the file, and no point of any axis"):
         scale(tiny)
     assert (tiny.out / "scaling.csv").read_bytes() == before

@@ -329,8 +329,9 @@ def _workers(
         raise
     finally:
         executor.shutdown(cancel_futures=True)
+        steps.cancel_join_thread()  # a process that was ended as it wrote may have left the queue locked for good
         steps.put(None)
-        watcher.join()
+        watcher.join(timeout=2.0)
         bar.close()
 
 
