@@ -13,13 +13,14 @@ from bptt_trainers.program import Program, Tensors
 from bptt_trainers.rollout import Trajectory, losses, rollout
 from bptt_trainers.rules import Directions, Feedback
 
-# Steps in a program, at most; on the way back also half a segment of the uncompiled engine. More steps make longer
-# programs, which take longer to compile. Measured, way back: cart-pole at batch 8 takes with 25 steps 0.7 times the
-# time of 10; at batch 1024 with 2 (half a segment) 0.96 times that of 1, 0.93 of 5, 0.77 of 10 and 0.63 of 20; guidance
-# with 72 agents at batch 8 takes as long with 10 (half a segment) as with 5, which compile in 0.7 times the time.
-# The way there is as fast with 10 as with 25.
+# Steps in a program, at most; on the way back also half a segment of the uncompiled engine, and numbers in the slopes.
+# More steps make longer programs, which take longer to compile. Measured, way back: cart-pole at batch 8 takes with 25
+# steps 0.7 times the time of 10; at batch 1024 with 2 (half a segment) 0.96 times that of 1, 0.93 of 5, 0.77 of 10 and
+# 0.63 of 20. Large slopes gain nothing from more steps: guidance with 72 agents at batch 8 takes by rule C as long with
+# 5 as with 10, by rule R up to half as long. The way there is as fast with 10 as with 25.
 STEPS_THERE = 10
 STEPS_BACK = 25
+SLOPE_NUMBERS_BACK = 2**20
 
 
 class CompiledEngine:
@@ -79,7 +80,9 @@ class CompiledEngine:
         """The directions of every pass for the mean loss of a trajectory of this controller."""
         engine, horizon = self._engine, self._engine.system.horizon
         batch = trajectory.actions.shape[1]
-        length = _length(horizon, max(1, min(STEPS_BACK, engine.segment_steps(batch, len(passes)) // 2)))
+        half_segment = engine.segment_steps(batch, len(passes)) // 2
+        by_slopes = SLOPE_NUMBERS_BACK // (engine.system.slope_numbers * batch)
+        length = _length(horizon, max(1, min(STEPS_BACK, half_segment, by_slopes)))
         adjoint = engine.final_adjoint(trajectory.states[-1], len(passes)).contiguous()
         tensors = _tensors(engine.controller).values()
         rest = horizon % length
