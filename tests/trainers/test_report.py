@@ -145,6 +145,9 @@ def test_variants_are_compared_with_the_rules_as_they_are():
         "R cosine better than R",
         "R cosine better than C",
     ]
+    beside_norm = task(*rules(names="RC", clips=("none", "norm")), *seeds("R cosine"))
+    peers = [one.removeprefix("R cosine better than ") for one in lines(stability_table(beside_norm))]
+    assert peers[-3:] == ["R", "C", "R norm"]
 
 
 def test_the_rules_by_norm_stand_where_they_were_not_run_without_clipping():

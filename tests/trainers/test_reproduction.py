@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from bptt_trainers.cli import main
+from bptt_trainers.commands.reproduce import choose
 from bptt_trainers.files import RunFolderError
 from bptt_trainers.methods import BPTT, RL
 from bptt_trainers.page import PLACE, filled
@@ -186,6 +187,12 @@ def test_unknown_names_are_refused_in_words(capsys):
     said = capsys.readouterr().err
     assert "experiments must be among" in said
     assert "Did you mean 'rules-cart-pole-" in said
+
+
+def test_experiments_are_run_in_the_order_in_which_they_are_named():
+    named = ["rl-quantum-3", "continued", "rules-cart-pole-2", "rl-quantum-3"]
+    assert [one.name for one in choose(tuple(named))] == ["rl-quantum-3", "continued-cart-pole-1", "rules-cart-pole-2"]
+    assert choose(()) == list(EXPERIMENTS.values())
 
 
 def test_the_list_says_what_is_missing(capsys):

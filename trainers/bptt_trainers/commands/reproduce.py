@@ -34,7 +34,7 @@ class Reproduce:
     """How much of each experiment: smoke, standard or full."""
 
     experiments: tuple[str, ...] = ()
-    """Experiments, or studies: all of a study. None named: everything. --list says what there is."""
+    """Experiments, or studies: all of a study. Run in this order; none named: everything. --list says what there is."""
 
     out: Path = Path("runs/reproduce")
     """Folder for runs/, and for results/ and report/ unless they are named."""
@@ -99,7 +99,7 @@ class Reproduce:
 
 
 def choose(names: tuple[str, ...]) -> list[Experiment]:
-    """The experiments of these names, or of the studies of these names; all, if none is named.
+    """The experiments of these names, or of the studies of these names, in this order; all, if none is named.
 
     Raises:
         ValueError: if there is none of a name.
@@ -108,4 +108,6 @@ def choose(names: tuple[str, ...]) -> list[Experiment]:
     for name in names:
         if name not in known:
             raise ValueError(f"experiments must be among {', '.join(known)}; got {name!r}.{nearest(name, known)}")
-    return [one for one in EXPERIMENTS.values() if not names or {one.name, one.study} & set(names)]
+    every = EXPERIMENTS.values()
+    named = [one for name in names for one in every if name in (one.name, one.study)] if names else every
+    return list({one.name: one for one in named}.values())

@@ -87,24 +87,26 @@ def ablation_table(task: TaskResults) -> str:
 
 
 def stability_table(task: TaskResults) -> str:
-    """For each variant whether it is better than its own rule as it is, and than C, by each measure."""
-    return _variant_table(task, lambda rule: dict.fromkeys((rule, "C")))
+    """For each variant whether it is better than its own rule as it is, than C and than R clipped by norm."""
+    return _variant_table(task, lambda rule: (rule, "C", "R norm"))
 
 
 def _variant_table(task: TaskResults, peers_of: Callable[[str], Iterable[str]]) -> str:
-    """A row for each method that is no rule as it is, and for each of its peers, which are rules.
+    """A row for each method that is no rule as it is, and for each of its peers, by each measure.
 
-    The peers are those without clipping; where they were not run without, those under the variant's own.
+    A peer that was not run without clipping is taken with the variant's own.
     """
     rows: list[Row] = []
     methods = task.methods()
     for label, results in methods.items():
+        if label in RULES:
+            continue
         member = results[0].member
-        for rule in peers_of(member.rule):
-            peers = [one for one in (rule, plain(rule, member.clip)) if one in methods and one != label]
-            if label not in RULES and peers:
-                claim: Row = {"claim": f"{label} better than {peers[0]}"}
-                rows.append(claim | _by_measure(task, label, peers[0]))
+        choices = [(peer, plain(peer, member.clip)) for peer in peers_of(member.rule)]
+        there = [[one for one in choice if one in methods and one != label] for choice in choices]
+        for peer in dict.fromkeys(found[0] for found in there if found):
+            claim: Row = {"claim": f"{label} better than {peer}"}
+            rows.append(claim | _by_measure(task, label, peer))
     return markdown(rows) if rows else ""
 
 
