@@ -219,10 +219,10 @@ EXPERIMENTS: dict[str, Experiment] = {
         Experiment("ablation", EXACT, (*_rules("RMC"), *ABLATIONS), Amount(100, 5)),
         Experiment("sensitivity", CART_POLES[1], RATES, Amount(100, 5)),
         *(Experiment("rules", task, _rules("RMC"), Amount(50, 5)) for task in GUIDANCE.values()),
-        *(Experiment("rules", task, _rules("RMSC", ["norm"]), Amount(50, 5)) for task in QUANTUM.values()),
-        Experiment("stability", QUANTUM[3], CURES_CLIPPED, Amount(50, 5)),
+        *(Experiment("rules", task, _rules("RMSC", ["norm"]), Amount(25, 5)) for task in QUANTUM.values()),
+        Experiment("stability", QUANTUM[3], CURES_CLIPPED, Amount(25, 5)),
         *(Experiment("rl", CART_POLES[n], RL_ON_POLES, Amount(50, 5)) for n in (1, 2)),
-        Experiment("rl", QUANTUM[3], RL_WHERE_STEPS_PAY, Amount(50, 5)),
+        Experiment("rl", QUANTUM[3], RL_WHERE_STEPS_PAY, Amount(25, 5)),
         Experiment("rl", GUIDANCE[0.1], RL_WHERE_STEPS_PAY, Amount(50, 5)),
     )
 }
