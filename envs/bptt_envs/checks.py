@@ -24,6 +24,13 @@ def one_of(name: str, value: Any, choices: Iterable[str]) -> str:
     return value
 
 
+def flag(name: str, value: Any) -> bool:
+    """Return `value` if it is True or False, else raise ValueError."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be True or False; got {value!r}.")
+    return value
+
+
 def positive_integer(name: str, value: Any) -> int:
     """Return `value` as an int of at least 1, else raise ValueError."""
     try:

@@ -3,9 +3,12 @@
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import data_equivalence
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+
+from bptt_envs.program import CACHE_VARIABLE
 
 HORIZON, NUM_ENVS = 5, 3
 
@@ -211,3 +214,28 @@ def test_gymnasiums_episode_statistics_see_minus_the_loss(env_id):
             assert (infos["episode"]["l"] == 4).all()
             finished += 1
     assert finished == 3
+
+
+@pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
+@pytest.mark.parametrize("env_id", ["DiffCartPole-v0", "DiffQuantumControl-v0", "DiffGuidance-v0"])
+def test_compiled_steps_are_those_of_the_batch(env_id, mode, tmp_path_factory, monkeypatch):
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path_factory.getbasetemp() / "programs"))  # each compiles once
+    options = {"num_envs": NUM_ENVS, "horizon": HORIZON, "autoreset_mode": mode}
+    plain, compiled = gym.make_vec(env_id, **options), gym.make_vec(env_id, **options, compile=True)
+    plain.action_space.seed(0)
+    for ours, theirs in zip(compiled.reset(seed=0), plain.reset(seed=0), strict=True):
+        assert data_equivalence(ours, theirs)
+    for _ in range(HORIZON + 3):
+        actions = plain.action_space.sample()
+        ours, theirs = compiled.step(actions), plain.step(actions)
+        for one, other in zip(ours[:4], theirs[:4], strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+        assert ours[4].keys() == theirs[4].keys()
+    states = plain.state.requires_grad_()
+    compiled.step_differentiable(states, torch.zeros(actions.shape))[0].sum().backward()
+    assert states.grad.isfinite().all()
+
+
+def test_compile_is_true_or_false(env_id):
+    with pytest.raises(ValueError, match=r"compile must be True or False; got 1\."):
+        gym.make_vec(env_id, num_envs=2, compile=1)

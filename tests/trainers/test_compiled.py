@@ -7,12 +7,12 @@ import torch
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from bptt_envs.program import CACHE_VARIABLE, CompilerError, Program, _digest, cache_folder
 from bptt_envs.systems import CartPole, Guidance, QuantumControl, guidance
 from bptt_trainers import MLP, TrainConfig, Trainer, default_controller
 from bptt_trainers.adjoint_engine import AdjointEngine
 from bptt_trainers.compiled_engine import CompiledEngine, _length
 from bptt_trainers.gradient import choose_engine, stacked_engine
-from bptt_trainers.program import CACHE_VARIABLE, CompilerError, Program, _digest, cache_folder
 from bptt_trainers.rules import MODIFIED, REGULAR, STOPPED
 
 PASSES = (REGULAR, MODIFIED)

@@ -18,9 +18,9 @@ from gymnasium.error import DependencyNotInstalled
 
 import bptt_envs
 from bptt_envs.checks import nearest
+from bptt_envs.program import CompilerError
 from bptt_trainers.commands.exits import Interrupted, Misuse
 from bptt_trainers.files import RunFolderError
-from bptt_trainers.program import CompilerError
 from bptt_trainers.trainer import NonFiniteError
 
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from bptt_envs.program import Program, Tensors
 from bptt_trainers.adjoint_engine import AdjointEngine, by_pass
-from bptt_trainers.program import Program, Tensors
 from bptt_trainers.rollout import Trajectory, losses, rollout
 from bptt_trainers.rules import Directions, Feedback
 

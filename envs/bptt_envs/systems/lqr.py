@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bptt_envs.checks import flag
 from bptt_envs.rendering import CYCLE, FAINT, INK, MUTED, round_up
 from bptt_envs.system import System, constant_like
 
@@ -69,9 +70,7 @@ class LQR(System):
         dt: float = 0.1,
     ) -> None:
         super().__init__(horizon=horizon, dt=dt, objective=objective, max_action=max_action)
-        if not isinstance(clock, bool):
-            raise ValueError(f"clock must be True or False; got {clock!r}.")
-        self.clock = clock
+        self.clock = flag("clock", clock)
         self.A = _matrix("A", [[1.0, self.dt], [0.0, 1.0]] if A is None else A)
         n = self.A.shape[0]
         if self.A.shape != (n, n):

@@ -13,13 +13,13 @@ from typing import NamedTuple
 
 import torch
 
+from bptt_envs.program import CACHE_VARIABLE
 from bptt_trainers.benchmarks.config import BenchmarkConfig
 from bptt_trainers.benchmarks.limit import controller_gflop, matrix_limit
 from bptt_trainers.benchmarks.table import Line, Row, markdown, number, percent, short
 from bptt_trainers.benchmarks.timing import Timing
 from bptt_trainers.benchmarks.updates import make_task, timed
 from bptt_trainers.config import TrainConfig
-from bptt_trainers.program import CACHE_VARIABLE
 from bptt_trainers.rules import get_rule
 
 EAGER, FIRST, AGAIN = MODES = ("eager", "compiled, first time", "compiled, again")

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
 
 from bptt_envs import System
+from bptt_envs.program import CompilerError
 from bptt_envs.systems import CartPole
 from bptt_trainers.autograd_engine import AutogradEngine
 from bptt_trainers.benchmarks.config import GIB
 from bptt_trainers.gradient import Engine, choose_engine
 from bptt_trainers.networks import MLP
-from bptt_trainers.program import CompilerError
 from bptt_trainers.rules import REGULAR, RULES, Feedback, combined
 
 Update = Callable[[str], object]

@@ -13,13 +13,17 @@ from bptt_trainers.benchmarks.config import BenchmarkConfig
 from bptt_trainers.benchmarks.table import Line, Row, markdown, number, short
 from bptt_trainers.benchmarks.timing import in_turns_within
 
-BATCH = "vector_entry_point"
 OURS, NUMPY = "DiffCartPole-v0, one batch", "CartPole-v1, one batch (NumPy)"
-STEPPERS = {
+COMPILED = f"{OURS}, compiled"
+BATCH = {"vectorization_mode": "vector_entry_point"}
+# processes that are forked from one with threads may hang
+PROCESSES = {"vectorization_mode": "async", "vector_kwargs": {"context": "spawn"}}
+STEPPERS: dict[str, tuple[str, dict[str, Any]]] = {
     OURS: ("DiffCartPole-v0", BATCH),
+    COMPILED: ("DiffCartPole-v0", BATCH | {"compile": True}),
     NUMPY: ("CartPole-v1", BATCH),
-    "DiffCartPole-v0, a process each": ("DiffCartPole-v0", "async"),
-    "CartPole-v1, a process each": ("CartPole-v1", "async"),
+    "DiffCartPole-v0, a process each": ("DiffCartPole-v0", PROCESSES),
+    "CartPole-v1, a process each": ("CartPole-v1", PROCESSES),
 }
 ACTIONS = 16  # drawn beforehand, so that drawing them is not timed; taken in turns
 
@@ -37,7 +41,11 @@ def measure(config: BenchmarkConfig, cell: Row) -> list[Row]:
     """Steps a second by everything that can step so many environments, in turns."""
     threads, count = int(cell["threads"]), int(cell["envs"])
     torch.set_num_threads(threads)
-    made = {name: _make(name, count, threads) for name in STEPPERS if STEPPERS[name][1] == BATCH or count == threads}
+    made = {
+        name: _make(env_id, count, options)
+        for name, (env_id, options) in STEPPERS.items()
+        if options is not PROCESSES or count == threads
+    }
     try:
         timings, repeats = in_turns_within(
             {name: _steps(env) for name, env in made.items()}, config.seconds, config.repeats
@@ -55,11 +63,8 @@ def measure(config: BenchmarkConfig, cell: Row) -> list[Row]:
     ]
 
 
-def _make(name: str, count: int, threads: int) -> gym.vector.VectorEnv[Any, Any, Any]:
-    env_id, mode = STEPPERS[name]
-    # processes that are forked from one with threads may hang
-    options = {"context": "spawn"} if mode == "async" else {}
-    made = gym.make_vec(env_id, num_envs=count, vectorization_mode=mode, vector_kwargs=options)
+def _make(env_id: str, count: int, options: dict[str, Any]) -> gym.vector.VectorEnv[Any, Any, Any]:
+    made = gym.make_vec(env_id, num_envs=count, **options)
     made.reset(seed=0)
     made.action_space.seed(0)
     return made

@@ -13,9 +13,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from bptt_envs.program import CACHE_VARIABLE
 from bptt_trainers.benchmarks.config import BenchmarkConfig
 from bptt_trainers.benchmarks.table import Row
-from bptt_trainers.program import CACHE_VARIABLE
 
 
 def measure_apart(part: str, config: BenchmarkConfig, cell: Row) -> list[Row]:

@@ -12,13 +12,13 @@ from typing import Annotated, Any
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
+from bptt_envs.program import cache_folder
 from bptt_trainers.callbacks import Callback, ProgressBar
 from bptt_trainers.commands.environment import EnvOptions, Module, make_environment, parse_options, split_id
 from bptt_trainers.commands.exits import Interrupted, checking_arguments
 from bptt_trainers.commands.output import aligned
 from bptt_trainers.config import Clip, OnNonfinite, TrainConfig
 from bptt_trainers.ensemble import Ensemble, variations
-from bptt_trainers.program import cache_folder
 from bptt_trainers.run_folder import RunFolder
 from bptt_trainers.trainer import NonFiniteError, Trainer
 
