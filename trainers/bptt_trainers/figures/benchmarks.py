@@ -21,7 +21,7 @@ from bptt_trainers.figures.style import COLORS, rgb, style_axes
 PEER_COLORS = dict(
     zip(PEER_NAMES, (COLORS["C"], COLORS["SAC"], COLORS["R"], COLORS["M"], COLORS["S"], COLORS["PPO"]), strict=True)
 )
-STEPPER_COLORS = dict(zip(STEPPERS, (COLORS["C"], COLORS["R"], COLORS["SAC"], COLORS["M"]), strict=True))
+STEPPER_COLORS = dict(zip(STEPPERS, (COLORS[name] for name in ("C", "SAC", "R", "PPO", "M")), strict=True))
 DIGITS = (1.0, 2.0, 5.0)  # of the numbers that are written at an axis
 
 
