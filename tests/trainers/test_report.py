@@ -170,7 +170,7 @@ def test_reinforcement_learning_says_when_it_reached_a_loss():
     late = [run("PPO", seed, 0.01 if seed < 2 else 0.5) for seed in range(5)]
     row = lines(reinforcement_table(task(*seeds("C", together=1), *late)))
     assert row["C"]["to 0.1: steps, seconds"] == "2,000, 4.0 s (5/5)"
-    assert row["PPO"]["to 0.1: steps, seconds"] == "inf, inf s (2/5)"
+    assert row["PPO"]["to 0.1: steps, seconds"] == "– (2/5)"
     assert (row["C"]["steps"], row["C"]["C better"]) == ("4,000", "–")
     assert row["PPO"]["C better"].startswith("open: 0.60")
 
@@ -241,11 +241,20 @@ def test_a_band_is_that_of_the_quartiles_where_all_runs_have_values():
     assert (places[0], places[-1]) == (1.0, 2.0)
 
 
+def test_runs_that_share_no_place_are_drawn_one_by_one():
+    axes = rules_figure(task(*rules(names="C"))).axes[0]
+    drawn = len(axes.lines)
+    draw_band(axes, [(np.array([1.0, 2.0]), np.ones(2)), (np.array([3.0, 4.0]), np.ones(2))], "black", "two")
+    assert [line.get_xdata().tolist() for line in axes.lines[drawn:]] == [[1.0, 2.0], [3.0, 4.0]]
+    assert [line.get_label() for line in axes.lines].count("two") == 1
+
+
 def test_curves_without_an_evaluation_in_training_are_left_out():
     _, curve = run("C", 0)
     assert series_of([curve[:1]], "simulator_steps") == []
     ((places, _),) = series_of([curve], "simulator_steps")
     assert places.tolist() == [1000.0, 2000.0, 3000.0]
+    assert len(series_of([curve], "seconds")[0][0]) == 3
     ((places, _),) = series_of([curve], "epoch", start=True)
     assert places.tolist() == [0.0, 1.0, 2.0, 3.0]
 

@@ -31,6 +31,10 @@ class Evaluated(Protocol):
     """One evaluation, with the loss and what it may stand against: simulator steps, seconds, epochs."""
 
     @property
+    def simulator_steps(self) -> int:
+        """Taken for training so far."""
+
+    @property
     def test_loss(self) -> float:
         """Over the held-out states."""
 
@@ -50,7 +54,7 @@ def series_of(
     for curve in runs:
         places = np.array([float(getattr(point, of)) for point in curve])
         losses = drawable([point.test_loss for point in curve], largest)
-        shown = places >= 0 if start else places > 0
+        shown = np.array([start or point.simulator_steps > 0 for point in curve], dtype=bool)
         if shown.any():
             found.append((places[shown], losses[shown]))
     return found
@@ -67,7 +71,8 @@ def draw_band(
     """Draw the median of several runs and the band between two quantiles; a single run as it is.
 
     Runs that were evaluated at different places are interpolated, linearly in the logarithm of the loss, where all of
-    them have values; the places are spaced as the scale of the axes is, which is to be set before.
+    them have values; the places are spaced as the scale of the axes is, which is to be set before. Where there is no
+    such place, each run is drawn as it is.
 
     Args:
         axes: where to draw.
@@ -83,8 +88,12 @@ def draw_band(
         grid, values = places[0], np.stack(logs)
     else:
         start, end = max(x[0] for x in places), min(x[-1] for x in places)
+        if start > end:
+            for i, (x, y) in enumerate(series):
+                axes.plot(x, y, color=color, linewidth=0.8, label=None if i else label, linestyle=linestyle)
+            return
         space = np.geomspace if axes.get_xscale() == "log" else np.linspace
-        grid = space(start, max(start, end), POINTS)
+        grid = space(start, end, POINTS)
         values = np.stack([np.interp(grid, x, y) for x, y in zip(places, logs, strict=True)])
     axes.plot(grid, np.exp(np.median(values, axis=0)), color=color, linewidth=1.7, label=label, linestyle=linestyle)
     if len(series) > 1 and shares is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 
 from bptt_trainers.benchmarks.table import Row, markdown, number
@@ -124,8 +125,8 @@ def reinforcement_table(task: TaskResults) -> str:
         rows.append(row)
     below = f"""{what_was_run(task)} {whose_seconds(task)}
 
-"To 0.1": simulator steps and seconds until the first evaluation with at most this loss, the median over the runs,
-those that never reached it counted as infinite, and how many did."""
+*To* a loss: simulator steps and seconds until the first evaluation with at most this loss, the median over the runs,
+and how many reached it; {NONE} where the median run did not."""
     return f"{markdown(rows)}\n\n{below}"
 
 
@@ -266,14 +267,16 @@ def _reached(task: TaskResults, results: Sequence[Result]) -> dict[float, str]:
     runs = [summarize("", seed, _curve(curve), task.thresholds) for seed, curve in enumerate(curves)]
     (row,) = method_rows(runs)
     return {
-        loss: f"{_count(row[f'steps_to_{loss:g}'])}, {_count(row[f'seconds_to_{loss:g}'])} s"
+        loss: f"{_when(row[f'steps_to_{loss:g}'], row[f'seconds_to_{loss:g}'])}"
         f" ({row[f'reached_{loss:g}']}/{row['runs']})"
         for loss in task.thresholds
     }
 
 
-def _count(value: str | int | float) -> str:
-    return number(str(value), DIGITS)
+def _when(steps: str | int | float, seconds: str | int | float) -> str:
+    if math.isinf(float(steps)):
+        return NONE
+    return f"{number(str(steps), DIGITS)}, {number(str(seconds), DIGITS)} s"
 
 
 def _curve(points: Sequence[Point]) -> list[CurvePoint]:
