@@ -206,7 +206,13 @@ def test_the_list_says_what_is_missing(capsys):
 def test_interrupted_it_goes_on_where_it_was():
     command = [sys.executable, "-m", "bptt_trainers.cli", "reproduce", "--tier", "standard", "--jobs", "1"]
     command += ["--experiments", "ablation-cart-pole-1"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore Ctrl-C
+    )
     folder = Path("runs/reproduce/runs/ablation-cart-pole-1/C-keeping-R-seed0/metrics.csv")
     deadline = time.monotonic() + 120
     while not (folder.exists() and len(folder.read_text().splitlines()) > 2) and time.monotonic() < deadline:
