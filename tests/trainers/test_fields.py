@@ -38,7 +38,7 @@ from bptt_trainers.analysis.toys import rotation_sample
 from bptt_trainers.cli import main
 from bptt_trainers.figures.fields import fields_figure, path_overlay, save_frames, scales_of
 from bptt_trainers.figures.style import save_figure
-from bptt_trainers.files import RunFolderError
+from bptt_trainers.records.files import RunFolderError
 
 SYSTEM = CartPole(horizon=15)
 STATES = SYSTEM.initial_states(3, torch.Generator().manual_seed(0), torch.float64)

@@ -13,7 +13,7 @@ import pytest
 
 from bptt_trainers.cli import main
 from bptt_trainers.commands.reproduce import choose
-from bptt_trainers.files import RunFolderError
+from bptt_trainers.records.files import RunFolderError
 from bptt_trainers.methods import BPTT, RL
 from bptt_trainers.page import PLACE, filled
 from bptt_trainers.reproduction import work

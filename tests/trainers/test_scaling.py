@@ -20,7 +20,7 @@ from bptt_trainers.benchmarks.scaling_run import scale
 from bptt_trainers.benchmarks.scaling_tables import by_axis, limits, reach, report, slopes
 from bptt_trainers.cli import main
 from bptt_trainers.figures.scaling import scaling_figure
-from bptt_trainers.files import RunFolderError
+from bptt_trainers.records.files import RunFolderError
 
 DOCS = Path(__file__).parents[2] / "docs"
 

@@ -31,7 +31,7 @@ from bptt_trainers import (
     rollout,
     training_states,
 )
-from bptt_trainers.files import write_atomic
+from bptt_trainers.records.files import write_atomic
 
 TINY = TrainConfig(epochs=3, batch_size=4, train_states=12, test_states=6, hidden=(8,), tensorboard=False)
 

@@ -20,7 +20,7 @@ import bptt_envs
 from bptt_envs.checks import nearest
 from bptt_envs.program import CompilerError
 from bptt_trainers.commands.exits import Interrupted, Misuse
-from bptt_trainers.files import RunFolderError
+from bptt_trainers.records.files import RunFolderError
 from bptt_trainers.trainer import NonFiniteError
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
-from bptt_trainers.files import RunFolderError
+from bptt_trainers.records.files import RunFolderError
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from bptt_trainers.files import RunFolderError, write_atomic
+from bptt_trainers.records.files import RunFolderError, write_atomic
 
 PLACE = re.compile(r"<!-- (?P<name>[\w.-]+) -->\n.*?<!-- end -->", re.S)
 

@@ -22,7 +22,7 @@ from bptt_trainers.analysis.lqr_tables import Row, markdown, share, short, sprea
 from bptt_trainers.comparison_table import to_csv
 from bptt_trainers.figures.lqr import Curves, curves_figure
 from bptt_trainers.figures.style import save_figure
-from bptt_trainers.files import write_atomic
+from bptt_trainers.records.files import write_atomic
 from bptt_trainers.rules import RULES
 
 OBJECTIVES = ("continuous", "final")

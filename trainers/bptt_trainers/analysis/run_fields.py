@@ -27,7 +27,7 @@ from bptt_trainers.analysis.fields import (
     vectors_at_once,
 )
 from bptt_trainers.analysis.planes import Plane, path_plane, random_plane, rules_plane
-from bptt_trainers.files import RunFolderError, write_atomic
+from bptt_trainers.records.files import RunFolderError, write_atomic
 from bptt_trainers.rules import Directions, flat
 from bptt_trainers.run_folder import RunFolder
 from bptt_trainers.start_states import training_states

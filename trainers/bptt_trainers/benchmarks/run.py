@@ -17,7 +17,7 @@ from bptt_trainers.benchmarks.parts import PARTS, Part
 from bptt_trainers.benchmarks.table import Line, Row, matches, read_lines
 from bptt_trainers.benchmarks.worker import available_cores, measure_apart
 from bptt_trainers.comparison_table import to_csv
-from bptt_trainers.files import RunFolderError, write_atomic
+from bptt_trainers.records.files import RunFolderError, write_atomic
 
 
 def run(config: BenchmarkConfig, out: Path, *, redo: bool = False) -> dict[PartName, list[Line]]:

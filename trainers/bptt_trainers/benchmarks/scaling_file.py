@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bptt_trainers.comparison_table import to_csv
-from bptt_trainers.files import RunFolderError, write_atomic
+from bptt_trainers.records.files import RunFolderError, write_atomic
 
 
 @dataclass(frozen=True)

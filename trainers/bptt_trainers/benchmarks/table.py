@@ -6,7 +6,7 @@ import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from bptt_trainers.files import RunFolderError
+from bptt_trainers.records.files import RunFolderError
 
 Cell = str | int | float
 Row = dict[str, Cell]

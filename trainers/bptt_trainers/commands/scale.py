@@ -11,7 +11,7 @@ from bptt_trainers.benchmarks.scaling_run import CSV, scale
 from bptt_trainers.benchmarks.scaling_tables import by_axis, report, slope_cells
 from bptt_trainers.commands.exits import Interrupted
 from bptt_trainers.commands.output import aligned, file_list
-from bptt_trainers.files import write_atomic
+from bptt_trainers.records.files import write_atomic
 
 TABLES = "tables.md"
 

@@ -36,7 +36,7 @@ from bptt_trainers.analysis.toys import (
 )
 from bptt_trainers.commands.output import aligned, file_list
 from bptt_trainers.comparison_table import to_csv
-from bptt_trainers.files import write_atomic
+from bptt_trainers.records.files import write_atomic
 
 FILES = {
     "integrator-fields.png": "R, M and C over theta",

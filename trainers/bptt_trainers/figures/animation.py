@@ -17,7 +17,7 @@ from bptt_envs import System
 from bptt_envs.checks import positive, positive_integer
 from bptt_envs.rendering import BACKGROUND, FAINT, SIZE, picture
 from bptt_trainers.figures.style import checked_suffix
-from bptt_trainers.files import write_atomic
+from bptt_trainers.records.files import write_atomic
 from bptt_trainers.rollout import Trajectory
 
 ANIMATION_FORMATS = ("gif", "png")

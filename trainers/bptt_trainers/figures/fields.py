@@ -20,7 +20,7 @@ from PIL import Image
 from bptt_envs.rendering import ACTION, BACKGROUND, CYCLE, FAINT, INK, MUTED
 from bptt_trainers.analysis.fields import SHOWN_RULES, Table
 from bptt_trainers.figures.style import rgb
-from bptt_trainers.files import write_atomic
+from bptt_trainers.records.files import write_atomic
 
 TITLES = {"R": "R: the gradient", "M": "M: through the physics only", "C": "C: M where the signs agree"}
 SIZE = (9.0, 9.6)  # inches at 100 dpi

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bptt_envs.rendering import FAINT, MUTED, Color
-from bptt_trainers.files import write_atomic
+from bptt_trainers.records.files import write_atomic
 
 FIGURE_FORMATS = ("png", "pdf", "svg")
 

@@ -19,7 +19,7 @@ from bptt_trainers.figures.results import (
     stability_figure,
 )
 from bptt_trainers.figures.style import save_figure
-from bptt_trainers.files import write_atomic
+from bptt_trainers.records.files import write_atomic
 from bptt_trainers.reproduction.experiments import Experiment, Task
 from bptt_trainers.reproduction.results import read_curves, read_results
 from bptt_trainers.reproduction.study import TaskResults, plain

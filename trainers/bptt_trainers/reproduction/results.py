@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from bptt_trainers.comparison_table import to_csv
-from bptt_trainers.files import RunFolderError, write_atomic
+from bptt_trainers.records.files import RunFolderError, write_atomic
 
 DIGITS = 5  # significant, of what is measured
 

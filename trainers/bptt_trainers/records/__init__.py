@@ -1,0 +1,1 @@
+"""What is written, one way for each kind of record."""
