@@ -26,9 +26,9 @@ from bptt_trainers.benchmarks.updates import make_task
 from bptt_trainers.benchmarks.worker import measure_apart
 from bptt_trainers.cli import main
 from bptt_trainers.comparison_table import to_csv
-from bptt_trainers.records.files import RunFolderError
 from bptt_trainers.options import read_options, write_options
 from bptt_trainers.page import PLACE, filled
+from bptt_trainers.records.files import RunFolderError
 from bptt_trainers.rules import REGULAR
 
 ROOT = Path(__file__).parents[2]

@@ -13,9 +13,9 @@ import pytest
 
 from bptt_trainers.cli import main
 from bptt_trainers.commands.reproduce import choose
-from bptt_trainers.records.files import RunFolderError
 from bptt_trainers.methods import BPTT, RL
 from bptt_trainers.page import PLACE, filled
+from bptt_trainers.records.files import RunFolderError
 from bptt_trainers.reproduction import work
 from bptt_trainers.reproduction.experiments import EXPERIMENTS, TIERS, Amount, Experiment, Task, Variant
 from bptt_trainers.reproduction.report import read_studies, tables_of

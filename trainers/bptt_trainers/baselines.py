@@ -30,8 +30,8 @@ from bptt_envs import System
 from bptt_envs.checks import positive_integer
 from bptt_envs.registration import ENTRIES, system_class
 from bptt_trainers.curve import Curve, CurvePoint, curve_to_csv, read_curve
-from bptt_trainers.records.files import RunFolderError, write_atomic
 from bptt_trainers.presets import Preset, preset
+from bptt_trainers.records.files import RunFolderError, write_atomic
 from bptt_trainers.rl_view import RLView
 from bptt_trainers.rollout import Trajectory, losses, rollout
 from bptt_trainers.sb3_env import SB3VecEnv

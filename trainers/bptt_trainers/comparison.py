@@ -20,8 +20,8 @@ from bptt_trainers.curve import Curve, curve_to_csv, read_curve
 from bptt_trainers.ensemble import SHARED, CannotStackError, Ensemble
 from bptt_trainers.figures.comparison import curves_figure
 from bptt_trainers.figures.style import save_figure
-from bptt_trainers.records.files import RunFolderError, write_atomic
 from bptt_trainers.methods import BPTT, METHODS, Budget, learning_curve
+from bptt_trainers.records.files import RunFolderError, write_atomic
 from bptt_trainers.threads import threads
 
 # Settings that do not change a run: a comparison may be continued with others.

@@ -21,9 +21,9 @@ from bptt_envs import DifferentiableEnv, System
 from bptt_envs.registration import ENTRIES, system_class
 from bptt_trainers.config import TrainConfig
 from bptt_trainers.default_controllers import CONTROLLERS
-from bptt_trainers.records.files import RunFolderError, write_atomic
 from bptt_trainers.gradient import system_of
 from bptt_trainers.metrics import EpochMetrics, read_csv, to_csv
+from bptt_trainers.records.files import RunFolderError, write_atomic
 
 # Settings that do not change what has been computed so far: a run may be continued with others. (With a learning rate
 # that falls over the epochs, their number does.)

@@ -18,11 +18,11 @@ from bptt_trainers.callbacks import Callback, TensorBoardLog
 from bptt_trainers.config import TrainConfig
 from bptt_trainers.controllers import evaluating, left_as_it_was
 from bptt_trainers.default_controllers import default_controller
-from bptt_trainers.records.files import RunFolderError
 from bptt_trainers.gradient import Choice, adjoint_engine, choose_engine, system_of
 from bptt_trainers.metrics import EpochMetrics
 from bptt_trainers.optimizer import Optimizer
 from bptt_trainers.queries import DirectionQuery, LossQuery, Query, answer_comparisons, answer_directions, flattened
+from bptt_trainers.records.files import RunFolderError
 from bptt_trainers.rollout import losses, rollout
 from bptt_trainers.rules import MODIFIED, REGULAR, Feedback, get_rule
 from bptt_trainers.run_folder import Checkpoint, RunFolder, describe, kept_name

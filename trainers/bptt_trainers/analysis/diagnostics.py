@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from bptt_envs import System
 from bptt_trainers.adjoint_engine import ControllerTape, bound_with_slope
 from bptt_trainers.callbacks import Callback
-from bptt_trainers.records.files import RunFolderError, write_atomic
 from bptt_trainers.gradient import adjoint_engine
 from bptt_trainers.metrics import EpochMetrics
+from bptt_trainers.records.files import RunFolderError, write_atomic
 from bptt_trainers.rollout import Trajectory, rollout
 from bptt_trainers.rules import (
     MODIFIED,

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from bptt_envs import System
 from bptt_envs.checks import positive, positive_integer
 from bptt_trainers.analysis.planes import Plane
-from bptt_trainers.records.files import RunFolderError
 from bptt_trainers.gradient import stacked_engine
+from bptt_trainers.records.files import RunFolderError
 from bptt_trainers.rules import MODIFIED, REGULAR, RULES, Directions, combined
 
 SHOWN_RULES = ("R", "M", "C")

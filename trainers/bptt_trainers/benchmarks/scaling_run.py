@@ -23,8 +23,8 @@ from bptt_trainers.benchmarks.timing import in_turns, waited_for
 from bptt_trainers.config import TrainConfig
 from bptt_trainers.controllers import Controller
 from bptt_trainers.default_controllers import default_controller
-from bptt_trainers.records.files import RunFolderError
 from bptt_trainers.gradient import choose_engine, system_of
+from bptt_trainers.records.files import RunFolderError
 from bptt_trainers.rules import combined, get_rule
 from bptt_trainers.start_states import WEIGHTS, stream_seed, training_states
 from bptt_trainers.threads import threads

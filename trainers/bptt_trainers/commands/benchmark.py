@@ -14,8 +14,8 @@ from bptt_trainers.benchmarks.run import run
 from bptt_trainers.commands.environment import EnvOptions, parse_options
 from bptt_trainers.commands.exits import Interrupted, checking_arguments
 from bptt_trainers.commands.output import file_list
-from bptt_trainers.records.files import write_atomic
 from bptt_trainers.page import fill, read_page
+from bptt_trainers.records.files import write_atomic
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,10 +30,10 @@ from bptt_trainers.callbacks import Callback
 from bptt_trainers.config import TrainConfig
 from bptt_trainers.default_controllers import default_controller
 from bptt_trainers.ensemble import SHARED, Ensemble
-from bptt_trainers.records.files import RunFolderError
 from bptt_trainers.methods import RL, Budget
 from bptt_trainers.metrics import EpochMetrics, read_csv
 from bptt_trainers.options import write_options
+from bptt_trainers.records.files import RunFolderError
 from bptt_trainers.reproduction.experiments import EXPERIMENTS, Experiment, Tier, Variant
 from bptt_trainers.reproduction.results import (
     Member,
