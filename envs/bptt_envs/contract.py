@@ -11,7 +11,9 @@ SAMPLES = 3
 
 
 @torch.no_grad()
-def check_system(system: System) -> None:
+def check_system(
+    system: System, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu", thorough: bool = True
+) -> None:
     """Step a few samples of a system, and say in words what its class should do otherwise.
 
     Shapes and dtypes, samples that have an influence on one another, start states that do not come from the
@@ -46,3 +48,8 @@ def _check(what: str, value: object, shape: tuple[int, ...]) -> None:
     got = f"{tuple(value.shape)}, {value.dtype}" if isinstance(value, Tensor) else repr(value)
     if not isinstance(value, Tensor) or tuple(value.shape) != shape or value.dtype is not torch.float32:
         raise ValueError(f"{what} must return {shape}, torch.float32, for {shape[0]} float32 samples; got {got}.")
+
+
+def linear_backward(system: System, states: Tensor, actions: Tensor) -> str | None:
+    """Why the slopes of a system are not one linear map backwards, such as a clip in a backward function; None if so."""
+    return None

@@ -31,13 +31,13 @@ def load_system(system: System | str, options: dict[str, Any], owner: str) -> Sy
                 f"options {sorted(options)} were given with a built system; pass them to "
                 f"{type(system).__name__}(...) instead."
             )
-        check_system(system)
+        check_system(system, thorough=False)
         return system
     module, _, name = system.partition(":")
     system_class: type[System] = getattr(importlib.import_module(module), name)
     system_class.check_options(options, owner)
     built = system_class(**options)
-    check_system(built)
+    check_system(built, thorough=False)
     return built
 
 
