@@ -12,7 +12,7 @@ from torch.func import functional_call, vmap
 from bptt_envs import System
 from bptt_trainers.adjoint_engine import AdjointEngine
 from bptt_trainers.compiled_engine import CompiledEngine
-from bptt_trainers.controllers import forked_rng
+from bptt_trainers.directions.snapshot import forked_rng
 from bptt_trainers.linear_layer import StackedLinear, is_linear
 from bptt_trainers.rollout import losses, rollout
 from bptt_trainers.rules import Directions, Feedback
@@ -81,13 +81,23 @@ class StackedEngine:
         system: the physics.
         controller: a module that the adjoint engine can serve; its own parameters are not used.
         by_layer: see `StackedController`.
+        inference: see `AdjointEngine`.
         compile: compile the loops over time, see `CompiledEngine`; once for each number of members.
     """
 
-    def __init__(self, system: System, controller: nn.Module, *, by_layer: bool = True, compile: bool = False) -> None:
+    def __init__(
+        self,
+        system: System,
+        controller: nn.Module,
+        *,
+        by_layer: bool = True,
+        inference: bool = False,
+        compile: bool = False,
+    ) -> None:
         self.system = system
         self.controller = controller
         self._by_layer = by_layer
+        self._inference = inference
         self._compile = compile
         self._engine: tuple[StackedController, AdjointEngine | CompiledEngine] | None = None
 
@@ -127,7 +137,7 @@ class StackedEngine:
         if stack.by_layer and not _acts_as_members(stack, self.controller, self.system.observe(initial_states[0])):
             self._by_layer = False
             stack = StackedController(self.controller, parameters, by_layer=False)
-        engine = AdjointEngine(self.system, stack, by_layer=stack.by_layer, members=members)
+        engine = AdjointEngine(self.system, stack, by_layer=stack.by_layer, members=members, inference=self._inference)
         self._engine = stack, CompiledEngine(engine) if self._compile else engine
         return self._engine
 

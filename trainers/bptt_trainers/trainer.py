@@ -16,8 +16,8 @@ from bptt_envs import System, check_system
 from bptt_trainers.analysis.diagnostics import PURPOSE, Diagnostics
 from bptt_trainers.callbacks import Callback, TensorBoardLog
 from bptt_trainers.config import TrainConfig
-from bptt_trainers.controllers import evaluating, left_as_it_was
 from bptt_trainers.default_controllers import default_controller
+from bptt_trainers.directions.snapshot import evaluating, left_as_it_was
 from bptt_trainers.gradient import Choice, adjoint_engine, choose_engine, system_of
 from bptt_trainers.metrics import EpochMetrics
 from bptt_trainers.optimizer import Optimizer

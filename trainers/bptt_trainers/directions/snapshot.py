@@ -59,7 +59,13 @@ def forked_rng(module: nn.Module) -> Iterator[None]:
 def random_state() -> tuple[Any, ...]:
     """The state of the random numbers on the CPU: torch's, NumPy's, Python's."""
     kind, keys, *rest = np.random.get_state()  # noqa: NPY002
-    return hash(torch.get_rng_state().numpy().tobytes()), kind, hash(np.asarray(keys).tobytes()), *rest, random.getstate()
+    return (
+        hash(torch.get_rng_state().numpy().tobytes()),
+        kind,
+        hash(np.asarray(keys).tobytes()),
+        *rest,
+        random.getstate(),
+    )
 
 
 _OPAQUE = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.MethodType, str, bytes)
