@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from bptt_envs import System
+from bptt_trainers.directions.parameter_hooks import after_hooks, unhooked
 from bptt_trainers.linear_layer import LinearLayer, is_linear
 from bptt_trainers.recursion import SegmentSlopes, Sweep, dense_sweep, product_sweep
 from bptt_trainers.rollout import Trajectory, losses, rollout
@@ -80,6 +81,11 @@ class AdjointEngine:
         trajectory = self.rollout(initial_states)
         return losses(self.system, trajectory), self.backward(trajectory, passes)
 
+    @property
+    def uncompiled(self) -> AdjointEngine:
+        """The engine itself."""
+        return self
+
     def rollout(self, initial_states: Tensor) -> Trajectory:
         """Run one episode from each of `initial_states`, (B, *state_shape)."""
         return rollout(self.system, self.controller, initial_states, inference=self.inference)
@@ -98,17 +104,18 @@ class AdjointEngine:
         totals = {n: parameters[n].new_zeros(len(passes), *parameters[n].shape) for n in self.names}
         adjoint = self.final_adjoint(trajectory.states[-1], len(passes))
         deviations = []
-        for steps in self._segments(adjoint.shape[1], len(passes)):
-            states = trajectory.states[steps.start : steps.stop + 1]
-            sweep, products, deviation = self.segment(states, trajectory.actions[steps], adjoint, passes)
-            deviations.append(deviation)
-            adjoint = sweep.start
-            for name, product in products.items():
-                totals[name] += product
-            if watch is not None:
-                watch(sweep)
+        with unhooked(self.controller):
+            for steps in self._segments(adjoint.shape[1], len(passes)):
+                states = trajectory.states[steps.start : steps.stop + 1]
+                sweep, products, deviation = self.segment(states, trajectory.actions[steps], adjoint, passes)
+                deviations.append(deviation)
+                adjoint = sweep.start
+                for name, product in products.items():
+                    totals[name] += product
+                if watch is not None:
+                    watch(sweep)
         self.deviation = torch.stack(deviations).amax()
-        return by_pass(totals, passes)
+        return by_pass(totals, passes, parameters)
 
     def final_adjoint(self, final_state: Tensor, passes: int) -> Tensor:
         """The slopes of the mean loss by the state at step T, (B, *state_shape) -> (P, B, n)."""
@@ -171,9 +178,14 @@ class AdjointEngine:
         return rows if self.members == 1 else rows.unflatten(0, (self.members, steps, -1)).transpose(0, 1).flatten(0, 2)
 
 
-def by_pass(totals: Mapping[str, Tensor], passes: Sequence[Feedback]) -> dict[Feedback, Directions]:
-    """Directions of P passes, (P, *shape) by name, apart."""
-    return {feedback: {name: total[i] for name, total in totals.items()} for i, feedback in enumerate(passes)}
+def by_pass(
+    totals: Mapping[str, Tensor], passes: Sequence[Feedback], parameters: Mapping[str, Tensor]
+) -> dict[Feedback, Directions]:
+    """Directions of P passes, (P, *shape) by name, apart, and as the hooks of the parameters change them."""
+    return {
+        feedback: after_hooks({name: total[i] for name, total in totals.items()}, parameters)
+        for i, feedback in enumerate(passes)
+    }
 
 
 def deviation(again: Tensor, actions: Tensor) -> Tensor:

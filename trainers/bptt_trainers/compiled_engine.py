@@ -111,7 +111,8 @@ class CompiledEngine:
             deviations.append(deviation)
             products = [one + other for one, other in zip(products, more, strict=True)] if products else more
         self.deviation = torch.stack(deviations).amax()
-        return by_pass(dict(zip(engine.names, products, strict=True)), passes)
+        parameters = dict(engine.controller.named_parameters())
+        return by_pass(dict(zip(engine.names, products, strict=True)), passes, parameters)
 
     def _program(self, key: object, module: _Recorded, inputs: Sequence[Tensor]) -> Program:
         if key not in self._programs:

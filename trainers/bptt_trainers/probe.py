@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from bptt_envs import System
 from bptt_envs.fingerprint import fingerprint
 from bptt_trainers.adjoint_engine import AdjointEngine, NotServedError
-from bptt_trainers.directions.agreement import disagreement
+from bptt_trainers.directions.agreement import disagreement, tolerance
+from bptt_trainers.directions.parameter_hooks import unhooked
 from bptt_trainers.directions.snapshot import left_as_it_was, random_state
 from bptt_trainers.rollout import Trajectory, check_actions
 
@@ -54,7 +55,7 @@ def examine(system: System, controller: nn.Module, initial_states: Tensor) -> Ve
     hooked = _hooked(controller)
     if hooked is not None:
         return Verdict(hooked)
-    with left_as_it_was(controller):
+    with left_as_it_was(controller), unhooked(controller):
         torch.manual_seed(0)
         states = initial_states[torch.arange(PROBE_SAMPLES) % len(initial_states)]
         states = states + NOISE * torch.randn_like(states)
@@ -88,10 +89,7 @@ def _judge(system: System, controller: nn.Module, states: Tensor, by_layer: bool
 
 
 def _hooked(controller: nn.Module) -> str | None:
-    """Which hook changes gradients; None if there is none."""
-    for name, parameter in controller.named_parameters():
-        if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
-            return f"its parameter {name} has a hook on its gradient"
+    """Which hook changes slopes within the controller; None if there is none."""
     for name, part in controller.named_modules():
         if part._backward_hooks or part._backward_pre_hooks:
             return f"its part {name or type(part).__name__} has a backward hook"
@@ -185,8 +183,3 @@ def _near(found: Tensor, expected: Tensor) -> bool:
 
 def _same(found: Tensor, expected: Tensor) -> bool:
     return bool(((found == expected) | (found.isnan() & expected.isnan())).all())
-
-
-def tolerance(tensor: Tensor) -> float:
-    """Differences up to this share are taken for rounding."""
-    return 1e-9 if tensor.dtype is torch.float64 else 1e-3

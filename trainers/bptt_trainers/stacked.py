@@ -12,6 +12,7 @@ from torch.func import functional_call, vmap
 from bptt_envs import System
 from bptt_trainers.adjoint_engine import AdjointEngine
 from bptt_trainers.compiled_engine import CompiledEngine
+from bptt_trainers.directions.agreement import watched
 from bptt_trainers.directions.snapshot import forked_rng
 from bptt_trainers.linear_layer import StackedLinear, is_linear
 from bptt_trainers.rollout import losses, rollout
@@ -99,6 +100,7 @@ class StackedEngine:
         self._by_layer = by_layer
         self._inference = inference
         self._compile = compile
+        self._calls = 0
         self._engine: tuple[StackedController, AdjointEngine | CompiledEngine] | None = None
 
     def __call__(
@@ -114,9 +116,13 @@ class StackedEngine:
         Returns:
             The loss of each episode, (E, B), and for each pass the directions by name, (E, *shape), for the mean
             loss of each member.
+
+        Raises:
+            NotServedError: if they cannot be trusted, see `watched`.
         """
         stack, engine = self._loaded(parameters, initial_states)
-        episode_losses, directions = engine(initial_states.flatten(0, 1), passes)
+        episode_losses, directions = watched(engine, initial_states.flatten(0, 1), passes, self._calls)
+        self._calls += 1
         by_name = {feedback: stack.by_name(direction) for feedback, direction in directions.items()}
         return episode_losses.view(initial_states.shape[:2]), by_name
 

@@ -7,10 +7,53 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from bptt_trainers.adjoint_engine import AdjointEngine, ControllerTape, bound_with_slope, deviation
-from bptt_trainers.rollout import Trajectory
+from bptt_trainers.adjoint_engine import AdjointEngine, ControllerTape, NotServedError, bound_with_slope, deviation
+from bptt_trainers.compiled_engine import CompiledEngine
+from bptt_trainers.directions.parameter_hooks import unhooked
+from bptt_trainers.rollout import Trajectory, losses
+from bptt_trainers.rules import Directions, Feedback
 
 ROWS = 256  # samples (steps x batch) that are looked at, about
+LOOK_EVERY = 32  # calls of an engine, those of an epoch of the paper: how often its parts are compared with autograd
+SLACK = 10.0  # times the probe's tolerance: at states of a run, more than at those of a probe may be rounding
+ROUNDING = {torch.float32: 1e-3, torch.float64: 1e-9}  # of parts that are zero but for rounding, to the largest part
+
+
+def watched(
+    engine: AdjointEngine | CompiledEngine, initial_states: Tensor, passes: Sequence[Feedback], calls: int
+) -> tuple[Tensor, dict[Feedback, Directions]]:
+    """The losses and directions of an engine, if they can be trusted.
+
+    In every call the actions of the second run of the controller must be those of the rollout; in the first and then
+    every 32nd the engine's parts must be autograd's.
+
+    Args:
+        engine: the engine.
+        initial_states: (B, *state_shape).
+        passes: which paths each backward pass takes.
+        calls: made so far of this engine, or others for the same controller.
+
+    Raises:
+        NotServedError: if they cannot be trusted.
+    """
+    allowed = SLACK * tolerance(initial_states)
+    trajectory = engine.rollout(initial_states)
+    if calls % LOOK_EVERY == 0:
+        different = disagreement(engine.uncompiled, trajectory, allowed)
+        if different is not None:
+            raise NotServedError(different)
+    directions = engine.backward(trajectory, passes)
+    if float(engine.deviation) > allowed:
+        raise NotServedError(SECOND_RUN)
+    return losses(engine.uncompiled.system, trajectory), directions
+
+
+def tolerance(tensor: Tensor) -> float:
+    """Differences up to this share are taken for rounding on the states of a probe."""
+    return 1e-9 if tensor.dtype is torch.float64 else 1e-3
+
+
+SECOND_RUN = "its actions differ when it is run again on the same observations"
 
 
 def disagreement(engine: AdjointEngine, trajectory: Trajectory, tolerance: float, rows: int = ROWS) -> str | None:
@@ -32,10 +75,11 @@ def disagreement(engine: AdjointEngine, trajectory: Trajectory, tolerance: float
     times = torch.linspace(0, trajectory.horizon - 1, count).round().long().to(trajectory.states.device)
     state, next_state = (trajectory.states[some].flatten(0, 1) for some in (times, times + 1))
     action = trajectory.actions[times].flatten(0, 1)
-    found, expected = _controller_parts(engine, state, count)
+    with unhooked(engine.controller):
+        found, expected = _controller_parts(engine, state, count)
     second_run = engine.by_time(expected.pop(ACTIONS), count)
     if float(deviation(second_run, action.flatten(1))) > tolerance:
-        return "its actions differ when it is run again on the same observations"
+        return SECOND_RUN
     different = _different(found, expected, tolerance)
     if different is not None:
         return f"{different} differs from autograd's"
@@ -109,9 +153,6 @@ def _different(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], tole
     largest = max(float(one.norm()) for one in expected.values())
     for name, one in expected.items():
         difference = float((found[name] - one).norm())
-        if difference > tolerance * (float(one.norm()) + ROUNDING[one.dtype] * largest):
+        if difference > tolerance * (float(one.norm()) + ROUNDING.get(one.dtype, 1e-3) * largest):
             return name
     return None
-
-
-ROUNDING = {torch.float32: 1e-3, torch.float64: 1e-9}  # of parts that are zero but for rounding, to the largest part

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeVar
 from weakref import WeakKeyDictionary, WeakSet
 
 from torch import Tensor, nn
@@ -14,17 +14,17 @@ from bptt_envs.fingerprint import Token, fingerprint
 from bptt_trainers.adjoint_engine import AdjointEngine, NotServedError
 from bptt_trainers.autograd_engine import AutogradEngine
 from bptt_trainers.compiled_engine import CompiledEngine
-from bptt_trainers.directions.agreement import disagreement
+from bptt_trainers.directions.agreement import watched
 from bptt_trainers.directions.surroundings import computing
-from bptt_trainers.probe import Verdict, examine, tolerance
-from bptt_trainers.rollout import losses
+from bptt_trainers.probe import Verdict, examine
 from bptt_trainers.rules import Directions, Feedback
 
 EngineName = Literal["auto", "adjoint", "autograd"]
 
-LOOK_EVERY = 32  # calls, those of an epoch of the paper: how often the engine's parts are compared with autograd
-SLACK = 10.0  # times the probe's tolerance: at states of a run, more than at those of a probe may be rounding
-REMEMBERED = 16  # judgements for each controller
+REMEMBERED = 16
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
 
 
 class Engine(Protocol):
@@ -52,14 +52,20 @@ _warned: WeakSet[nn.Module] = WeakSet()
 def judgement(system: System, controller: nn.Module, initial_states: Tensor, key: Token) -> Judgement:
     """What a probe finds, kept for each controller under the fingerprint `key` of it and of the system."""
     known = _judgements.setdefault(controller, {})
-    found = known.pop(key, None)
+    found = known.get(key)
     if found is None:
         with computing(initial_states):
             found = Judgement(examine(system, controller, initial_states))
-    known[key] = found  # the latest last
+    remember(known, key, found)
+    return found
+
+
+def remember(known: dict[Key, Value], key: Key, value: Value) -> None:
+    """Keep the latest few: what changes in every update, such as a schedule, does not come back."""
+    known.pop(key, None)
+    known[key] = value
     if len(known) > REMEMBERED:
         del known[next(iter(known))]
-    return found
 
 
 class ChosenEngine:
@@ -148,28 +154,15 @@ class ChosenEngine:
             if initial_states.is_inference():
                 initial_states = initial_states.clone()
             if self._fast is not None:
+                assert self._judgement is not None
                 try:
-                    return self._watched(self._fast, initial_states, passes)
+                    answer = watched(self._fast, initial_states, passes, self._judgement.calls)
                 except NotServedError as error:
                     self._step_aside(str(error))
+                else:
+                    self._judgement.calls += 1
+                    return answer
             return self._autograd(initial_states, passes)
-
-    def _watched(
-        self, engine: AdjointEngine | CompiledEngine, initial_states: Tensor, passes: tuple[Feedback, ...]
-    ) -> tuple[Tensor, dict[Feedback, Directions]]:
-        assert self._judgement is not None
-        allowed = SLACK * tolerance(initial_states)
-        trajectory = engine.rollout(initial_states)
-        if self._judgement.calls % LOOK_EVERY == 0:
-            adjoint = engine if isinstance(engine, AdjointEngine) else engine.uncompiled
-            different = disagreement(adjoint, trajectory, allowed)
-            if different is not None:
-                raise NotServedError(different)
-        directions = engine.backward(trajectory, passes)
-        if float(engine.deviation) > allowed:
-            raise NotServedError("its actions differ when it is run again on the same observations")
-        self._judgement.calls += 1
-        return losses(self.system, trajectory), directions
 
     def _step_aside(self, obstacle: str) -> None:
         self._fast = None
