@@ -84,7 +84,9 @@ class Trainer:
         parameter = next(controller.parameters(), None)
         if parameter is None:
             raise ValueError(f"controller {type(controller).__name__} has no parameters to train.")
+        self.parameters = {n: p for n, p in controller.named_parameters() if p.requires_grad}
         with computing(parameter):
+            self._optimizer = Optimizer(self.parameters, config, config.epochs * self.updates_per_epoch)
             check_system(self.system, dtype=parameter.dtype, device=parameter.device)
             self.train_states = training_states(self.system, config.train_states, config.seed).to(parameter)
             self.test_states = held_out_states(self.system, config.test_states).to(parameter)
@@ -103,8 +105,6 @@ class Trainer:
         self._last: Checkpoint = {}
         self.best_train_loss = math.inf
         self._description = describe(env, controller, config)
-        self.parameters = {n: p for n, p in controller.named_parameters() if p.requires_grad}
-        self._optimizer = Optimizer(self.parameters, config, config.epochs * self.updates_per_epoch)
 
     @property
     def epoch(self) -> int:
@@ -222,11 +222,12 @@ class Trainer:
                 begin = time.perf_counter()
                 if update == 0:
                     agreement, angle = query.sign_agreement, query.cosine
-                if math.isfinite(query.norm) and math.isfinite(query.loss):
+                objection = self._optimizer.objection(query.direction, query.norm)
+                if objection is None and math.isfinite(query.loss):
                     self._optimizer.step(number, query.direction, query.norm)
                     direction_norms.append(query.norm)
                 else:
-                    self._refuse_unless_skipping(update, query)
+                    self._refuse_unless_skipping(update, query, objection)
                     skipped += 1
                 seconds += query.seconds + time.perf_counter() - begin
                 self._call("on_update_end", query.loss, query.norm)
@@ -270,13 +271,11 @@ class Trainer:
         yield query
         return query.loss
 
-    def _refuse_unless_skipping(self, update: int, query: DirectionQuery) -> None:
+    def _refuse_unless_skipping(self, update: int, query: DirectionQuery, objection: str | None) -> None:
         if self.config.on_nonfinite == "skip":
             return
         where = f"in epoch {self.epoch + 1}, update {update + 1} of {self.updates_per_epoch}"
-        parts = zip(self.parameters, query.direction.split(query.sizes), strict=True)
-        bad = [name for name, part in parts if not part.isfinite().all()]
-        what = f"the direction of {', '.join(bad)} is not finite" if bad else f"the loss is {query.loss}"
+        what = objection or f"the loss is {query.loss}"
         raise NonFiniteError(f"{where}, {what} (loss {query.loss:.6g}).{self._advice()}")
 
     def _advice(self) -> str:
