@@ -15,8 +15,6 @@ from bptt_envs.checks import nearest, positive_integer
 from bptt_envs.contract import check_system
 from bptt_envs.system import System
 
-LARGEST = float(np.finfo(np.float32).max)
-
 
 def load_system(system: System | str, options: dict[str, Any], owner: str) -> System:
     """Return `system`, or build it where it is an import path "module:Class" with `options`.
@@ -98,14 +96,14 @@ class Differentiable:
 
 
 def observation_space(system: System) -> spaces.Box:
-    """All finite float32 observations: the physics sets no other bound."""
-    return spaces.Box(-LARGEST, LARGEST, system.observation_shape, np.float32)
+    """All observations: the physics sets no bound."""
+    return spaces.Box(-np.inf, np.inf, system.observation_shape, np.float32)
 
 
 def action_space(system: System) -> spaces.Box:
-    """The actions up to `max_action`; without one, up to the nominal range in which RL libraries explore."""
-    limit = system.nominal_action if system.max_action is None else system.max_action
-    return spaces.Box(-limit, limit, system.action_shape, np.float32)
+    """The actions within their bounds; without any, the nominal range in which RL libraries explore."""
+    low, high = (end.float().numpy() for end in system.action_range)
+    return spaces.Box(low, high, system.action_shape, np.float32)
 
 
 def to_numpy(tensor: Tensor) -> np.ndarray:

@@ -291,7 +291,7 @@ def _recorded(layers: Sequence[LinearLayer]) -> Iterator[list[_Call]]:
 
 def bound_with_slope(system: System, action: Tensor) -> tuple[Tensor, Tensor | None]:
     """The bounded actions, and the slope of the bound, (N, m), None where there is no bound."""
-    if system.max_action is None:
+    if not system.has_bounds:
         return action, None
     with torch.enable_grad():
         leaf = action.detach().requires_grad_()
