@@ -187,7 +187,9 @@ def _check_values(probe: _Probe) -> None:
             )
         alone = function(*(argument[:1].clone() for argument in arguments))
         if not torch.allclose(alone, result[:1], rtol=1e-3, atol=1e-5):
-            raise ValueError(f"{what} must treat samples apart; it gives a sample alone another result than in a batch.")
+            raise ValueError(
+                f"{what} must treat samples apart; it gives a sample alone another result than in a batch."
+            )
 
 
 def _check_tensor(what: str, value: object, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
@@ -454,11 +456,9 @@ def _pull(result: Tensor, leaves: Sequence[Tensor]) -> Callable[[Tensor], list[T
     """Vector-Jacobian products of a result."""
 
     def pull(vectors: Tensor) -> list[Tensor]:
-        return list(
-            torch.autograd.grad(
-                result, leaves, vectors, retain_graph=True, allow_unused=True, materialize_grads=True
-            )
-        )
+        with torch.enable_grad():
+            total = (result * vectors).sum()  # for vectors apart from it torch would import sympy, a third of a second
+        return list(torch.autograd.grad(total, leaves, retain_graph=True, allow_unused=True, materialize_grads=True))
 
     return pull
 

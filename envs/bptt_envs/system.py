@@ -258,8 +258,8 @@ class System(ABC):
                 leaves = (state[rows].detach().requires_grad_(), action[rows].detach().requires_grad_())
                 following = self.step(*leaves).flatten(1)
                 products = [
-                    torch.autograd.grad(
-                        following, leaves, vector, retain_graph=True, materialize_grads=True, allow_unused=True
+                    torch.autograd.grad(  # of one number: for vectors apart from it torch would import sympy
+                        (following * vector).sum(), leaves, retain_graph=True, materialize_grads=True, allow_unused=True
                     )
                     for vector in vectors
                 ]

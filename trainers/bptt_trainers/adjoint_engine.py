@@ -248,16 +248,12 @@ class ControllerTape:
                     totals[name] = totals[name] + product if name in totals else product
         if others:
             parameters = dict(self._controller.named_parameters())
+            with torch.enable_grad():  # vectors apart from what they meet would have torch import sympy
+                met = [(self.actions * weight).sum() for weight in weights.unbind(1)]
+            targets = [parameters[name] for name in others]
             by_pass = [
-                torch.autograd.grad(
-                    self.actions,
-                    [parameters[name] for name in others],
-                    weight,
-                    retain_graph=True,
-                    allow_unused=True,
-                    materialize_grads=True,
-                )
-                for weight in weights.unbind(1)
+                torch.autograd.grad(one, targets, retain_graph=True, allow_unused=True, materialize_grads=True)
+                for one in met
             ]
             totals |= {name: torch.stack(one) for name, one in zip(others, zip(*by_pass, strict=True), strict=True)}
         return totals

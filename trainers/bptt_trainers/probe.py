@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bptt_envs import System
+from bptt_envs.contract import linear_backward
 from bptt_envs.fingerprint import fingerprint
 from bptt_trainers.adjoint_engine import AdjointEngine, NotServedError
 from bptt_trainers.directions.agreement import disagreement, tolerance
@@ -79,6 +80,7 @@ def _judge(system: System, controller: nn.Module, states: Tensor, by_layer: bool
         try:
             obstacle = disagreement(AdjointEngine(system, controller, by_layer=one), trajectory, tolerance(states))
             obstacle = obstacle or _why_not_linear(system, controller, states)
+            obstacle = obstacle or linear_backward(system, states, system.bound(actions))
         except NotServedError as error:
             obstacle = str(error)
         except RuntimeError as error:
@@ -148,9 +150,8 @@ def _why_not_linear(system: System, controller: nn.Module, states: Tensor) -> st
         targets = [leaf, *(parameter for parameter in controller.parameters() if parameter.requires_grad)]
 
         def pulled(vectors: Tensor) -> list[Tensor]:
-            found = torch.autograd.grad(
-                actions, targets, vectors, retain_graph=True, allow_unused=True, materialize_grads=True
-            )
+            total = (actions * vectors).sum()
+            found = torch.autograd.grad(total, targets, retain_graph=True, allow_unused=True, materialize_grads=True)
             return [one.flatten() for one in found]
 
         one, other = torch.randn_like(actions), torch.randn_like(actions)

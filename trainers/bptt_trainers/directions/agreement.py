@@ -140,7 +140,7 @@ def _physics_parts(engine: AdjointEngine, state: Tensor, action: Tensor) -> tupl
 
 
 def _gradients(outputs: Tensor, targets: Sequence[Tensor], vectors: Tensor) -> tuple[Tensor, ...]:
-    return torch.autograd.grad(outputs, targets, vectors, allow_unused=True, materialize_grads=True)
+    return torch.autograd.grad((outputs * vectors).sum(), targets, allow_unused=True, materialize_grads=True)
 
 
 def _random(shape: torch.Size, like: Tensor) -> Tensor:
