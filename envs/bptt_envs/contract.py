@@ -45,7 +45,7 @@ def check_system(
         ValueError: naming the method, what it returned and what would be right.
 
     Warns:
-        UserWarning: if an episode of random actions of nominal size is not finite to its end.
+        UserWarning: if an episode of constant actions of half the nominal size is not finite to its end.
     """
     with own_surroundings(dtype, device), torch.no_grad():
         _check_declarations(system)
@@ -170,12 +170,12 @@ def _check_declarations(system: System) -> None:
 def _check_values(probe: _Probe) -> None:
     system, states = probe.system, probe.states
     shapes = {"observe": system.observation_shape, "step": system.state_shape, "running_cost": (), "final_cost": ()}
-    next_states = system.step(states.clone(), probe.actions.clone())
+    next_states = _called(probe, "step", system.step, [states.clone(), probe.actions.clone()])
     _check_tensor(f"{probe.name}.step", next_states, tuple(states.shape), states.dtype, states.device)
     for method, (function, arguments) in probe.functions().items():
         what = f"{probe.name}.{method}"
         kept = [argument.clone() for argument in arguments]
-        result = function(*arguments)
+        result = _called(probe, method, function, arguments)
         if not all(map(_same, arguments, kept)):
             raise ValueError(f"{what} must not change its arguments in place; let it work on copies.")
         _check_tensor(what, result, (SAMPLES, *shapes[method]), states.dtype, states.device)
@@ -190,6 +190,18 @@ def _check_values(probe: _Probe) -> None:
             raise ValueError(
                 f"{what} must treat samples apart; it gives a sample alone another result than in a batch."
             )
+
+
+def _called(probe: _Probe, method: str, function: Function, arguments: list[Tensor]) -> Tensor:
+    try:
+        return function(*arguments)
+    except (ArithmeticError, RuntimeError) as error:
+        blamed = _blamed(probe.system)
+        if not blamed:
+            raise
+        raise ValueError(
+            f"{probe.name}.{method} fails ({type(error).__name__}: {_first_line(error)}){blamed}."
+        ) from error
 
 
 def _check_tensor(what: str, value: object, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
@@ -220,8 +232,10 @@ def _blamed(system: System) -> str:
         value = getattr(system, name, None)
         sizes = [abs(math.log(size)) for size in _sizes(value) if size > 0.0]
         if sizes and max(sizes) > math.log(EXTREME):
-            found.append((max(sizes), f"; {name}={value!r} is too extreme for its physics, the default is {default!r}"))
-    return max(found)[1] if found else ""
+            shown = value.tolist() if isinstance(value, Tensor) else value
+            words = f"; {name}={shown!r} is too extreme for its physics, the default is {default!r}"
+            found.append((isinstance(value, float), max(sizes), words))  # a tensor may have been made of numbers
+    return max(found)[-1] if found else ""
 
 
 def _sizes(value: Any) -> list[float]:
@@ -257,15 +271,15 @@ def _first_steps(probe: _Probe) -> _Probe:
 
 
 def _warn_of_divergence(probe: _Probe) -> None:
-    """Warn if an episode of random actions overflows."""
+    """Warn if an episode of constant actions overflows."""
     system, states = probe.system, probe.states
     for t in range(STEPS + 1, min(system.horizon, MOST_STEPS) + 1):
-        states = system.step(states, probe.draw_actions())
+        states = system.step(states, probe.actions)
         if not states.isfinite().all():
             warnings.warn(
-                f"{probe.name} is not finite from step {t} of {system.horizon} on, with random actions of half its "
-                f"nominal size, {system.nominal_action:g}: fewer steps (horizon), a smaller dt or bounds for the "
-                "actions would keep it finite.",
+                f"{probe.name} is not finite from step {t} of {system.horizon} on, in {states.dtype} and with constant "
+                f"actions of up to half its nominal size, {system.nominal_action:g}: fewer steps (horizon), a smaller "
+                "dt or tighter bounds of the actions keep it finite.",
                 stacklevel=3,
             )
             return

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
 from torch import Tensor
 
 from bptt_envs.checks import nearest, positive_integer
@@ -43,6 +44,18 @@ class Differentiable:
     """The differentiable interface of an environment. Shapes are batch-first, B samples."""
 
     system: System
+    _spec: EnvSpec | None = None
+
+    @property
+    def spec(self) -> EnvSpec | None:
+        """How Gymnasium made it; its `max_episode_steps` is the horizon."""
+        if self._spec is not None:
+            self._spec.max_episode_steps = self.horizon
+        return self._spec
+
+    @spec.setter
+    def spec(self, spec: EnvSpec | None) -> None:
+        self._spec = spec
 
     @property
     def horizon(self) -> int:

@@ -85,7 +85,7 @@ class System(ABC):
         if type(self).bound is not System.bound:
             raise ValueError(overridden_bound(self))
         self.horizon = positive_integer("horizon", horizon)
-        self.dt = positive("dt", dt)
+        self.dt = _in_float32("dt", positive("dt", dt))
         self.objective = one_of("objective", objective, OBJECTIVES)
         self.max_action = max_action
         if action_low is not None or action_high is not None:
@@ -98,7 +98,7 @@ class System(ABC):
         if name == "bound":
             raise ValueError(overridden_bound(self))
         if name == "max_action" and value is not None:
-            value = positive(name, value)
+            value = _in_float32(name, positive(name, value))
         super().__setattr__(name, value)
 
     @abstractmethod
@@ -326,6 +326,14 @@ def overridden_bound(system: System) -> str:
     )
 
 
+def _in_float32(name: str, value: float) -> float:
+    """Return `value` if float32 can hold it, else raise ValueError."""
+    smallest, largest = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
+    if value != 0.0 and not smallest <= abs(value) <= largest:
+        raise ValueError(f"{name} must be of a size that float32 can hold, {smallest:.1e} to {largest:.1e}; got {value!r}.")
+    return value
+
+
 def _bounds(low: Bound, high: Bound) -> Bounds:
     """Bounds as two numbers or two tensors; a side without any is None, or infinite in a tensor."""
     low, high = _as_bound("action_low", low), _as_bound("action_high", high)
@@ -342,7 +350,7 @@ def _bounds(low: Bound, high: Bound) -> Bounds:
 
 def _as_bound(name: str, value: Bound) -> float | Tensor | None:
     if value is None or isinstance(value, (int, float, str)):
-        return None if value is None else finite(name, value)
+        return None if value is None else _in_float32(name, finite(name, value))
     try:
         bound = torch.as_tensor(value, dtype=torch.float64, device="cpu").clone()
     except (TypeError, ValueError, RuntimeError):
