@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import json
-import zipfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from bptt_trainers.config import TrainConfig
 from bptt_trainers.default_controllers import CONTROLLERS
 from bptt_trainers.gradient import system_of
 from bptt_trainers.metrics import EpochMetrics, read_csv, to_csv
+from bptt_trainers.records.checkpoints import packed, unpacked
 from bptt_trainers.records.claim import Claim, in_words, locked, same
 from bptt_trainers.records.files import (
     DATA_LIMIT,
@@ -34,6 +33,7 @@ from bptt_trainers.records.files import (
     read_text,
     remove,
     sweep,
+    understanding,
     write_atomic,
 )
 from bptt_trainers.records.plain import content, objects_in, parts, plain, tensor_line, tensors
@@ -313,21 +313,7 @@ class RunFolder:
         Raises:
             RunFolderError: if `load` would refuse it; the message names the entry.
         """
-        try:
-            data = _saved(checkpoint)
-            kinds = frozenset(_kinds(checkpoint))
-            if not kinds <= self._loadable:
-                _unpacked(data)
-                self._loadable |= kinds
-        except Exception as error:  # pickle and torch raise many kinds
-            entry = next((where for where, one in _entries(checkpoint, "checkpoint") if not _comes_back(one)), None)
-            held = "" if entry is None else f" {entry[0]} is a {type(entry[1]).__name__};"
-            raise RunFolderError(
-                f"a checkpoint in {self.path} could not be loaded again:{held} a controller's state_dict() must hold "
-                f"tensors and plain values only ({_first_line(error)})."
-            ) from error
-        if len(data) > DATA_LIMIT:
-            raise RunFolderError(f"a checkpoint in {self.path} would have {len(data):,} bytes, more than {DATA_LIMIT:,}.")
+        data, self._loadable = packed(checkpoint, str(self.path), self._loadable)
         return data
 
     def kept(self) -> dict[int, str]:
@@ -351,7 +337,7 @@ class RunFolder:
         except FileNotFoundError:
             return None
         try:
-            checkpoint: Checkpoint = _unpacked(data)
+            checkpoint: Checkpoint = unpacked(data)
         except Exception as error:  # torch raises many kinds for a damaged or a hostile file
             raise RunFolderError(f"cannot read {path}: it is damaged, or no checkpoint of this program.") from error
         with self.understanding(f"{name}.pt"):
@@ -452,83 +438,17 @@ class RunFolder:
             _load_weights(controller, weights)
         return controller, checkpoint
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> AbstractContextManager[None]:
         """Keep other processes from training into the folder, and the folder where it is.
 
         Raises:
             RunFolderError: if another one does, or the folder cannot be made.
         """
-        with locked(self.path):
-            yield
+        return locked(self.path)
 
-    @contextmanager
-    def understanding(self, name: str) -> Iterator[None]:
+    def understanding(self, name: str) -> AbstractContextManager[None]:
         """Turn into words what a damaged file, or one of another version, raises."""
-        try:
-            yield
-        except RunFolderError:
-            raise
-        except _NOT_UNDERSTOOD as error:
-            raise RunFolderError(
-                f"cannot use {self.path / name}: it is damaged or of another version ({_first_line(error)})."
-            ) from error
-
-
-_NOT_UNDERSTOOD = (
-    *(KeyError, TypeError, AttributeError, ValueError, IndexError, StopIteration),
-    *(RuntimeError, ArithmeticError, MemoryError, AssertionError),
-)
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return f"{type(error).__name__}: {text.splitlines()[0] if text else repr(error)}"
-
-
-def _saved(thing: Any) -> bytes:
-    data = io.BytesIO()
-    torch.save(thing, data)
-    return data.getvalue()
-
-
-def _unpacked(data: bytes) -> Any:
-    """What `_saved` packed. A file that would unpack to more than it is, is not one."""
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        members = archive.infolist()
-    if any(one.compress_type != zipfile.ZIP_STORED for one in members) or sum(m.file_size for m in members) > len(data):
-        raise ValueError("its parts are larger than the file")
-    return torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
-
-
-def _comes_back(value: Any) -> bool:
-    try:
-        _unpacked(_saved(value))
-    except Exception:  # noqa: BLE001, pickle and torch raise many kinds
-        return False
-    return True
-
-
-def _entries(value: Any, name: str) -> Iterator[tuple[tuple[str, Any], Any]]:
-    """The values in a checkpoint that hold no others, each with where it is."""
-    if isinstance(value, Mapping):
-        for key, one in value.items():
-            yield from _entries(one, f"{name}[{key!r}]")
-    else:
-        yield (name, value), value
-
-
-def _kinds(value: Any) -> Iterator[str]:
-    """The kinds of values in a checkpoint: what decides whether it can be loaded."""
-    kind = f"{type(value).__module__}.{type(value).__qualname__}"
-    yield f"{kind} {value.dtype} {value.layout}" if isinstance(value, Tensor) else kind
-    if isinstance(value, Mapping):
-        for key, one in value.items():
-            yield from _kinds(key)
-            yield from _kinds(one)
-    elif isinstance(value, (list, tuple, set, frozenset)):
-        for one in value:
-            yield from _kinds(one)
+        return understanding(self.path / name)
 
 
 def _check_checkpoint(checkpoint: Any) -> None:

@@ -155,10 +155,10 @@ class Trainer:
         if self.folder is None:
             return None
         standing = self.folder.check(self._description)
-        if self.history and (standing is None or standing.last["epoch"] != self.epoch):
+        if standing is None and self.history:
             raise RunFolderError(
-                f"{self.folder.path} is not as this trainer left it after epoch {self.epoch}: a new one goes on from "
-                "what it holds."
+                f"{self.folder.path} no longer holds the {self.epoch} epochs that this trainer left there; put them back, "
+                "or begin anew with another trainer."
             )
         self.folder.packed(self._state(EpochMetrics(0, _NAN, _NAN, _NAN, _NAN, _NAN, 0, 0, 0.0)))
         return standing
@@ -272,6 +272,8 @@ class Trainer:
         """Draw into the run folder, if there is one that is to have pictures and they are not of the last epoch."""
         if self.folder is not None and self.config.pictures:
             last, *drawn = (modified(self.folder.path / name) for name in ("last.pt", *PICTURES))
+            if last == 0:
+                raise RunFolderError(f"{self.folder.path} has no last.pt any more: was it moved? Nothing was drawn.")
             if not all(time >= last for time in drawn):
                 self.draw()
 
@@ -297,7 +299,7 @@ class Trainer:
 
     def _restore_or_start(self) -> Generator[Query, None, None]:
         standing = self.check_folder()
-        if standing is not None and not self.history:
+        if standing is not None:
             self.history, self._last = standing.rows, standing.last
         if self.history:
             with nullcontext() if self.folder is None else self.folder.understanding("last.pt"):

@@ -31,6 +31,29 @@ class RunFolderError(RuntimeError):
     """A run folder cannot be used or written; the message says why and what still stands."""
 
 
+@contextlib.contextmanager
+def understanding(path: Path) -> Iterator[None]:
+    """Turn into words what using the content of a damaged file, or of one of another version, raises."""
+    try:
+        yield
+    except RunFolderError:
+        raise
+    except _NOT_UNDERSTOOD as error:
+        raise RunFolderError(f"cannot use {path}: it is damaged or of another version ({first_line(error)}).") from error
+
+
+_NOT_UNDERSTOOD = (
+    *(KeyError, TypeError, AttributeError, ValueError, IndexError, StopIteration),
+    *(RuntimeError, ArithmeticError, MemoryError, AssertionError),
+)
+
+
+def first_line(error: BaseException) -> str:
+    """An error's type and the first line of what it says."""
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0] if text else repr(error)}"
+
+
 # Reading
 
 
