@@ -29,6 +29,8 @@ def plain(value: Any) -> Any:
     """
     if value is None or type(value) in (bool, int, float, str):
         return value
+    if isinstance(value, np.floating):
+        return float(str(value)) if value.itemsize < 8 else float(value)  # float32(0.001) is 0.001
     if isinstance(value, (np.generic, np.ndarray, Tensor)):
         kind = value.dtype.kind if isinstance(value, (np.generic, np.ndarray)) else "f"
         small = isinstance(value, np.generic) or np.prod(value.shape) <= LARGE
