@@ -82,7 +82,7 @@ def describe(env: Any, controller: nn.Module, config: TrainConfig) -> Config:
     functions among the options. So another network of the same shapes is another run.
     """
     system = system_of(env)
-    spec = getattr(env, "spec", None)
+    spec = getattr(getattr(env, "unwrapped", None), "spec", None)  # a wrapper's is a deep copy
     given = {} if spec is None else spec.kwargs
     options = type(system).options()
     settings = {k: plain(v) for k, v in vars(system).items() if k in options or _is_scalar(v)}
