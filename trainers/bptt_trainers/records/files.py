@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 TEXT_LIMIT = 2**26  # bytes, of settings and tables
-DATA_LIMIT = 2**32  # bytes, of checkpoints and arrays
+DATA_LIMIT = 2**30  # bytes, of checkpoints and arrays
 
 _CHUNK = 2**20
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
@@ -74,15 +74,14 @@ def read_bytes(path: Path, limit: int = DATA_LIMIT) -> bytes:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
                 raise RunFolderError(f"cannot read {path}: it is {_kind(status.st_mode)}, not a plain file.")
-            parts, size = [], 0
-            while size <= limit and (part := os.read(descriptor, _CHUNK)):
-                parts.append(part)
-                size += len(part)
+            data = bytearray()
+            while status.st_size <= limit and len(data) <= limit and (part := os.read(descriptor, _CHUNK)):
+                data += part
         finally:
             os.close(descriptor)
-    if size > limit:
+    if max(status.st_size, len(data)) > limit:
         raise RunFolderError(f"cannot read {path}: it is larger than the {limit:,} bytes that such a file may have.")
-    return b"".join(parts)
+    return bytes(data)
 
 
 def read_text(path: Path) -> str:
