@@ -18,7 +18,7 @@ from torch import nn
 
 import bptt_envs
 from bptt_envs.systems import Integrator
-from bptt_trainers import Callback, MLP, RunFolder, RunFolderError, TrainConfig, Trainer
+from bptt_trainers import MLP, Callback, RunFolder, RunFolderError, TrainConfig, Trainer
 from bptt_trainers.baselines import BaselineConfig, load_baseline, train_baseline
 from bptt_trainers.comparison import ComparisonConfig, compare
 from bptt_trainers.records import files
@@ -337,7 +337,8 @@ def test_another_network_among_the_options_is_another_run(tmp_path, with_model):
 def test_numbers_of_numpy_come_back_equal(tmp_path):
     numbers = {"learning_rate": np.float64(1e-3), "epochs": np.int64(1)}
     for _ in range(2):
-        Trainer(gym.make("DiffIntegrator-v0", target=np.float32(2.5)), None, replace(TINY, out=tmp_path, **numbers)).fit()
+        env = gym.make("DiffIntegrator-v0", target=np.float32(2.5))
+        Trainer(env, None, replace(TINY, out=tmp_path, **numbers)).fit()
     assert RunFolder(tmp_path).make_env().system.target == 2.5
 
 

@@ -1,5 +1,6 @@
-"""A kill, a full disk or a broken one at every file operation of a run: what is taken up again ends bit for bit alike."""
+"""A kill, a full disk or a broken one at every file operation: a run that is taken up again ends bit for bit alike."""
 
+import contextlib
 import errno
 import os
 import shutil
@@ -110,10 +111,8 @@ def fail(folder, monkeypatch, at, how):
         patch.setattr(files, "os", system)
         warnings.simplefilter("ignore")  # TensorBoard without a disk: training goes on
         one = trainer(folder)
-        try:
+        with contextlib.suppress(Killed, RunFolderError):
             one.fit()
-        except (Killed, RunFolderError):
-            pass
     return system.done > at, one
 
 

@@ -147,7 +147,7 @@ class TensorBoardLog(Callback):
             start = Event(wall_time=time.time(), step=0, session_log=SessionLog(status=SessionLog.START))
             events = [Event(wall_time=time.time(), file_version="brain.Event:2"), start, *events]
         data = io.BytesIO()
-        writer = RecordWriter(data)  # type: ignore[no-untyped-call]  # tensorboard leaves it untyped
+        writer = RecordWriter(data)
         for event in events:
             writer.write(event.SerializeToString())
         try:

@@ -120,9 +120,7 @@ def as_trained(config: Config) -> str:
 def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
     """What differs between two configurations in a way that makes them different runs, a line each."""
     known = ("environment", "controller", "training")
-    younger = [
-        f"{part}.{name}." for part, name in YOUNGER if not isinstance(stored.get(part), dict) or name not in stored[part]
-    ]
+    younger = [f"{part}.{name}." for part, name in YOUNGER if name not in dict(stored.get(part) or {})]
     old = _flat(asdict(TrainConfig()), "training")  # of a setting that is younger than the folder
     old |= {k: v for part in known for k, v in _flat(stored.get(part), part).items()}
     new = {k: v for part in known for k, v in _flat(wanted.get(part), part).items()}

@@ -157,8 +157,8 @@ class Trainer:
         standing = self.folder.check(self._description)
         if standing is None and self.history:
             raise RunFolderError(
-                f"{self.folder.path} no longer holds the {self.epoch} epochs that this trainer left there; put them back, "
-                "or begin anew with another trainer."
+                f"{self.folder.path} no longer holds the {self.epoch} epochs that this trainer left there; put them "
+                "back, or begin anew with another trainer."
             )
         self.folder.packed(self._state(EpochMetrics(0, _NAN, _NAN, _NAN, _NAN, _NAN, 0, 0, 0.0)))
         return standing

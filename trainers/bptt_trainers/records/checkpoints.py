@@ -13,7 +13,9 @@ from torch import Tensor
 from bptt_trainers.records.files import DATA_LIMIT, RunFolderError, first_line
 
 
-def packed(checkpoint: Mapping[str, Any], owner: str, known: frozenset[str] = frozenset()) -> tuple[bytes, frozenset[str]]:
+def packed(
+    checkpoint: Mapping[str, Any], owner: str, known: frozenset[str] = frozenset()
+) -> tuple[bytes, frozenset[str]]:
     """The bytes of a checkpoint. They are loaded once, unless all kinds of values in it are known to come back.
 
     Args:
@@ -35,8 +37,8 @@ def packed(checkpoint: Mapping[str, Any], owner: str, known: frozenset[str] = fr
     except Exception as error:  # pickle and torch raise many kinds
         bad = next((f" {name} is a {type(v).__name__};" for name, v in _entries(checkpoint) if not _comes_back(v)), "")
         raise RunFolderError(
-            f"a checkpoint of {owner} could not be loaded again:{bad} a controller's state_dict() must hold tensors and "
-            f"plain values only ({first_line(error)})."
+            f"a checkpoint of {owner} could not be loaded again:{bad} a controller's state_dict() must hold tensors "
+            f"and plain values only ({first_line(error)})."
         ) from error
     if len(data) > DATA_LIMIT:
         raise RunFolderError(f"a checkpoint of {owner} would have {len(data):,} bytes, more than {DATA_LIMIT:,}.")

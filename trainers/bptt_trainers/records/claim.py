@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -58,7 +57,8 @@ class Claim:
         try:
             stored = read_json(self.path)
         except FileNotFoundError:
-            raise RunFolderError(f"{self.path.parent} is not a {self.kind} folder: it has no {self.path.name}.") from None
+            folder, name = self.path.parent, self.path.name
+            raise RunFolderError(f"{folder} is not a {self.kind} folder: it has no {name}.") from None
         if not isinstance(stored, dict):
             raise RunFolderError(f"cannot read {self.path}: it holds no settings.")
         return stored
@@ -133,8 +133,8 @@ def locked(folder: Path) -> Iterator[None]:
                 if error.errno in _TAKEN:
                     raise RunFolderError(f"{folder} is in use by another process that trains into it.") from error
                 warnings.warn(
-                    f"{folder} lies on a file system without locks ({error.strerror or os.strerror(error.errno or 0)}): "
-                    "see to it that no other process trains into it.",
+                    f"{folder} lies on a file system without locks ({error.strerror or error}): see to it that no "
+                    "other process trains into it.",
                     stacklevel=2,
                 )
         yield

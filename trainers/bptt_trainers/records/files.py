@@ -22,7 +22,7 @@ DATA_LIMIT = 2**30  # bytes, of checkpoints and arrays
 _CHUNK = 2**20
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 _NO_WAIT = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # a FIFO without a writer would wait for one
-_LEFTOVER = re.compile(r"\..+(\.[0-9a-f]{16}|\.(json|csv|pt|npz|png))\.part")  # the second as earlier versions named them
+_LEFTOVER = re.compile(r"\..+(\.[0-9a-f]{16}|\.(json|csv|pt|npz|png))\.part")  # now, and in earlier versions
 
 _held: dict[Path, tuple[int, int]] = {}  # absolute folder -> device and inode
 
@@ -39,7 +39,9 @@ def understanding(path: Path) -> Iterator[None]:
     except RunFolderError:
         raise
     except _NOT_UNDERSTOOD as error:
-        raise RunFolderError(f"cannot use {path}: it is damaged or of another version ({first_line(error)}).") from error
+        raise RunFolderError(
+            f"cannot use {path}: it is damaged or of another version ({first_line(error)})."
+        ) from error
 
 
 _NOT_UNDERSTOOD = (
@@ -272,7 +274,7 @@ def _check_place(folder: Path) -> None:
         except OSError:
             status = None
         if status is None or (status.st_dev, status.st_ino) != _held[root]:
-            raise RunFolderError(f"{root} was moved or replaced while it was being written to; nothing is written there.")
+            raise RunFolderError(f"{root} was moved or replaced while it was being written to; nothing is written now.")
         refuse_links(root, inner)
 
 

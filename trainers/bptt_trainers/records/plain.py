@@ -240,4 +240,3 @@ class _Digest:
                 self._code(constant)
             else:
                 self.add(constant)
-
