@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
-from bptt_trainers.records.files import RunFolderError
+from bptt_trainers.records.files import RunFolderError, read_text
 
 
 @dataclass(frozen=True)
@@ -46,12 +46,11 @@ def read_curve(path: Path) -> list[CurvePoint]:
         RunFolderError: if it cannot be read or lacks a column.
     """
     try:
-        with path.open(newline="") as file:
-            return [
-                CurvePoint(int(row["simulator_steps"]), float(row["seconds"]), float(row["test_loss"]))
-                for row in csv.DictReader(file)
-            ]
+        return [
+            CurvePoint(int(row["simulator_steps"]), float(row["seconds"]), float(row["test_loss"]))
+            for row in csv.DictReader(read_text(path).splitlines())
+        ]
     except KeyError as error:
         raise RunFolderError(f"cannot read {path}: it has no column {error}.") from error
-    except (OSError, ValueError, TypeError) as error:
+    except (FileNotFoundError, ValueError, TypeError, csv.Error) as error:
         raise RunFolderError(f"cannot read {path}: {error}.") from error

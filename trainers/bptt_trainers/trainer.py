@@ -24,10 +24,10 @@ from bptt_trainers.gradient import Choice, adjoint_engine, check_parameters, cho
 from bptt_trainers.metrics import EpochMetrics
 from bptt_trainers.optimizer import Optimizer
 from bptt_trainers.queries import DirectionQuery, LossQuery, Query, answer_comparisons, answer_directions, flattened
-from bptt_trainers.records.files import RunFolderError
+from bptt_trainers.records.files import RunFolderError, modified
 from bptt_trainers.rollout import losses, rollout
 from bptt_trainers.rules import MODIFIED, REGULAR, Feedback, get_rule
-from bptt_trainers.run_folder import Checkpoint, RunFolder, describe, kept_name
+from bptt_trainers.run_folder import Checkpoint, RunFolder, Standing, as_trained, describe, kept_name
 from bptt_trainers.start_states import MASKS, WEIGHTS, held_out_states, stream_seed, training_states
 
 PICTURES = ("learning_curve.png", "trajectories.png")  # drawn into the run folder at the end
@@ -159,10 +159,22 @@ class Trainer:
             with lock, torch.random.fork_rng([self.device] if self._on_cuda else []):
                 yield
 
-    def check_folder(self) -> None:
-        """Raise RunFolderError if the run folder holds anything but this run."""
-        if self.folder is not None:
-            self.folder.check(self._description)
+    def check_folder(self) -> Standing | None:
+        """Where this run stands in its folder, None if it has no folder or no finished epoch there; writes nothing.
+
+        Raises:
+            RunFolderError: if the folder holds anything but this run, or could not hold it.
+        """
+        if self.folder is None:
+            return None
+        standing = self.folder.check(self._description)
+        if standing is None and self.history:
+            raise RunFolderError(
+                f"{self.folder.path} no longer holds the {self.epoch} epochs that this trainer left there; put them "
+                "back, or begin anew with another trainer."
+            )
+        self.folder.packed(self._state(EpochMetrics(0, _NAN, _NAN, _NAN, _NAN, _NAN, 0, 0, 0.0)))
+        return standing
 
     def training(self) -> Generator[Query, None, None]:
         """Train, within a `session`, and yield what is to be computed; each query must be answered.
@@ -173,10 +185,7 @@ class Trainer:
             NonFiniteError, RunFolderError: as `fit`.
         """
         self._seed()  # for controllers that draw random numbers
-        if self.history:
-            self._load(self._last)
-        else:
-            yield from self._restore_or_start()
+        yield from self._restore_or_start()
         try:
             self._call("on_fit_start")
             while self.epoch < self.config.epochs:
@@ -287,9 +296,10 @@ class Trainer:
     def draw_if_new(self) -> None:
         """Draw into the run folder, if there is one that is to have pictures and they are not of the last epoch."""
         if self.folder is not None and self.config.pictures:
-            last = (self.folder.path / "last.pt").stat().st_mtime_ns
-            pictures = [self.folder.path / name for name in PICTURES]
-            if not all(picture.exists() and picture.stat().st_mtime_ns >= last for picture in pictures):
+            last, *drawn = (modified(self.folder.path / name) for name in ("last.pt", *PICTURES))
+            if last == 0:
+                raise RunFolderError(f"{self.folder.path} has no last.pt any more: was it moved? Nothing was drawn.")
+            if not all(time >= last for time in drawn):
                 self.draw()
 
     def draw(self) -> None:
@@ -313,26 +323,31 @@ class Trainer:
     # Where a run stands: `_last` holds the state after the last finished epoch
 
     def _restore_or_start(self) -> Generator[Query, None, None]:
-        stored = None
+        standing = self.check_folder()
+        if standing is not None:
+            self.history, self._last = standing.rows, standing.last
+        if self.history:
+            with nullcontext() if self.folder is None else self.folder.understanding("last.pt"):
+                self._load(self._last)
         if self.folder is not None:
-            self.folder.begin(self._description)
-            stored = self.folder.load("last")
-        if self.folder is None or stored is None:
-            if self.folder is not None:
-                self.folder.metrics_path.unlink(missing_ok=True)  # begun and killed before its first checkpoint
+            self.folder.begin(self._description, standing)
+        if not self.history:
             train_loss = yield from self._loss(self.train_states)
             test_loss = yield from self._loss(self.test_states)
-            untrained = EpochMetrics(0, train_loss, test_loss, _NAN, _NAN, _NAN, 0, 0, 0.0)
-            self._finish_epoch(untrained)
-            return
-        if stored["epoch"] > self.config.epochs:
-            raise RunFolderError(
-                f"{self.folder.path} has {stored['epoch']} epochs already; epochs={self.config.epochs} asks for fewer."
-            )
-        self.history = self.folder.rewind_metrics(stored["epoch"])
-        with self.folder.understanding("last.pt"):
-            self._load(stored)
-        self._last = stored
+            self._finish_epoch(EpochMetrics(0, train_loss, test_loss, _NAN, _NAN, _NAN, 0, 0, 0.0))
+
+    def _state(self, metrics: EpochMetrics) -> Checkpoint:
+        """The state after an epoch, as last.pt holds it."""
+        return {
+            "epoch": metrics.epoch,
+            "train_loss": metrics.train_loss,
+            "test_loss": metrics.test_loss,
+            "controller": copy.deepcopy(self.controller.state_dict()),
+            "best_train_loss": self.best_train_loss,
+            **self._optimizer.state_dict(),
+            **self.random_state(),
+            "config": as_trained(self._description),
+        }
 
     def _finish_epoch(self, metrics: EpochMetrics) -> bool:
         """Record and save an epoch; return whether the callbacks want another.
@@ -343,24 +358,14 @@ class Trainer:
         better = metrics.train_loss < self.best_train_loss
         if better:
             self.best_train_loss = metrics.train_loss
-        result = {
-            "epoch": metrics.epoch,
-            "train_loss": metrics.train_loss,
-            "test_loss": metrics.test_loss,
-            "controller": copy.deepcopy(self.controller.state_dict()),
-        }
-        last = result | {
-            "best_train_loss": self.best_train_loss,
-            **self._optimizer.state_dict(),
-            **self.random_state(),
-        }
+        last = self._state(metrics)
         if self.folder is not None:
+            judged = {name: last[name] for name in ("epoch", "train_loss", "test_loss", "controller")}
             if better:
-                self.folder.save("best", result)
+                self.folder.save("best", judged)
             if self.config.keep_every is not None and metrics.epoch % self.config.keep_every == 0:
-                self.folder.save(kept_name(metrics.epoch), result)
-            self.folder.append_metrics(metrics)
-            self.folder.save("last", last)
+                self.folder.save(kept_name(metrics.epoch), judged)
+            self.folder.record(metrics, last)
         self._last = last
         self.history.append(metrics)
         if metrics.epoch == 0:
