@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import platform
 import re
-import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -27,6 +25,7 @@ from tqdm import tqdm
 import bptt_envs
 from bptt_envs import DifferentiableEnv, System
 from bptt_trainers.callbacks import Callback
+from bptt_trainers.children import end_with_parent, out_of_reach_of_ctrl_c
 from bptt_trainers.config import TrainConfig
 from bptt_trainers.default_controllers import default_controller
 from bptt_trainers.ensemble import SHARED, Ensemble
@@ -266,16 +265,13 @@ def _curve(history: Iterable[EpochMetrics]) -> list[Point]:
 
 
 class _Reporter(Callback):
-    """Tells the parent process how many simulator steps are done, and ends with it."""
+    """Tells the parent process how many simulator steps are done."""
 
     def on_fit_start(self, trainer: Trainer) -> None:
         _report(trainer.history[-1].simulator_steps if trainer.history else 0)
 
     def on_epoch_end(self, trainer: Trainer, metrics: EpochMetrics) -> None:
         _report(trainer.config.train_states * trainer.system.horizon)
-        parent = multiprocessing.parent_process()
-        if parent is not None and not parent.is_alive():  # killed: nobody waits for this; every epoch is saved
-            os._exit(1)
 
 
 _steps: Queue[int] | None = None  # of a worker: where it reports to
@@ -289,15 +285,15 @@ def _report(steps: int) -> None:
 def _begin_work(steps: Queue[int]) -> None:
     global _steps
     _steps = steps
+    end_with_parent()
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the parent, which ends this
 
 
 @contextmanager
 def _workers(
     jobs: int, todo: Sequence[Run], progress: bool
 ) -> Iterator[Callable[[Sequence[Run]], Future[list[list[Point]]]]]:
-    """A pool of processes and a bar of what they report. After an error or Ctrl-C none of them is left."""
+    """A pool of processes and a bar of what they report. None of them is left, however this process ends."""
     context = multiprocessing.get_context("spawn")
     steps: Queue[Any] = context.Queue()
     bar = tqdm(
@@ -314,11 +310,15 @@ def _workers(
         for done in iter(steps.get, None):
             bar.update(done)
 
+    def submit(unit: Sequence[Run]) -> Future[list[list[Point]]]:
+        with out_of_reach_of_ctrl_c():  # it may start a process
+            return executor.submit(_train, unit)
+
     watcher = threading.Thread(target=show, daemon=True)
     executor = ProcessPoolExecutor(jobs, context, _begin_work, (steps,))
     watcher.start()
     try:
-        yield lambda unit: executor.submit(_train, unit)
+        yield submit
     except BrokenProcessPool as error:
         raise ChildProcessError(
             "a training process was ended from outside, perhaps for want of memory; the same command goes on."
