@@ -22,6 +22,7 @@ from bptt_trainers.figures.comparison import curves_figure
 from bptt_trainers.figures.style import save_figure
 from bptt_trainers.methods import BPTT, METHODS, Budget, learning_curve
 from bptt_trainers.records.files import RunFolderError, write_atomic
+from bptt_trainers.run_folder import RunFolder
 from bptt_trainers.threads import threads
 from bptt_trainers.user_code import imported_id
 
@@ -140,19 +141,19 @@ def compare(config: ComparisonConfig, progress: bool = True) -> Comparison:
         progress: whether to show bars.
 
     Raises:
-        RunFolderError: if the folder holds a comparison of another configuration, or cannot be written.
+        RunFolderError: if the folder holds a comparison of another configuration, is in use, or cannot be written.
     """
-    _begin(config)
     curves: dict[tuple[str, int], Curve] = {}
-    with threads(config.threads):
+    with RunFolder(config.out).locked(), threads(config.threads):
+        _begin(config)
         if config.together:
             _train_together(config, progress)
         for seed in config.seeds:  # the outer loop, so that a comparison cut short has all methods
             for method in config.methods:
                 curves[method, seed] = _run(config, method, seed, progress)
-    ordered = {(m, s): curves[m, s] for m in config.methods for s in config.seeds}
-    runs = tuple(summarize(m, s, curve, config.losses) for (m, s), curve in ordered.items())
-    return _write(config, ordered, runs)
+        ordered = {(m, s): curves[m, s] for m in config.methods for s in config.seeds}
+        runs = tuple(summarize(m, s, curve, config.losses) for (m, s), curve in ordered.items())
+        return _write(config, ordered, runs)
 
 
 def member_folder(out: Path, method: str, seed: int) -> Path:
@@ -229,8 +230,10 @@ def _begin(config: ComparisonConfig) -> None:
     if path.exists():
         try:
             stored = json.loads(path.read_text())
-        except (OSError, ValueError) as error:
-            raise RunFolderError(f"cannot read {path}: {error}.") from error
+            if not isinstance(stored, dict) or not all(isinstance(one, dict) for one in stored["settings"].values()):
+                raise ValueError("it is not that of a comparison")
+        except (OSError, ValueError, KeyError, AttributeError) as error:
+            raise RunFolderError(f"cannot read {path}: it is damaged, or of something else ({error}).") from error
         different = _differences(stored, wanted)
         if different:
             raise RunFolderError(

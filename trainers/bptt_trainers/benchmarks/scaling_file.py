@@ -93,7 +93,7 @@ def read_measurements(path: Path) -> list[Measurement]:
         if tuple(header) != COLUMNS:
             raise ValueError(f"its columns are {', '.join(header)}, not {', '.join(COLUMNS)}")
         return [Measurement(**{n: _KINDS[n](v) for n, v in zip(COLUMNS, row, strict=True)}) for row in rows]
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, csv.Error) as error:
         raise RunFolderError(f"cannot read {path}: {error}.") from error
 
 

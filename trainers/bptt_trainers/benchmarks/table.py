@@ -24,9 +24,13 @@ def read_lines(path: Path) -> list[Line]:
         return []
     try:
         with path.open(newline="") as file:
-            return list(csv.DictReader(file))
+            lines = list(csv.DictReader(file))
     except (OSError, ValueError, csv.Error) as error:
         raise RunFolderError(f"cannot read {path}: {error}.") from error
+    for i, line in enumerate(lines, start=2):
+        if None in line or None in line.values():
+            raise RunFolderError(f"cannot read {path}: line {i} has not as many cells as there are columns.")
+    return lines
 
 
 def matches(line: Mapping[str, Cell], wanted: Mapping[str, Cell]) -> bool:

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
 from importlib.metadata import version
 from multiprocessing.queues import Queue
@@ -37,8 +37,7 @@ from bptt_trainers.reproduction.experiments import EXPERIMENTS, Experiment, Tier
 from bptt_trainers.reproduction.results import (
     Member,
     Point,
-    read_curves,
-    read_results,
+    read_books,
     result_of,
     results_path,
     write,
@@ -73,8 +72,12 @@ class Run:
     @property
     def trained(self) -> bool:
         """Whether its folder holds all its epochs."""
-        folder = RunFolder(self.folder)
-        return folder.metrics_path.exists() and read_csv(folder.metrics_path)[-1].epoch == self.member.epochs
+        path = RunFolder(self.folder).metrics_path
+        try:
+            rows = read_csv(path) if path.exists() else []
+        except RunFolderError:
+            return False  # whether its folder can be taken up again is for the trainer to say
+        return bool(rows) and rows[-1].epoch == self.member.epochs
 
 
 def runs_of(experiment: Experiment, tier: Tier, folder: Path, *, compile: bool = False) -> list[Run]:
@@ -134,12 +137,12 @@ def missing(runs: Sequence[Run], results: Path) -> list[Run]:
     """Those of an experiment's runs that its file does not hold.
 
     Raises:
-        RunFolderError: if the file holds a run of the same name with other settings.
+        RunFolderError: if the file holds a run of the same name with other settings, or cannot be used.
     """
     if not runs:
         return []
     experiment = runs[0].member.experiment
-    stored = {member.name: member for member in read_results(results, experiment)}
+    stored = {member.name: member for member in read_books(results, experiment)[0]}
     for run in runs:
         other = stored.get(run.member.name, run.member)
         different = [
@@ -164,7 +167,7 @@ def train_missing(
 
     Args:
         runs: of any experiments.
-        results: folder of the files.
+        results: folder of the files; only one process at a time writes them.
         folder: of the run folders; only one process at a time trains into it.
         jobs: processes, each with one thread.
         together: members of an ensemble at most.
@@ -174,14 +177,24 @@ def train_missing(
         RunFolderError: if a file or run folder is of other settings, in use, or cannot be written.
     """
     order = _by_experiment(runs)
-    todo = [run for of_one in order.values() for run in missing(of_one, results)]
-    if not todo:
+    if not any(missing(of_one, results) for of_one in order.values()):
         return
+    with ExitStack() as locks:
+        for path in {one.resolve(): one for one in (folder, results)}.values():
+            locks.enter_context(RunFolder(path).locked())
+        todo = [run for of_one in order.values() for run in missing(of_one, results)]  # now that nobody adds any
+        _train_all(todo, order, results, jobs, together, progress)
+
+
+def _train_all(
+    todo: Sequence[Run], order: Mapping[str, Sequence[Run]], results: Path, jobs: int, together: int, progress: bool
+) -> None:
+    """Train, and add each run to the files as it is finished; those first from which others start."""
     starts = {run.start.member: run.start for run in todo if run.start is not None}
     first = [start for start in starts.values() if not start.trained]
     now = {run.member for run in first}
     waves = (first, [run for run in todo if run.member not in now])
-    with RunFolder(folder).locked(), _workers(jobs, [run for wave in waves for run in wave], progress) as submit:
+    with _workers(jobs, [run for wave in waves for run in wave], progress) as submit:
         for wave in waves:
             units = [unit for group in _groups(wave) for unit in _parts(group, together, jobs)]
             waiting: dict[Future[list[list[Point]]], Sequence[Run]] = {submit(unit): unit for unit in units}
@@ -216,7 +229,7 @@ def _parts(group: Sequence[Run], together: int, jobs: int) -> Iterator[Sequence[
 def _add(of_experiment: Sequence[Run], run: Run, curve: Sequence[Point], together: int, results: Path) -> None:
     """Add a finished run to the files of its experiment, in the order of the experiment."""
     experiment = run.member.experiment
-    stored, curves = read_results(results, experiment), read_curves(results, experiment)
+    stored, curves = read_books(results, experiment)
     stored[run.member] = result_of(run.member, curve, together, VERSIONS)
     places = {one.member: i for i, one in enumerate(of_experiment)}
     ordered = sorted(stored.values(), key=lambda result: places.get(result.member, len(places)))
