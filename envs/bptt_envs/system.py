@@ -330,7 +330,9 @@ def _in_float32(name: str, value: float) -> float:
     """Return `value` if float32 can hold it, else raise ValueError."""
     smallest, largest = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
     if value != 0.0 and not smallest <= abs(value) <= largest:
-        raise ValueError(f"{name} must be of a size that float32 can hold, {smallest:.1e} to {largest:.1e}; got {value!r}.")
+        raise ValueError(
+            f"{name} must be of a size that float32 can hold, {smallest:.1e} to {largest:.1e}; got {value!r}."
+        )
     return value
 
 
