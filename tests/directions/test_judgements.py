@@ -340,7 +340,9 @@ def test_what_no_fingerprint_shows_is_watched_for():
     system, net = make_system(), Mixing()
     assert policy_gradient(system, net, states(system), "R").engine == "adjoint"
     hidden["mixing"] = 1.0
-    with pytest.warns(UserWarning, match="falls back to the slower autograd engine for Mixing: its actions differ when"):
+    with pytest.warns(
+        UserWarning, match="falls back to the slower autograd engine for Mixing: its actions differ when"
+    ):
         found = policy_gradient(system, net, states(system), "R")
     assert_equal(found.directions, AutogradEngine(system, net)(states(system), (REGULAR,))[1][REGULAR])
     assert found.engine == "autograd"
