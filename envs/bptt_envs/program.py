@@ -197,9 +197,11 @@ def _compile(graph: fx.GraphModule, inputs: Sequence[Tensor], path: Path) -> Non
         try:
             with tempfile.TemporaryDirectory(dir=path.parent) as folder:
                 exported = torch.export.export(graph, tuple(inputs))
-                made = torch._inductor.aoti_compile_and_package(exported, package_path=str(Path(folder) / path.name))
-                os.chmod(made, 0o600)
-                os.replace(made, path)
+                made = Path(
+                    torch._inductor.aoti_compile_and_package(exported, package_path=str(Path(folder) / path.name))
+                )
+                made.chmod(0o600)
+                made.replace(path)
         except Exception as error:  # the compiler has errors of many kinds
             raise CompilerError(f"compile=True failed ({_first_line(error)}); use compile=False.") from error
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from abc import ABC, abstractmethod
+from abc import ABCMeta, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from bptt_envs.charts import Chart, Curves
 from bptt_envs.checks import finite, nearest, one_of, positive, positive_integer
+from bptt_envs.surroundings import own_surroundings
 
 if TYPE_CHECKING:
     from bptt_envs.rendering import Canvas
@@ -32,7 +33,15 @@ Pullback = Callable[[slice, Tensor], tuple[Tensor, Tensor]]
 DENSE_STATE_SIZE = 32  # numbers of a state up to which dense Jacobians are the faster way
 
 
-class System(ABC):
+class _InOwnSurroundings(ABCMeta):
+    """Constructors make their constants as they are, whatever the caller has switched on."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        with own_surroundings():
+            return super().__call__(*args, **kwargs)
+
+
+class System(metaclass=_InOwnSurroundings):
     """A differentiable physical system with a cost, start states and a picture.
 
     Tensors are batch-first: B samples that do not depend on one another. Methods are pure and keep the
@@ -200,9 +209,9 @@ class System(ABC):
         low, high = self.action_low, self.action_high
         if low is None and high is None:
             return action
-        if isinstance(low, Tensor) and isinstance(high, Tensor):
+        if isinstance(low, Tensor) and isinstance(high, Tensor):  # both or none
             return action.clamp(constant_like(low, action), constant_like(high, action))
-        return action.clamp(low, high)
+        return action.clamp(low, high)  # type: ignore[arg-type]
 
     @property
     def action_range(self) -> tuple[Tensor, Tensor]:
@@ -315,7 +324,8 @@ def constant_like(constant: Tensor, like: Tensor) -> Tensor:
     It is moved there once, and again after torch has changed it in place. A copy to a GPU in each step would make the
     host wait.
     """
-    return _moved(constant, constant._version, like.device, like.dtype)
+    version = 0 if constant.is_inference() else constant._version
+    return _moved(constant, version, like.device, like.dtype)
 
 
 def overridden_bound(system: System) -> str:
@@ -330,7 +340,9 @@ def _in_float32(name: str, value: float) -> float:
     """Return `value` if float32 can hold it, else raise ValueError."""
     smallest, largest = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
     if value != 0.0 and not smallest <= abs(value) <= largest:
-        raise ValueError(f"{name} must be of a size that float32 can hold, {smallest:.1e} to {largest:.1e}; got {value!r}.")
+        raise ValueError(
+            f"{name} must be of a size that float32 can hold, {smallest:.1e} to {largest:.1e}; got {value!r}."
+        )
     return value
 
 
@@ -338,7 +350,7 @@ def _bounds(low: Bound, high: Bound) -> Bounds:
     """Bounds as two numbers or two tensors; a side without any is None, or infinite in a tensor."""
     low, high = _as_bound("action_low", low), _as_bound("action_high", high)
     if isinstance(low, Tensor) or isinstance(high, Tensor):
-        shape = (low if isinstance(low, Tensor) else high).shape
+        shape = low.shape if isinstance(low, Tensor) else torch.as_tensor(high).shape
         low, high = (
             torch.as_tensor(empty if value is None else value, dtype=torch.float64).expand(shape).clone()
             for value, empty in ((low, -math.inf), (high, math.inf))

@@ -249,7 +249,9 @@ def _operator(n_points: int, box_length: float, dt: float, device: torch.device)
     tau = dt / 2
     dx = box_length / (n_points + 1)
     if not 0.0 < dx * dx < math.inf:
-        raise ValueError(f"box_length={box_length:g} cannot be stepped: the square of a distance of points is {dx * dx:g}.")
+        raise ValueError(
+            f"box_length={box_length:g} cannot be stepped: the square of a distance of points is {dx * dx:g}."
+        )
     j = np.arange(1, n_points + 1)
     one = np.eye(n_points)
     with np.errstate(over="ignore"):
