@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import hashlib
 import os
@@ -49,17 +50,19 @@ def cache_folder() -> Path:
             return Path(os.environ.get("LOCALAPPDATA") or Path.home()) / "stable-bptt" / "cache"
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stable-bptt"
     except RuntimeError:  # no home folder
-        return Path(_passing_folder().name)
+        return _passing_folder()
 
 
 @functools.cache
-def _passing_folder() -> tempfile.TemporaryDirectory[str]:
+def _passing_folder() -> Path:
     warnings.warn(
         f"there is no home folder (HOME is not set), so compiled programs are lost when this process ends; name a "
         f"folder for them in {CACHE_VARIABLE}.",
         stacklevel=2,
     )
-    return tempfile.TemporaryDirectory(prefix="stable-bptt-")
+    folder = tempfile.mkdtemp(prefix="stable-bptt-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
 
 
 class Program:

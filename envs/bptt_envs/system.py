@@ -30,6 +30,7 @@ Bounds = tuple[float | Tensor | None, float | Tensor | None]
 Pullback = Callable[[slice, Tensor], tuple[Tensor, Tensor]]
 """From samples and vectors to their products with the Jacobians of a step, see `System.pullback`."""
 
+SMALL_CONSTANT = 256  # numbers of a constant whose content is looked at whenever it is used
 DENSE_STATE_SIZE = 32  # numbers of a state up to which dense Jacobians are the faster way
 
 
@@ -313,7 +314,15 @@ class System(metaclass=_InOwnSurroundings):
 
 
 @functools.lru_cache(maxsize=256)
-def _moved(constant: Tensor, version: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+def _memory(constant: Tensor) -> np.ndarray | None:
+    """What a small constant holds, now and later; None of a large one and of one on another device."""
+    small = constant.device.type == "cpu" and constant.numel() <= SMALL_CONSTANT
+    plain = constant.dtype in (torch.float32, torch.float64) and not constant.requires_grad
+    return constant.numpy() if small and plain else None
+
+
+@functools.lru_cache(maxsize=256)
+def _moved(constant: Tensor, content: bytes | int, device: torch.device, dtype: torch.dtype) -> Tensor:
     with torch.inference_mode(False):  # what is kept can take part in later gradients
         return constant.to(device, dtype)
 
@@ -321,11 +330,13 @@ def _moved(constant: Tensor, version: int, device: torch.device, dtype: torch.dt
 def constant_like(constant: Tensor, like: Tensor) -> Tensor:
     """A constant tensor of a system on the device and in the dtype of `like`.
 
-    It is moved there once, and again after torch has changed it in place. A copy to a GPU in each step would make the
-    host wait.
+    It is moved there once, and again when it has been changed in place; of more than 256 numbers that is seen if torch
+    has changed them, not NumPy. A copy to a GPU in each step would make the host wait.
     """
-    version = 0 if constant.is_inference() else constant._version
-    return _moved(constant, version, like.device, like.dtype)
+    memory = _memory(constant)
+    if memory is not None:
+        return _moved(constant, memory.tobytes(), like.device, like.dtype)
+    return _moved(constant, 0 if constant.is_inference() else constant._version, like.device, like.dtype)
 
 
 def overridden_bound(system: System) -> str:

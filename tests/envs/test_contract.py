@@ -464,6 +464,9 @@ def test_a_constant_changed_in_place_is_seen():
     assert constant_like(system.A, state) is constant_like(system.A, state)  # moved once
     system.A[0, 0] = 5.0
     torch.testing.assert_close(system.step(state, action) - before, torch.tensor([[4.0, 0.0]]))
+    system.A.numpy()[1, 0] = 3.0  # behind torch's back
+    system.A.data[0, 1] += 2.0
+    torch.testing.assert_close(system.step(state, action) - before, torch.tensor([[6.0, 3.0]]))
 
 
 # The caller's surroundings

@@ -148,6 +148,7 @@ def test_without_a_home_programs_last_as_long_as_the_process(monkeypatch):
     assert made.is_dir()
     assert cache_folder() == made
     program._passing_folder.cache_clear()
+    made.rmdir()
 
 
 def test_inputs_of_another_layout_are_laid_out_anew(folder):
