@@ -228,6 +228,15 @@ def test_another_network_of_the_same_shapes_is_refused_with_what_differs(tmp_pat
     assert trainer(tmp_path, one(), engine="autograd", epochs=4).fit()[-1].epoch == 4
 
 
+def test_weights_are_loaded_into_the_network_that_was_trained_only(tmp_path):
+    trainer(tmp_path, net(nn.ReLU()).double(), engine="autograd").fit()
+    folder = RunFolder(tmp_path)
+    loaded, _ = folder.load_controller(Integrator(), "last", net(nn.ReLU()).eval())
+    assert loaded[0].weight.dtype == torch.float64
+    with pytest.raises(RunFolderError, match=r"another network than .*\n  1: .*ReLU.* in the folder, .*Tanh"):
+        folder.load_controller(Integrator(), "last", net(nn.Tanh()))
+
+
 class Learned(Integrator):
     """A system with a learned part."""
 

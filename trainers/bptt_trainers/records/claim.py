@@ -96,18 +96,18 @@ class Claim:
         return stored
 
 
-def plain_differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """Every setting that is not the same, a line each."""
+def plain_differences(stored: Mapping[str, Any], wanted: Mapping[str, Any], here: str = "asked for") -> list[str]:
+    """Every setting that is not the same, a line each; `here` says whence the wanted ones are."""
     return [
-        in_words(name, stored.get(name), wanted.get(name))
+        in_words(name, stored.get(name), wanted.get(name), here)
         for name in dict.fromkeys([*stored, *wanted])
         if not same(stored.get(name), wanted.get(name))
     ]
 
 
-def in_words(name: str, stored: Any, wanted: Any) -> str:
+def in_words(name: str, stored: Any, wanted: Any, here: str = "asked for") -> str:
     """One setting that differs, as a line."""
-    return f"{name}: {stored!r} in the folder, {wanted!r} asked for"
+    return f"{name}: {stored!r} in the folder, {wanted!r} {here}"
 
 
 def same(one: Any, other: Any) -> bool:
