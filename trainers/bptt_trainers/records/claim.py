@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -125,8 +126,10 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         RunFolderError: if another process has it, or it cannot be made.
     """
-    with held(folder) as descriptor:
+    with held(folder), ExitStack() as stack:
         if fcntl is not None:
+            descriptor = os.open(folder, os.O_RDONLY)
+            stack.callback(os.close, descriptor)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
