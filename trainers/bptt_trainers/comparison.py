@@ -25,6 +25,7 @@ from bptt_trainers.records.claim import Claim, in_words, locked, same
 from bptt_trainers.records.files import exists, understanding, write_atomic
 from bptt_trainers.records.plain import plain
 from bptt_trainers.threads import threads
+from bptt_trainers.user_code import imported_id
 
 # Settings that do not change a run: a comparison may be continued with others.
 CHANGEABLE = ("methods", "seeds", "losses", "together")
@@ -43,7 +44,7 @@ class ComparisonConfig:
     """
 
     env: str = "DiffCartPole-v0"
-    """Environment id."""
+    """Environment id, or MODULE:ID to import first the module that registers it."""
 
     env_options: Annotated[Mapping[str, Any], Suppress] = field(default_factory=dict)
     """Options of the environment, the same for every method; its objective is that which all are judged by."""
@@ -81,6 +82,7 @@ class ComparisonConfig:
     """Folder of the comparison."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "env", imported_id(self.env))
         system_class(self.env).check_options(dict(self.env_options), self.env)
         for name in ("methods", "seeds"):
             values = getattr(self, name)

@@ -27,7 +27,7 @@ from bptt_trainers.analysis.fields import (
     vectors_at_once,
 )
 from bptt_trainers.analysis.planes import Plane, path_plane, random_plane, rules_plane
-from bptt_trainers.records.claim import Claim, plain_differences
+from bptt_trainers.records.claim import Claim, locked, plain_differences
 from bptt_trainers.records.files import RunFolderError, exists, refuse_links, write_atomic
 from bptt_trainers.rules import Directions, flat
 from bptt_trainers.run_folder import RunFolder
@@ -133,33 +133,34 @@ class RunFields:
         After each slice both are written to CSV files in `out`; what is there is not computed again.
 
         Raises:
-            RunFolderError: if `out` holds fields of other settings, or cannot be read or written.
+            RunFolderError: if `out` holds fields of other settings, is in use, or cannot be read or written.
         """
         refuse_links(self._run, out)
-        known = self._begin(out)
-        points, checkpoints = (read_csv(out / name) if known else {} for name in (POINTS, CHECKPOINTS))
-        missing = [epoch for epoch in self.slices if epoch not in points or epoch not in checkpoints]
-        with tqdm(
-            total=len(missing) * self.config.size**2,
-            desc="fields",
-            unit="point",
-            dynamic_ncols=True,
-            mininterval=0.1 if sys.stderr.isatty() else 10.0,  # seconds; a log file wants few lines
-            disable=not missing,
-        ) as bar:
-            for epoch in missing:
-                piece = self.slices[epoch]
-                step = STENCIL_STEP * piece.radius
-                square = grid(piece.center, piece.radius, self.config.size)
-                here = torch.from_numpy(piece.path[[piece.here]])
-                points[epoch] = evaluate(
-                    self._sample, piece.plane, square, step, at_once=self._at_once, on_progress=bar.update
-                )
-                checkpoints[epoch] = evaluate(self._sample, piece.plane, here, step, at_once=self._at_once)
-                for name, tables in ((POINTS, points), (CHECKPOINTS, checkpoints)):
-                    write_atomic(out / name, to_csv(dict(sorted(tables.items()))).encode())
-        points, checkpoints = (read_csv(out / name) for name in (POINTS, CHECKPOINTS))
-        return {epoch: points[epoch] for epoch in self.slices}, {epoch: checkpoints[epoch] for epoch in self.slices}
+        with locked(out):
+            known = self._begin(out)
+            points, checkpoints = (read_csv(out / name) if known else {} for name in (POINTS, CHECKPOINTS))
+            missing = [epoch for epoch in self.slices if epoch not in points or epoch not in checkpoints]
+            with tqdm(
+                total=len(missing) * self.config.size**2,
+                desc="fields",
+                unit="point",
+                dynamic_ncols=True,
+                mininterval=0.1 if sys.stderr.isatty() else 10.0,  # seconds; a log file wants few lines
+                disable=not missing,
+            ) as bar:
+                for epoch in missing:
+                    piece = self.slices[epoch]
+                    step = STENCIL_STEP * piece.radius
+                    square = grid(piece.center, piece.radius, self.config.size)
+                    here = torch.from_numpy(piece.path[[piece.here]])
+                    points[epoch] = evaluate(
+                        self._sample, piece.plane, square, step, at_once=self._at_once, on_progress=bar.update
+                    )
+                    checkpoints[epoch] = evaluate(self._sample, piece.plane, here, step, at_once=self._at_once)
+                    for name, tables in ((POINTS, points), (CHECKPOINTS, checkpoints)):
+                        write_atomic(out / name, to_csv(dict(sorted(tables.items()))).encode())
+            points, checkpoints = (read_csv(out / name) for name in (POINTS, CHECKPOINTS))
+            return {epoch: points[epoch] for epoch in self.slices}, {epoch: checkpoints[epoch] for epoch in self.slices}
 
     def _begin(self, out: Path) -> bool:
         """Claim the folder; return whether it holds fields of these settings."""

@@ -11,6 +11,7 @@ from tyro.conf import Suppress
 
 from bptt_envs.checks import nearest, one_of, positive, positive_integer
 from bptt_envs.registration import system_class
+from bptt_trainers.user_code import imported_id
 
 GIB = 2**30
 
@@ -35,7 +36,7 @@ class BenchmarkConfig:
     """Parts; each leaves a table, its numbers (CSV) and, where a picture says more, a figure."""
 
     env: str = "DiffCartPole-v0"
-    """Environment id of the part updates."""
+    """Environment id of the part updates, or MODULE:ID to import first the module that registers it."""
 
     env_options: Annotated[Mapping[str, Any], Suppress] = field(default_factory=dict)
     """Options of that environment."""
@@ -75,6 +76,7 @@ class BenchmarkConfig:
     """Memory that an update by autograd may take, in GiB: where it needs more, it is left out."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "env", imported_id(self.env))
         system_class(self.env).check_options(dict(self.env_options), self.env)
         for name, known in (("parts", PART_NAMES), ("peers", PEER_NAMES)):
             for value in getattr(self, name):

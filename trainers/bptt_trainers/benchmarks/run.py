@@ -17,7 +17,7 @@ from bptt_trainers.benchmarks.parts import PARTS, Part
 from bptt_trainers.benchmarks.table import Line, Row, matches, read_lines
 from bptt_trainers.benchmarks.worker import available_cores, measure_apart
 from bptt_trainers.comparison_table import to_csv
-from bptt_trainers.records.claim import Claim, plain_differences
+from bptt_trainers.records.claim import Claim, locked, plain_differences
 from bptt_trainers.records.files import RunFolderError, exists, remove, write_atomic
 
 
@@ -37,7 +37,8 @@ def run(config: BenchmarkConfig, out: Path, *, redo: bool = False) -> dict[PartN
 
     Raises:
         ValueError: if there are not so many cores as threads are asked for.
-        RunFolderError: if a file is of other settings or another machine, or cannot be read or written.
+        RunFolderError: if a file is of other settings or another machine, cannot be read or written, or the folder is
+            in use.
         ChildProcessError: if a measurement fails.
     """
     cores = len(available_cores())
@@ -50,12 +51,13 @@ def run(config: BenchmarkConfig, out: Path, *, redo: bool = False) -> dict[PartN
     for name in config.parts:
         if name not in parts:
             print(f"part {name} is left out: it is measured on the cpu only.", file=sys.stderr)
-    if redo:
-        for name in parts:
-            remove(file_of(out, name, "csv"))
-    for name, part in parts.items():
-        _claim(config, out, name, part)
-    return _measure(config, out, parts)
+    with locked(out):
+        if redo:
+            for name in parts:
+                remove(file_of(out, name, "csv"))
+        for name, part in parts.items():
+            _claim(config, out, name, part)
+        return _measure(config, out, parts)
 
 
 def _measure(config: BenchmarkConfig, out: Path, parts: Mapping[PartName, Part]) -> dict[PartName, list[Line]]:
@@ -86,7 +88,13 @@ def _add(out: Path, name: PartName, rows: list[Row], order: list[Row]) -> None:
     lines: list[Any] = [*read_lines(path), *rows]
     places = {id(line): next((i for i, cell in enumerate(order) if matches(line, cell)), len(order)) for line in lines}
     write_atomic(path, to_csv(sorted(lines, key=lambda line: places[id(line)])).encode())
-    write_atomic(file_of(out, name, "md"), (PARTS[name].markdown(read_lines(path)) + "\n").encode())
+    try:
+        table = PARTS[name].markdown(read_lines(path))
+    except (KeyError, ValueError, IndexError) as error:
+        raise RunFolderError(
+            f"cannot use {path}: a line of it is damaged ({error!r}). --redo measures it anew."
+        ) from error
+    write_atomic(file_of(out, name, "md"), (table + "\n").encode())
 
 
 def _claim(config: BenchmarkConfig, out: Path, name: PartName, part: Part) -> None:

@@ -26,6 +26,7 @@ from bptt_trainers.default_controllers import default_controller
 from bptt_trainers.gradient import choose_engine, system_of
 from bptt_trainers.records.files import RunFolderError
 from bptt_trainers.rules import combined, get_rule
+from bptt_trainers.run_folder import RunFolder
 from bptt_trainers.start_states import WEIGHTS, stream_seed, training_states
 from bptt_trainers.threads import threads
 from bptt_trainers.trainer import Trainer
@@ -42,9 +43,14 @@ def scale(config: ScalingConfig) -> list[Measurement]:
 
     Raises:
         ValueError: if the engine cannot serve a controller.
-        RunFolderError: if the file holds measurements of other settings, or cannot be written.
+        RunFolderError: if the file holds measurements of other settings, is in use, or cannot be written.
         MemoryMeasurementError: if memory cannot be measured.
     """
+    with RunFolder(config.out).locked():
+        return _scale(config)
+
+
+def _scale(config: ScalingConfig) -> list[Measurement]:
     path = config.out / CSV
     done = {(row.axis, row.value): row for row in read_measurements(path)}
     _check_same(path, done.values(), config)

@@ -22,11 +22,15 @@ def read_lines(path: Path) -> list[Line]:
         RunFolderError: if it cannot be read.
     """
     try:
-        return list(csv.DictReader(io.StringIO(read_text(path))))
+        lines = list(csv.DictReader(io.StringIO(read_text(path))))
     except FileNotFoundError:
         return []
     except csv.Error as error:
         raise RunFolderError(f"cannot read {path}: {error}.") from error
+    for i, line in enumerate(lines, start=2):
+        if None in line or None in line.values():
+            raise RunFolderError(f"cannot read {path}: line {i} has not as many cells as there are columns.")
+    return lines
 
 
 def matches(line: Mapping[str, Cell], wanted: Mapping[str, Cell]) -> bool:
