@@ -111,7 +111,7 @@ def _claim(config: BenchmarkConfig, out: Path, name: PartName, part: Part) -> No
             stored = Claim(path, "benchmark").read()
         except RunFolderError as error:
             raise RunFolderError(f"{error} It says what the CSV file beside it is of.") from error
-        different = plain_differences(stored, wanted)
+        different = plain_differences(stored, wanted, here="now")
         if different:
             raise RunFolderError(
                 "\n  ".join([f"{file_of(out, name, 'csv')} was measured otherwise:", *different])
