@@ -24,6 +24,7 @@ from bptt_trainers.default_controllers import CONTROLLERS
 from bptt_trainers.gradient import system_of
 from bptt_trainers.metrics import EpochMetrics, read_csv, to_csv
 from bptt_trainers.records.files import RunFolderError, write_atomic
+from bptt_trainers.user_code import raised_by_user
 
 # Settings that do not change what has been computed so far: a run may be continued with others. (With a learning rate
 # that falls over the epochs, their number does.)
@@ -313,6 +314,8 @@ class RunFolder:
         except RunFolderError:
             raise
         except (KeyError, TypeError, AttributeError, ValueError, StopIteration, RuntimeError) as error:
+            if raised_by_user(error):
+                raise
             raise RunFolderError(
                 f"cannot use {self.path / name}: it is damaged or of another version "
                 f"({type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else error!r})."
