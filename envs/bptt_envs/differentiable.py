@@ -9,13 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
 from torch import Tensor
 
 from bptt_envs.checks import nearest, positive_integer
 from bptt_envs.contract import check_system
 from bptt_envs.system import System
-
-LARGEST = float(np.finfo(np.float32).max)
 
 
 def load_system(system: System | str, options: dict[str, Any], owner: str) -> System:
@@ -31,13 +30,13 @@ def load_system(system: System | str, options: dict[str, Any], owner: str) -> Sy
                 f"options {sorted(options)} were given with a built system; pass them to "
                 f"{type(system).__name__}(...) instead."
             )
-        check_system(system)
+        check_system(system, thorough=False)
         return system
     module, _, name = system.partition(":")
     system_class: type[System] = getattr(importlib.import_module(module), name)
     system_class.check_options(options, owner)
     built = system_class(**options)
-    check_system(built)
+    check_system(built, thorough=False)
     return built
 
 
@@ -45,6 +44,18 @@ class Differentiable:
     """The differentiable interface of an environment. Shapes are batch-first, B samples."""
 
     system: System
+    _spec: EnvSpec | None = None
+
+    @property
+    def spec(self) -> EnvSpec | None:
+        """How Gymnasium made it; its `max_episode_steps` is the horizon."""
+        if self._spec is not None:
+            self._spec.max_episode_steps = self.horizon
+        return self._spec
+
+    @spec.setter
+    def spec(self, spec: EnvSpec | None) -> None:
+        self._spec = spec
 
     @property
     def horizon(self) -> int:
@@ -98,14 +109,14 @@ class Differentiable:
 
 
 def observation_space(system: System) -> spaces.Box:
-    """All finite float32 observations: the physics sets no other bound."""
-    return spaces.Box(-LARGEST, LARGEST, system.observation_shape, np.float32)
+    """All observations: the physics sets no bound."""
+    return spaces.Box(-np.inf, np.inf, system.observation_shape, np.float32)
 
 
 def action_space(system: System) -> spaces.Box:
-    """The actions up to `max_action`; without one, up to the nominal range in which RL libraries explore."""
-    limit = system.nominal_action if system.max_action is None else system.max_action
-    return spaces.Box(-limit, limit, system.action_shape, np.float32)
+    """The actions within their bounds; without any, the nominal range in which RL libraries explore."""
+    low, high = (end.float().numpy() for end in system.action_range)
+    return spaces.Box(low, high, system.action_shape, np.float32)
 
 
 def to_numpy(tensor: Tensor) -> np.ndarray:

@@ -11,6 +11,7 @@ from torch import nn
 from bptt_trainers import MLP, Callback, Ensemble, RunFolder, RunFolderError, TrainConfig, Trainer, losses, rollout
 from bptt_trainers.optimizer import Optimizer
 from bptt_trainers.start_states import MASKS, stream_seed
+from bptt_trainers.trainer import NonFiniteError
 
 TINY = TrainConfig(epochs=4, batch_size=4, train_states=12, test_states=6, hidden=(8,), tensorboard=False)
 MIXED = replace(
@@ -303,3 +304,31 @@ def test_an_interrupted_ensemble_goes_on_bit_for_bit(tmp_path):
     resumed.fit()
     for one, other in zip(resumed.members, whole.members, strict=True):
         assert_same(one.controller.state_dict(), other.controller.state_dict())
+
+
+# Numbers that overflow
+
+
+class Steep(nn.Linear):
+    """Acts like its layer, with slopes that are 1e24 times as large."""
+
+    def forward(self, observation):
+        action = super().forward(observation)
+        return action + 1e24 * (action - action.detach())
+
+
+def test_an_update_that_would_freeze_a_parameter_is_not_finite():
+    config = replace(TINY, rule="M", engine="autograd", epochs=1)
+
+    def trainer(**changes):
+        return Trainer(cart_pole(), Steep(4, 1), replace(config, **changes))
+
+    with pytest.raises(NonFiniteError, match=r"update 1 of 3, the direction of weight, bias is too large for Adam's"):
+        trainer().fit()
+    assert trainer(on_nonfinite="skip").fit()[-1].skipped == 3
+    assert trainer(clip="norm").fit()[-1].skipped == 0
+
+
+def test_half_precision_is_refused_before_training():
+    with pytest.raises(ValueError, match="train in float32 or float64"):
+        Trainer(cart_pole(), MLP((4,), (1,), (8,), generator=torch.Generator()).bfloat16(), TINY)

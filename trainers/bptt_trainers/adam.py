@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ class Adam:
 
     Attributes:
         learning_rate: of the next step.
-        steps: that were made.
+        steps: that were made, by parameter. They differ where `load_state_dict` left some parameters out.
     """
 
     def __init__(
@@ -39,9 +39,10 @@ class Adam:
         self.learning_rate = learning_rate
         self.epsilon = epsilon
         self.betas = betas
-        self.steps = 0
         self._parameters = list(parameters)
-        self._sizes = [parameter.numel() for parameter in self._parameters]
+        self._shapes = [parameter.shape for parameter in self._parameters]
+        self._sizes = [shape.numel() for shape in self._shapes]
+        self.steps = [0] * len(self._parameters)
         self._mean = torch.zeros_like(torch.cat([parameter.detach().flatten() for parameter in self._parameters]))
         self._square = torch.zeros_like(self._mean)
         self._moments = {"exp_avg": self._mean, "exp_avg_sq": self._square}  # by torch's names
@@ -51,33 +52,64 @@ class Adam:
     @torch.no_grad()
     def step(self, direction: Tensor) -> None:
         """Step against `direction`, (n,), one parameter after the other."""
-        self.steps += 1
-        of_mean, of_square = (1 - beta**self.steps for beta in self.betas)  # the bias that a start from zero leaves
-        self._mean.lerp_(direction, 1 - self.betas[0])
-        self._square.mul_(self.betas[1]).addcmul_(direction, direction, value=1 - self.betas[1])
+        self.steps = [steps + 1 for steps in self.steps]
+        self._move(self._mean, self._square, direction)
         largest = self._moments.get("max_exp_avg_sq")
         square = self._square if largest is None else torch.maximum(largest, self._square, out=largest)
-        root = square.sqrt().div_(math.sqrt(of_square)).add_(self.epsilon)
-        change = (self._mean / root).mul_(-self.learning_rate / of_mean)
+        # The bias that a start from zero leaves in a moment is 1 - beta^steps
+        of_root = self.for_each([math.sqrt(1 - self.betas[1] ** steps) for steps in self.steps])
+        rate = self.for_each([-self.learning_rate / (1 - self.betas[0] ** steps) for steps in self.steps])
+        root = square.sqrt().div_(of_root).add_(self.epsilon)
+        change = (self._mean / root).mul_(rate)
         for parameter, part in zip(self._parameters, change.split(self._sizes), strict=True):
             parameter.add_(part.view(parameter.shape))
 
+    @torch.no_grad()
+    def overflowing(self, direction: Tensor) -> list[int]:
+        """Which parameters' moments a step against `direction`, (n,), would leave not finite."""
+        mean, square = self._mean.clone(), self._square.clone()
+        self._move(mean, square, direction)
+        parts = (mean.isfinite() & square.isfinite()).split(self._sizes)
+        return [i for i, finite in enumerate(parts) if not finite.all()]
+
+    @property
+    def harmless(self) -> float:
+        """A norm up to which no direction makes a moment overflow."""
+        return math.sqrt(torch.finfo(self._square.dtype).max)
+
+    def for_each(self, values: list[float]) -> float | Tensor:
+        """A value for each parameter, as a factor of vectors (n,): a number where they are all the same."""
+        if values.count(values[0]) == len(values):
+            return values[0]
+        parts = [self._mean.new_full((size,), value) for value, size in zip(values, self._sizes, strict=True)]
+        return torch.cat(parts)
+
     def state_dict(self) -> dict[str, Any]:
-        """What `load_state_dict` takes, laid out as that of `torch.optim.Adam`: the moments of each parameter."""
-        step = torch.tensor(float(self.steps))
+        """What `load_state_dict` takes, laid out as that of `torch.optim.Adam`: the moments of each parameter.
+
+        A parameter that took no step yet has none.
+        """
         parts = {name: moment.clone().split(self._sizes) for name, moment in self._moments.items()}
         state = {
-            i: {"step": step, **{name: parts[name][i].view(parameter.shape) for name in parts}}
-            for i, parameter in enumerate(self._parameters)
+            i: {
+                "step": torch.tensor(float(self.steps[i])),
+                **{name: parts[name][i].view(shape) for name in parts},
+            }
+            for i, shape in enumerate(self._shapes)
+            if self.steps[i]
         }
-        return {"state": state if self.steps else {}}
+        return {"state": state}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over a copy of another one's state."""
-        by_parameter = [state["state"][i] for i in range(len(state["state"]))]
-        self.steps = int(by_parameter[0]["step"]) if by_parameter else 0
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a copy of another one's state; a parameter of which it holds nothing starts from zero."""
+        by_parameter = [state["state"].get(i) for i in range(len(self._parameters))]
+        self.steps = [0 if one is None else int(one["step"]) for one in by_parameter]
         for name, moment in self._moments.items():
-            if by_parameter:
-                moment.copy_(torch.cat([one[name].flatten() for one in by_parameter]))
-            else:
-                moment.zero_()
+            for one, part, shape in zip(by_parameter, moment.split(self._sizes), self._shapes, strict=True):
+                part.view(shape).copy_(torch.zeros_like(part).view(shape) if one is None else one[name])
+
+    def _move(self, mean: Tensor, square: Tensor, direction: Tensor) -> None:
+        """Move the moments, in place, towards a direction and its square."""
+        mean.lerp_(direction, 1 - self.betas[0])
+        square.mul_(self.betas[1]).addcmul_(direction, direction, value=1 - self.betas[1])

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
-from bptt_trainers.records.files import RunFolderError
+from bptt_trainers.records.files import RunFolderError, read_text
 
 
 @dataclass(frozen=True)
@@ -46,14 +46,13 @@ def read_curve(path: Path) -> list[CurvePoint]:
         RunFolderError: if it cannot be read, lacks a column or holds no evaluation.
     """
     try:
-        with path.open(newline="") as file:
-            curve = [
-                CurvePoint(int(row["simulator_steps"]), float(row["seconds"]), float(row["test_loss"]))
-                for row in csv.DictReader(file)
-            ]
+        curve = [
+            CurvePoint(int(row["simulator_steps"]), float(row["seconds"]), float(row["test_loss"]))
+            for row in csv.DictReader(read_text(path).splitlines())
+        ]
     except KeyError as error:
         raise RunFolderError(f"cannot read {path}: it has no column {error}. {_REMEDY}") from error
-    except (OSError, ValueError, TypeError, csv.Error) as error:
+    except (FileNotFoundError, ValueError, TypeError, csv.Error) as error:
         raise RunFolderError(f"cannot read {path}: {error}. {_REMEDY}") from error
     if not curve:
         raise RunFolderError(f"{path} holds no evaluation. {_REMEDY}")

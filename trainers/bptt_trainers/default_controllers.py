@@ -9,6 +9,7 @@ import torch
 
 from bptt_envs import System
 from bptt_envs.checks import one_of
+from bptt_envs.surroundings import own_surroundings
 from bptt_envs.systems import QuantumControl
 from bptt_trainers.controllers import Controller
 from bptt_trainers.networks import MLP, ConvNet
@@ -26,7 +27,7 @@ CONTROLLER_NAMES = get_args(ControllerName)
 def default_controller(
     system: System, seed: int = 0, hidden: Sequence[int] | None = None, kind: ControllerName = "default"
 ) -> Controller:
-    """The paper's controller for `system`: an MLP 100-100, for quantum control a ConvNet 60-60.
+    """The paper's controller for `system`, in float32 on the CPU: an MLP 100-100, for quantum control a ConvNet 60-60.
 
     Args:
         system: whose observations it takes and whose actions it gives.
@@ -44,5 +45,6 @@ def default_controller(
     else:
         name = kind
     given: dict[str, Any] = {} if hidden is None else {"hidden": hidden}
-    generator = torch.Generator().manual_seed(seed)
-    return CONTROLLERS[name](system.observation_shape, system.action_shape, generator=generator, **given)
+    with own_surroundings():
+        generator = torch.Generator().manual_seed(seed)
+        return CONTROLLERS[name](system.observation_shape, system.action_shape, generator=generator, **given)

@@ -76,7 +76,7 @@ def flattened(passes: Mapping[Feedback, Directions], names: Iterable[str]) -> di
     """Directions of E members, (E, *shape) for each name, as one tensor (E, n) for each pass."""
     names = list(names)
     return {
-        feedback: torch.cat([directions[name].flatten(1) for name in names], dim=1)
+        feedback: torch.cat([directions[name].unsqueeze(1).flatten(1) for name in names], dim=1)
         for feedback, directions in passes.items()
     }
 

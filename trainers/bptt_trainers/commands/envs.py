@@ -63,12 +63,12 @@ def details(env: str) -> str:
     made = make_environment(env, {})
     system = made.system
     lines = [f"{env_id}: {entry.summary}", "", *description(system_class)]
-    limit = system.nominal_action if system.max_action is None else system.max_action
-    bound = "unbounded; RL learners are told" if system.max_action is None else "in"
+    bound = "in" if system.has_bounds else "unbounded; RL learners are told"
+    low, high = (float(end.flatten()[0]) for end in system.action_range)
     facts = {
         "observation": f"{system.observation_shape}",
         "state": f"{system.state_shape}: {', '.join(system.state_labels)}",
-        "action": f"{system.action_shape}: {', '.join(system.action_labels)}, {bound} [{-limit:g}, {limit:g}]",
+        "action": f"{system.action_shape}: {', '.join(system.action_labels)}, {bound} [{low:g}, {high:g}]",
         "episode": f"{system.horizon} steps of {system.dt:g} s",
     }
     for name, fact in facts.items():
