@@ -25,7 +25,12 @@ if TYPE_CHECKING:
 
 
 class Callback:
-    """Called by the trainer as it goes. Every method may be overridden; none has to be."""
+    """Called by the trainer as it goes. Every method may be overridden; none has to be.
+
+    A callback may change the controller: its attributes, buffers, modes, what of it is trained. The engine and the
+    optimizer follow. Of that, a checkpoint holds the values of buffers and the names that were trained in its epoch; a
+    schedule that goes on in a resumed run sets the rest in `on_fit_start`, from `trainer.epoch`.
+    """
 
     def on_fit_start(self, trainer: Trainer) -> None:
         """Before the first update; `trainer.history` holds what was done before, if anything."""

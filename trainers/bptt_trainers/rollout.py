@@ -49,7 +49,7 @@ def rollout(
     Raises:
         ValueError: if the policy's actions do not have shape (B, *action_shape) or another dtype than the states.
     """
-    states: list[Tensor] = [initial_states]
+    states: list[Tensor] = []
     actions: list[Tensor] = []
 
     def advance(count: int) -> None:
@@ -61,6 +61,7 @@ def rollout(
             actions.append(action)
 
     with own_surroundings(initial_states.dtype, initial_states.device), torch.no_grad():
+        states.append(initial_states.clone() if initial_states.is_inference() else initial_states)
         advance(1)
         with torch.inference_mode() if inference else nullcontext():
             advance((system.horizon if steps is None else steps) - 1)
