@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from bptt_trainers.user_code import raised_by_user
+
 TEXT_LIMIT = 2**28  # bytes, of settings and tables
 DATA_LIMIT = 2**30  # bytes, of checkpoints and arrays
 
@@ -39,6 +41,8 @@ def understanding(path: Path) -> Iterator[None]:
     except RunFolderError:
         raise
     except _NOT_UNDERSTOOD as error:
+        if raised_by_user(error):  # it is his, and says more as it is
+            raise
         raise RunFolderError(
             f"cannot use {path}: it is damaged or of another version ({first_line(error)})."
         ) from error
