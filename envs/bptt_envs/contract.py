@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -105,6 +106,10 @@ class _Probe:
     def of(system: System, dtype: torch.dtype, device: torch.device) -> _Probe:
         name = type(system).__name__
         generator = torch.Generator(device)
+        try:
+            inspect.signature(system.initial_states).bind(SAMPLES, generator, dtype)
+        except TypeError as error:
+            raise ValueError(f"{name}.initial_states must take (batch, generator, dtype); {error}.") from error
         states = system.initial_states(SAMPLES, generator.manual_seed(0), dtype)
         _check_tensor(f"{name}.initial_states", states, (SAMPLES, *system.state_shape), dtype, device)
         again = system.initial_states(SAMPLES, generator.manual_seed(0), dtype)

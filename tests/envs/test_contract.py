@@ -261,6 +261,13 @@ def test_shapes_are_tuples(name, shape):
         DifferentiableEnv(kind(horizon=3, dt=0.1))
 
 
+def test_start_states_without_a_dtype_are_named():
+    kind = type("Single", (Plain,), {"initial_states": lambda self, batch, generator: torch.rand(batch, 2)})
+    message = r"Single.initial_states must take \(batch, generator, dtype\); too many positional arguments"
+    with pytest.raises(ValueError, match=message):
+        DifferentiableEnv(kind(horizon=3, dt=0.1))
+
+
 def test_a_constructor_that_does_not_call_systems_is_named():
     kind = type("Bare", (Plain,), {"__init__": lambda self: None})
     with pytest.raises(ValueError, match=r"Bare.__init__ must call super\(\).__init__"):
