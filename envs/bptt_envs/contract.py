@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bptt_envs.surroundings import own_surroundings
-from bptt_envs.system import System, overridden_bound
+from bptt_envs.system import FINAL, System, replaced
 
 SAMPLES = 3
 STEPS = 4  # of an episode, that are looked at first
@@ -158,8 +158,9 @@ def _check_declarations(system: System) -> None:
         shape = getattr(system, attribute, None)
         if not isinstance(shape, tuple) or not shape or not all(isinstance(n, Integral) and int(n) > 0 for n in shape):
             raise ValueError(f"{name}.{attribute} must be a tuple of positive integers, such as (2,); got {shape!r}.")
-    if type(system).bound is not System.bound:
-        raise ValueError(overridden_bound(system))
+    for attribute in FINAL:
+        if getattr(type(system), attribute) is not getattr(System, attribute):
+            raise ValueError(replaced(system, attribute))
     for attribute in ("action_low", "action_high"):
         value = getattr(system, attribute)
         if isinstance(value, Tensor) and tuple(value.shape) != system.action_shape:

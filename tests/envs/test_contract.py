@@ -450,10 +450,14 @@ def test_both_kinds_of_bounds_at_once_are_refused():
 
 
 def test_bound_cannot_be_replaced(monkeypatch):
-    message = "must not replace System.bound.*action_low=0.0, action_high=1.0"
+    message = "must not replace System.bound: .*action_low=0.0, action_high=1.0"
     with pytest.raises(ValueError, match=f"Own {message}"):
         type("Own", (Plain,), {"bound": lambda self, action: action.clamp(0, 1)})(horizon=3, dt=0.1)
+    with pytest.raises(ValueError, match=r"Own must not replace System\.action_low: "):
+        type("Own", (Plain,), {"action_low": 0.0})(horizon=3, dt=0.1)
     system = Plain(horizon=3, dt=0.1)
+    with pytest.raises(ValueError, match=r"Plain must not replace System\.action_low: "):
+        system.action_low = 0.0
     with pytest.raises(ValueError, match=f"Plain {message}"):
         system.bound = lambda action: action.clamp(0, 1)
     monkeypatch.setattr(Plain, "bound", lambda self, action: action.clamp(0, 1))
