@@ -337,6 +337,8 @@ def constant_like(constant: Tensor, like: Tensor) -> Tensor:
     It is moved there once, and again when it has been changed in place; of more than 256 numbers that is seen if torch
     has changed them, not NumPy. A copy to a GPU in each step would make the host wait.
     """
+    if torch.compiler.is_compiling():  # torch.compile cannot look into memory
+        return constant.to(like.device, like.dtype)
     memory = _memory(constant)
     if memory is not None:
         return _moved(constant, memory.tobytes(), like.device, like.dtype)

@@ -539,3 +539,22 @@ def test_own_surroundings_leave_what_they_found():
         assert torch.get_default_dtype() is torch.float64
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("env_id", ENTRIES)
+def test_step_differentiable_is_the_same_under_autocast(env_id):
+    env = gym.make(env_id).unwrapped
+    states, actions = env.initial_states(3), torch.ones(3, *env.system.action_shape)
+    expected = env.step_differentiable(states, actions)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = env.step_differentiable(states, actions)
+    assert all(map(torch.equal, found, expected))
+
+
+@pytest.mark.parametrize("env_id", ["DiffCartPole-v0", "DiffLQR-v0"])
+def test_what_looks_around_does_not_stop_torchs_compiler(env_id):
+    env = gym.make(env_id).unwrapped
+    states, actions = env.initial_states(3), torch.ones(3, *env.system.action_shape)
+    compiled = torch.compile(env.step_differentiable, fullgraph=True, backend="eager")(states, actions)
+    for one, other in zip(compiled, env.step_differentiable(states, actions), strict=True):
+        torch.testing.assert_close(one, other)
