@@ -186,7 +186,7 @@ def _check_values(probe: _Probe) -> None:
             raise ValueError(f"{what} must not change its arguments in place; let it work on copies.")
         _check_tensor(what, result, (SAMPLES, *shapes[method]), states.dtype, states.device)
         _check_finite(system, method, result)
-        if not _same(result, function(*kept)):
+        if not torch.allclose(result, function(*kept), rtol=1e-5, atol=1e-6):  # a GPU may add up in another order
             raise ValueError(
                 f"{what} must be a function of its arguments; the same ones gave another result in a second call. "
                 "Random numbers belong into initial_states, what is remembered into the state."
@@ -377,7 +377,10 @@ def _check_path(what: str, name: str, function: Function, arguments: list[Tensor
     unknown = (slopes == 0.0).all(0)  # (rows, columns)
     if not unknown.any():
         return
-    seen = _differences(function, arguments, place, columns)[..., rows].mT  # (samples, rows, columns)
+    try:
+        seen = _differences(function, arguments, place, columns)[..., rows].mT  # (samples, rows, columns)
+    except (RuntimeError, ValueError, ArithmeticError, AssertionError):  # it refuses what is next to its own states
+        return
     hidden = unknown & (seen.sum(0) > SAMPLES // 2)
     if hidden.any():
         row, column = (int(index) for index in hidden.nonzero()[0])

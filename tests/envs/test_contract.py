@@ -139,6 +139,23 @@ class Resting(Pendulum):
         return torch.nn.functional.pad(torch.rand(batch, 1, generator=generator, dtype=dtype), (1, 0))
 
 
+class Strict(Pendulum):
+    """Takes no states but its own, on the circle, of which it does not use the length."""
+
+    def step(self, state, action):
+        if not torch.allclose(state.norm(dim=1), torch.ones(len(state), dtype=state.dtype)):
+            raise ValueError("not on the circle")
+        angle = torch.atan2(state[:, 1], state[:, 0]) + self.dt * action[:, 0]
+        return torch.stack([angle.cos(), angle.sin()], dim=1)
+
+    def initial_states(self, batch, generator, dtype=torch.float32):
+        angle = torch.rand(batch, generator=generator, dtype=dtype)
+        return torch.stack([angle.cos(), angle.sin()], dim=1)
+
+    def state_cost(self, state):
+        return state[:, 0]
+
+
 class Stairs(Pendulum):
     def step(self, state, action):
         return state + self.dt * StraightThrough.apply(10 * action)
@@ -159,7 +176,7 @@ class Delayed(Plain):
         return state[:, -1].square()
 
 
-@pytest.mark.parametrize("kind", [Pendulum, Resting, Stairs, Delayed])
+@pytest.mark.parametrize("kind", [Pendulum, Resting, Strict, Stairs, Delayed])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_unusual_systems_keep_it(kind, dtype):
     check_system(kind(horizon=30, dt=0.1), dtype=dtype)
