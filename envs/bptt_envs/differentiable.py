@@ -14,6 +14,7 @@ from torch import Tensor
 
 from bptt_envs.checks import nearest, positive_integer
 from bptt_envs.contract import check_system
+from bptt_envs.surroundings import own_surroundings
 from bptt_envs.system import System
 
 
@@ -84,14 +85,16 @@ class Differentiable:
             raise ValueError(
                 f"state and action must hold the same number of samples; got {state.shape[0]} and {action.shape[0]}."
             )
-        action = self.system.bound(action)
-        next_state = self.system.step(state, action)
-        return next_state, -self.system.running_cost(state, action, next_state)
+        with own_surroundings(state.dtype, state.device):
+            action = self.system.bound(action)
+            next_state = self.system.step(state, action)
+            return next_state, -self.system.running_cost(state, action, next_state)
 
     def final_reward(self, state: Tensor) -> Tensor:
         """Reward of the state at the end of an episode, (B,): minus the final cost. Differentiable."""
         _check_batch("state", state, self.system.state_shape)
-        return -self.system.final_cost(state)
+        with own_surroundings(state.dtype, state.device):
+            return -self.system.final_cost(state)
 
     def initial_states(self, batch: int, generator: torch.Generator | None = None) -> Tensor:
         """Draw (batch, *state_shape) start states, from torch's own generator if none is handed in."""
@@ -100,12 +103,14 @@ class Differentiable:
                 f"generator must be a torch.Generator, such as torch.Generator().manual_seed(0); got {generator!r}."
             )
         count = positive_integer("batch", batch)
-        return self.system.initial_states(count, torch.default_generator if generator is None else generator)
+        with own_surroundings():
+            return self.system.initial_states(count, torch.default_generator if generator is None else generator)
 
     def observe(self, state: Tensor) -> Tensor:
         """What a controller sees of `state`, (B, *observation_shape). Differentiable."""
         _check_batch("state", state, self.system.state_shape)
-        return self.system.observe(state)
+        with own_surroundings(state.dtype, state.device):
+            return self.system.observe(state)
 
 
 def observation_space(system: System) -> spaces.Box:
