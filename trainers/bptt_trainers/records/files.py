@@ -12,7 +12,7 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +32,20 @@ class RunFolderError(RuntimeError):
 
 
 @contextlib.contextmanager
-def understanding(path: Path) -> Iterator[None]:
-    """Turn into words what using the content of a damaged file, or of one of another version, raises."""
+def understanding(path: Path, unless: Callable[[BaseException], bool] = lambda error: False) -> Iterator[None]:
+    """Turn into words what using the content of a damaged file, or of one of another version, raises.
+
+    Args:
+        path: the file.
+        unless: of an error, whether it has another reason and keeps its form.
+    """
     try:
         yield
     except RunFolderError:
         raise
     except _NOT_UNDERSTOOD as error:
+        if unless(error):
+            raise
         raise RunFolderError(
             f"cannot use {path}: it is damaged or of another version ({first_line(error)})."
         ) from error
