@@ -236,7 +236,11 @@ def is_leftover(path: Path) -> bool:
     """Whether a write that a kill cut short left this, or somebody planted it in that place."""
     if not _LEFTOVER.fullmatch(path.name):
         return False
-    mode = os.lstat(path).st_mode
+    with _in_words(f"cannot read {path}: "):
+        try:
+            mode = os.lstat(path).st_mode
+        except FileNotFoundError:  # it was finished or deleted meanwhile
+            return True
     return stat.S_ISREG(mode) or stat.S_ISLNK(mode)
 
 
