@@ -53,7 +53,7 @@ def system_class(env_id: str) -> type[System]:
     """The system that `env_id` makes.
 
     Raises:
-        ValueError: if the id is not registered here; the message suggests the nearest.
+        ValueError: if the id is not registered here (the message suggests the nearest), or with what is no `System`.
     """
     if env_id not in ENTRIES:
         raise ValueError(
@@ -61,8 +61,10 @@ def system_class(env_id: str) -> type[System]:
             "One of your own is registered by importing its module (bptt: --module)."
         )
     module, _, name = ENTRIES[env_id].system.partition(":")
-    loaded: type[System] = getattr(importlib.import_module(module), name)
-    return loaded
+    found = getattr(importlib.import_module(module), name, None)
+    if not (isinstance(found, type) and issubclass(found, System)):
+        raise ValueError(f"{env_id} is registered with {ENTRIES[env_id].system}, which is no System; got {found!r}.")
+    return found
 
 
 def register_all() -> None:

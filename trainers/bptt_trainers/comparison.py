@@ -19,7 +19,7 @@ from bptt_trainers.config import TrainConfig
 from bptt_trainers.curve import Curve, curve_to_csv, read_curve
 from bptt_trainers.ensemble import SHARED, CannotStackError, Ensemble
 from bptt_trainers.figures.comparison import curves_figure
-from bptt_trainers.figures.style import save_figure
+from bptt_trainers.figures.style import plain_text, save_figure
 from bptt_trainers.methods import BPTT, METHODS, Budget, learning_curve
 from bptt_trainers.records.claim import Claim, in_words, locked, same
 from bptt_trainers.records.files import exists, understanding, write_atomic
@@ -211,7 +211,7 @@ def _write(
     write_atomic(config.out / "runs.csv", to_csv(run_rows(runs)).encode())
     write_atomic(config.out / "methods.csv", to_csv(rows).encode())
     write_atomic(config.out / "methods.md", table.encode())
-    save_figure(curves_figure(curves, _title(config)), config.out / "curves.png")
+    save_figure(curves_figure(curves, plain_text(_title(config))), config.out / "curves.png")
     return Comparison(config.out, curves, runs, table)
 
 

@@ -37,7 +37,6 @@ from bptt_trainers.records.files import (
     write_atomic,
 )
 from bptt_trainers.records.plain import EVAL, content, objects_in, parts, plain, tensor_line, tensors
-from bptt_trainers.user_code import raised_by_user
 
 # Settings that do not change what has been computed so far: a run may be continued with others. (With a learning rate
 # that falls over the epochs, their number does.)
@@ -473,7 +472,7 @@ class RunFolder:
 
     def understanding(self, name: str) -> AbstractContextManager[None]:
         """Turn into words what a damaged file, or one of another version, raises; an error of user's code stays one."""
-        return understanding(self.path / name, unless=raised_by_user)
+        return understanding(self.path / name)
 
 
 def _check_checkpoint(checkpoint: Any) -> None:

@@ -8,6 +8,8 @@ import sys
 import sysconfig
 import traceback
 from pathlib import Path
+from types import FrameType
+from typing import Literal
 
 import bptt_envs
 from bptt_envs.registration import ENTRIES
@@ -69,21 +71,25 @@ def raised_by_user(error: BaseException) -> bool:
     """Whether an error arose in code of the user's, or in a library that it called, and not in a check of ours."""
     if isinstance(error, UserModuleError):
         return True
-    theirs = {entry.system.partition(":")[0].partition(".")[0] for entry in ENTRIES.values()}  # installed, perhaps
-    for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
-        path = frame.f_code.co_filename
-        if path.startswith(OURS):
-            return False
-        if frame.f_globals.get("__name__", "").partition(".")[0] in theirs or not path.startswith(LIBRARIES):
-            return True
-    return False
+    owners = (_owner(frame) for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))))
+    return next((owner for owner in owners if owner != "library"), "library") == "user"
 
 
 def told(error: BaseException) -> str:
-    """What was raised in code of the user's, in words: the lines that led to it, its type and its message."""
+    """What was raised in code of the user's, in words: the lines from there on, its type and its message."""
     cause = error.__cause__ if isinstance(error, UserModuleError) and error.__cause__ is not None else error
     shown = traceback.TracebackException.from_exception(cause, compact=True)
-    kept = [frame for frame in shown.stack if not frame.filename.startswith((*OURS, FROZEN))]
-    shown.stack = traceback.StackSummary.from_list(kept)
-    what = "an error in code that is not of bptt" if cause is error else str(error)
+    owners = [_owner(frame) for frame, _ in traceback.walk_tb(cause.__traceback__)]
+    after = shown.stack[owners.index("user") if "user" in owners else 0 :]
+    shown.stack = traceback.StackSummary.from_list([line for line in after if not line.filename.startswith(FROZEN)])
+    what = "an error in code that is not of bptt:" if cause is error else str(error)
     return f"{what}\n{''.join(shown.format()).rstrip()}"
+
+
+def _owner(frame: FrameType) -> Literal["bptt", "library", "user"]:
+    """Whose code a frame runs; a system that is registered is its user's wherever it is installed."""
+    path, module = frame.f_code.co_filename, str(frame.f_globals.get("__name__", ""))
+    if path.startswith(OURS):
+        return "bptt"
+    theirs = {entry.system.partition(":")[0].partition(".")[0] for entry in ENTRIES.values()}
+    return "user" if module.partition(".")[0] in theirs or not path.startswith(LIBRARIES) else "library"

@@ -24,9 +24,9 @@ from bptt_trainers.config import TrainConfig
 from bptt_trainers.controllers import Controller
 from bptt_trainers.default_controllers import default_controller
 from bptt_trainers.gradient import choose_engine, system_of
+from bptt_trainers.records.claim import locked
 from bptt_trainers.records.files import RunFolderError
 from bptt_trainers.rules import combined, get_rule
-from bptt_trainers.run_folder import RunFolder
 from bptt_trainers.start_states import WEIGHTS, stream_seed, training_states
 from bptt_trainers.threads import threads
 from bptt_trainers.trainer import Trainer
@@ -46,7 +46,7 @@ def scale(config: ScalingConfig) -> list[Measurement]:
         RunFolderError: if the file holds measurements of other settings, is in use, or cannot be written.
         MemoryMeasurementError: if memory cannot be measured.
     """
-    with RunFolder(config.out).locked():
+    with locked(config.out):
         return _scale(config)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import pickle
 import signal
@@ -105,8 +106,10 @@ def main() -> None:
 
         answer: tuple[str, Any]
         try:
-            for env_id, entry in entries.items():  # those of the user's own too
-                register(env_id, entry.system, entry.summary, **entry.defaults)
+            for env_id, entry in entries.items():
+                importlib.import_module(entry.system.partition(":")[0])  # which may register it itself
+                if env_id not in ENTRIES:
+                    register(env_id, entry.system, entry.summary, **entry.defaults)
             answer = ("rows", PARTS[part].measure(config, cell))
         except Exception:  # noqa: BLE001  # told to the other process, which raises it
             answer = ("error", traceback.format_exc())

@@ -12,9 +12,11 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from bptt_trainers.user_code import raised_by_user
 
 TEXT_LIMIT = 2**28  # bytes, of settings and tables
 DATA_LIMIT = 2**30  # bytes, of checkpoints and arrays
@@ -32,19 +34,14 @@ class RunFolderError(RuntimeError):
 
 
 @contextlib.contextmanager
-def understanding(path: Path, unless: Callable[[BaseException], bool] = lambda error: False) -> Iterator[None]:
-    """Turn into words what using the content of a damaged file, or of one of another version, raises.
-
-    Args:
-        path: the file.
-        unless: of an error, whether it has another reason and keeps its form.
-    """
+def understanding(path: Path) -> Iterator[None]:
+    """Turn into words what using the content of a damaged file, or of one of another version, raises."""
     try:
         yield
     except RunFolderError:
         raise
     except _NOT_UNDERSTOOD as error:
-        if unless(error):
+        if raised_by_user(error):  # it is his, and says more as it is
             raise
         raise RunFolderError(
             f"cannot use {path}: it is damaged or of another version ({first_line(error)})."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from bptt_trainers.comparison_table import to_csv
-from bptt_trainers.records.files import RunFolderError, write_atomic
+from bptt_trainers.records.files import RunFolderError, read_text, write_atomic
 
 DIGITS = 5  # significant, of what is measured
 
@@ -270,20 +271,19 @@ def _read(path: Path, columns: Sequence[str], make: Callable[[Mapping[str, str]]
     if not path.exists():
         return []
     try:
-        with path.open(newline="") as file:
-            reader = csv.DictReader(file)
-            if tuple(reader.fieldnames or ()) != tuple(columns):
-                raise ValueError(f"its columns are {', '.join(reader.fieldnames or ())}, not {', '.join(columns)}")
-            made = []
-            for row in reader:
-                if None in row or None in row.values():
-                    raise ValueError(f"line {reader.line_num} has not {len(columns)} cells")
-                try:
-                    made.append(make(row))
-                except ValueError as error:
-                    raise ValueError(f"line {reader.line_num}: {error}") from error
-            return made
-    except (OSError, ValueError, csv.Error) as error:
+        reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
+        if tuple(reader.fieldnames or ()) != tuple(columns):
+            raise ValueError(f"its columns are {', '.join(reader.fieldnames or ())}, not {', '.join(columns)}")
+        made = []
+        for row in reader:
+            if None in row or None in row.values():
+                raise ValueError(f"line {reader.line_num} has not {len(columns)} cells")
+            try:
+                made.append(make(row))
+            except ValueError as error:
+                raise ValueError(f"line {reader.line_num}: {error}") from error
+        return made
+    except (FileNotFoundError, ValueError, csv.Error) as error:
         raise RunFolderError(
             f"cannot read {path}: {error}. A line that is mended or deleted has its run taken up again."
         ) from error

@@ -32,6 +32,7 @@ from bptt_trainers.ensemble import SHARED, Ensemble
 from bptt_trainers.methods import RL, Budget
 from bptt_trainers.metrics import EpochMetrics, read_csv
 from bptt_trainers.options import write_options
+from bptt_trainers.records.claim import locked
 from bptt_trainers.records.files import RunFolderError
 from bptt_trainers.reproduction.experiments import EXPERIMENTS, Experiment, Tier, Variant
 from bptt_trainers.reproduction.results import (
@@ -181,7 +182,7 @@ def train_missing(
         return
     with ExitStack() as locks:
         for path in {one.resolve(): one for one in (folder, results)}.values():
-            locks.enter_context(RunFolder(path).locked())
+            locks.enter_context(locked(path))
         todo = [run for of_one in order.values() for run in missing(of_one, results)]  # now that nobody adds any
         _train_all(todo, order, results, jobs, together, progress)
 
