@@ -19,7 +19,7 @@ from typing import Any
 from bptt_trainers.user_code import raised_by_user
 
 TEXT_LIMIT = 2**28  # bytes, of settings and tables
-DATA_LIMIT = 2**30  # bytes, of checkpoints and arrays
+DATA_LIMIT = 2**32  # bytes, of checkpoints and arrays
 
 _CHUNK = 2**20
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
