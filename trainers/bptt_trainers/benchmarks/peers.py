@@ -18,7 +18,8 @@ from bptt_envs.program import CompilerError
 from bptt_envs.systems import CartPole
 from bptt_trainers.autograd_engine import AutogradEngine
 from bptt_trainers.benchmarks.config import GIB
-from bptt_trainers.gradient import Engine, choose_engine
+from bptt_trainers.directions.chosen_engine import Engine
+from bptt_trainers.gradient import choose_engine
 from bptt_trainers.networks import MLP
 from bptt_trainers.rules import REGULAR, RULES, Feedback, combined
 
