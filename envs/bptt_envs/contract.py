@@ -151,7 +151,7 @@ def _check_declarations(system: System) -> None:
             raise ValueError(f"{name}.__init__ must call super().__init__(horizon=..., dt=..., objective=...).")
     for attribute in ("state_shape", "action_shape", "observation_shape"):
         shape = getattr(system, attribute, None)
-        if not isinstance(shape, tuple) or not shape or not all(isinstance(n, Integral) and n > 0 for n in shape):
+        if not isinstance(shape, tuple) or not shape or not all(isinstance(n, Integral) and int(n) > 0 for n in shape):
             raise ValueError(f"{name}.{attribute} must be a tuple of positive integers, such as (2,); got {shape!r}.")
     if type(system).bound is not System.bound:
         raise ValueError(overridden_bound(system))
@@ -389,7 +389,7 @@ def _some(count: int) -> Tensor:
 
 
 def _jacobian(function: Function, arguments: list[Tensor], place: int, rows: Tensor) -> Tensor:
-    """Rows of the Jacobian of a function by an argument, (samples, rows, inputs): a copy of the samples for each row."""
+    """Rows of the Jacobian of a function by an argument, (samples, rows, inputs)."""
     result, leaves = _with_graph(function, [one.repeat_interleave(len(rows), 0) for one in arguments])
     if not result.requires_grad:
         return arguments[place].new_zeros(SAMPLES, len(rows), leaves[place][0].numel())

@@ -81,7 +81,7 @@ class _Walk:
         attributes = getattr(value, "__dict__", None)
         if isinstance(value, (types.ModuleType, types.BuiltinFunctionType)) or not isinstance(attributes, dict):
             if isinstance(value, np.generic):
-                return type(value), value.tobytes()
+                return value.dtype.str, value.tobytes()
             named = [name for base in type(value).__mro__ for name in getattr(base, "__slots__", ())]
             slots = ((name, self.token(getattr(value, name, None))) for name in named if isinstance(name, str))
             return type(value), *(slots if named else (id(value),))

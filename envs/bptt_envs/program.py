@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import hashlib
 import os
@@ -49,17 +50,19 @@ def cache_folder() -> Path:
             return Path(os.environ.get("LOCALAPPDATA") or Path.home()) / "stable-bptt" / "cache"
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stable-bptt"
     except RuntimeError:  # no home folder
-        return Path(_passing_folder().name)
+        return _passing_folder()
 
 
 @functools.cache
-def _passing_folder() -> tempfile.TemporaryDirectory[str]:
+def _passing_folder() -> Path:
     warnings.warn(
         f"there is no home folder (HOME is not set), so compiled programs are lost when this process ends; name a "
         f"folder for them in {CACHE_VARIABLE}.",
         stacklevel=2,
     )
-    return tempfile.TemporaryDirectory(prefix="stable-bptt-")
+    folder = tempfile.mkdtemp(prefix="stable-bptt-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
 
 
 class Program:
@@ -197,9 +200,11 @@ def _compile(graph: fx.GraphModule, inputs: Sequence[Tensor], path: Path) -> Non
         try:
             with tempfile.TemporaryDirectory(dir=path.parent) as folder:
                 exported = torch.export.export(graph, tuple(inputs))
-                made = torch._inductor.aoti_compile_and_package(exported, package_path=str(Path(folder) / path.name))
-                os.chmod(made, 0o600)
-                os.replace(made, path)
+                made = Path(
+                    torch._inductor.aoti_compile_and_package(exported, package_path=str(Path(folder) / path.name))
+                )
+                made.chmod(0o600)
+                made.replace(path)
         except Exception as error:  # the compiler has errors of many kinds
             raise CompilerError(f"compile=True failed ({_first_line(error)}); use compile=False.") from error
 

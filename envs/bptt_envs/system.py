@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from abc import ABC, abstractmethod
+from abc import ABCMeta, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from bptt_envs.charts import Chart, Curves
 from bptt_envs.checks import finite, nearest, one_of, positive, positive_integer
+from bptt_envs.surroundings import own_surroundings
 
 if TYPE_CHECKING:
     from bptt_envs.rendering import Canvas
@@ -29,10 +30,19 @@ Bounds = tuple[float | Tensor | None, float | Tensor | None]
 Pullback = Callable[[slice, Tensor], tuple[Tensor, Tensor]]
 """From samples and vectors to their products with the Jacobians of a step, see `System.pullback`."""
 
+SMALL_CONSTANT = 256  # numbers of a constant whose content is looked at whenever it is used
 DENSE_STATE_SIZE = 32  # numbers of a state up to which dense Jacobians are the faster way
 
 
-class System(ABC):
+class _InOwnSurroundings(ABCMeta):
+    """Constructors make their constants as they are, whatever the caller has switched on."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        with own_surroundings():
+            return super().__call__(*args, **kwargs)
+
+
+class System(metaclass=_InOwnSurroundings):
     """A differentiable physical system with a cost, start states and a picture.
 
     Tensors are batch-first: B samples that do not depend on one another. Methods are pure and keep the
@@ -200,9 +210,9 @@ class System(ABC):
         low, high = self.action_low, self.action_high
         if low is None and high is None:
             return action
-        if isinstance(low, Tensor) and isinstance(high, Tensor):
+        if isinstance(low, Tensor) and isinstance(high, Tensor):  # both or none
             return action.clamp(constant_like(low, action), constant_like(high, action))
-        return action.clamp(low, high)
+        return action.clamp(low, high)  # type: ignore[arg-type]
 
     @property
     def action_range(self) -> tuple[Tensor, Tensor]:
@@ -304,7 +314,15 @@ class System(ABC):
 
 
 @functools.lru_cache(maxsize=256)
-def _moved(constant: Tensor, version: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+def _memory(constant: Tensor) -> np.ndarray | None:
+    """What a small constant holds, now and later; None of a large one and of one on another device."""
+    small = constant.device.type == "cpu" and constant.numel() <= SMALL_CONSTANT
+    plain = constant.dtype in (torch.float32, torch.float64) and not constant.requires_grad
+    return constant.numpy() if small and plain else None
+
+
+@functools.lru_cache(maxsize=256)
+def _moved(constant: Tensor, content: bytes | int, device: torch.device, dtype: torch.dtype) -> Tensor:
     with torch.inference_mode(False):  # what is kept can take part in later gradients
         return constant.to(device, dtype)
 
@@ -312,10 +330,13 @@ def _moved(constant: Tensor, version: int, device: torch.device, dtype: torch.dt
 def constant_like(constant: Tensor, like: Tensor) -> Tensor:
     """A constant tensor of a system on the device and in the dtype of `like`.
 
-    It is moved there once, and again after torch has changed it in place. A copy to a GPU in each step would make the
-    host wait.
+    It is moved there once, and again when it has been changed in place; of more than 256 numbers that is seen if torch
+    has changed them, not NumPy. A copy to a GPU in each step would make the host wait.
     """
-    return _moved(constant, constant._version, like.device, like.dtype)
+    memory = _memory(constant)
+    if memory is not None:
+        return _moved(constant, memory.tobytes(), like.device, like.dtype)
+    return _moved(constant, 0 if constant.is_inference() else constant._version, like.device, like.dtype)
 
 
 def overridden_bound(system: System) -> str:
@@ -340,7 +361,7 @@ def _bounds(low: Bound, high: Bound) -> Bounds:
     """Bounds as two numbers or two tensors; a side without any is None, or infinite in a tensor."""
     low, high = _as_bound("action_low", low), _as_bound("action_high", high)
     if isinstance(low, Tensor) or isinstance(high, Tensor):
-        shape = (low if isinstance(low, Tensor) else high).shape
+        shape = low.shape if isinstance(low, Tensor) else torch.as_tensor(high).shape
         low, high = (
             torch.as_tensor(empty if value is None else value, dtype=torch.float64).expand(shape).clone()
             for value, empty in ((low, -math.inf), (high, math.inf))

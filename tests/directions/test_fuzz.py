@@ -240,6 +240,7 @@ def test_stacked(system, seeds, width, batch, gain):
 @settings(max_examples=EXAMPLES // 5, deadline=None, derandomize=not LONG, database=None)
 @given(systems(), SEEDS)
 def test_the_systems_keep_their_contract(system, seed):
+    system.closed_form &= not system.clipped  # else the closed form is not what autograd does
     check_system(system, dtype=torch.float64)
     controller = controllers(system, seed, 3, set())
     assert rollout(system, controller, starts(system, 2)).states.isfinite().all()

@@ -248,9 +248,14 @@ def test_a_controller_is_left_as_it_was(context):
         module(torch.ones(3, 4))
         assert everything(module) != before
     assert everything(module) == before
-    with pytest.raises(KeyError), context(module):
-        module(torch.ones(3, 4))
-        raise KeyError
+
+
+@pytest.mark.parametrize("context", [left_as_it_was, evaluating])
+def test_after_an_error_it_is_left_as_it_was_too(context):
+    module = seeded(Busy)
+    before = everything(module)
+    with pytest.raises(RuntimeError), context(module):
+        module(torch.ones(3, 5))
     assert everything(module) == before
 
 

@@ -21,6 +21,7 @@ from bptt_envs.systems import Integrator
 from bptt_trainers import MLP, Callback, RunFolder, RunFolderError, TrainConfig, Trainer
 from bptt_trainers.baselines import BaselineConfig, load_baseline, train_baseline
 from bptt_trainers.comparison import ComparisonConfig, compare
+from bptt_trainers.options import read_options, write_options
 from bptt_trainers.records import files
 from bptt_trainers.records.files import write_atomic
 
@@ -226,6 +227,15 @@ def test_another_network_of_the_same_shapes_is_refused_with_what_differs(tmp_pat
         trainer(tmp_path, other(), engine="autograd", epochs=4).fit()
     assert contents(tmp_path) == before
     assert trainer(tmp_path, one(), engine="autograd", epochs=4).fit()[-1].epoch == 4
+
+
+def test_weights_are_loaded_into_the_network_that_was_trained_only(tmp_path):
+    trainer(tmp_path, net(nn.ReLU()).double(), engine="autograd").fit()
+    folder = RunFolder(tmp_path)
+    loaded, _ = folder.load_controller(Integrator(), "last", net(nn.ReLU()).eval())
+    assert loaded[0].weight.dtype == torch.float64
+    with pytest.raises(RunFolderError, match=r"another network than .*\n  1: .*ReLU.* in the folder, .*Tanh"):
+        folder.load_controller(Integrator(), "last", net(nn.Tanh()))
 
 
 class Learned(Integrator):
@@ -485,3 +495,19 @@ def test_a_file_is_replaced_whole_and_its_folder_made(tmp_path):
     write_atomic(tmp_path / "new" / "file.csv", b"two")
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["file.csv"]
     assert files.read_bytes(tmp_path / "new" / "file.csv") == b"two"
+
+
+def test_options_in_a_cell_come_back_equal():
+    options = {
+        "a": np.float64(0.1),
+        "b": "x; y=1",
+        "c": np.arange(2),
+        "d": (np.int64(1), [2.5, None]),
+        "e": "",
+        "f": -3,
+        "g": "'",
+    }
+    assert read_options(write_options(options)) == options | {"c": [0, 1]}
+    assert read_options("") == {}
+    with pytest.raises(ValueError, match="options must be names and values"):
+        read_options("a=open; b=2")

@@ -454,7 +454,7 @@ def counting_saved_tensors():
     class Kept:
         def __init__(self, tensor):
             nonlocal kept
-            self.tensor = tensor
+            self.tensor = tensor.detach()  # what a node gave refers to the node: a cycle would keep both
             kept += tensor.nbytes
             most[0] = max(most[0], kept)
 

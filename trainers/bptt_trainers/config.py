@@ -9,7 +9,8 @@ from typing import Literal
 
 from bptt_envs.checks import not_negative, one_of, positive, positive_integer
 from bptt_trainers.default_controllers import CONTROLLER_NAMES, ControllerName
-from bptt_trainers.gradient import ENGINES, EngineName
+from bptt_trainers.directions.chosen_engine import EngineName
+from bptt_trainers.gradient import ENGINES
 from bptt_trainers.rules import COMBINE, RULES, Combine
 
 Clip = Literal["none", "value", "norm"]

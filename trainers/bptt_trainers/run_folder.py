@@ -22,7 +22,7 @@ from bptt_trainers.default_controllers import CONTROLLERS
 from bptt_trainers.gradient import system_of
 from bptt_trainers.metrics import EpochMetrics, read_csv, to_csv
 from bptt_trainers.records.checkpoints import packed, unpacked
-from bptt_trainers.records.claim import Claim, in_words, locked, same
+from bptt_trainers.records.claim import Claim, in_words, locked, plain_differences, same
 from bptt_trainers.records.files import (
     DATA_LIMIT,
     RunFolderError,
@@ -36,7 +36,7 @@ from bptt_trainers.records.files import (
     understanding,
     write_atomic,
 )
-from bptt_trainers.records.plain import content, objects_in, parts, plain, tensor_line, tensors
+from bptt_trainers.records.plain import EVAL, content, objects_in, parts, plain, tensor_line, tensors
 
 # Settings that do not change what has been computed so far: a run may be continued with others. (With a learning rate
 # that falls over the epochs, their number does.)
@@ -58,7 +58,7 @@ KEPT = "checkpoints"  # the folder in a run folder of those that are kept along 
 YOUNGER = (("environment", "content"), ("controller", "dtypes"), ("controller", "parts"), ("controller", "tensors"))
 
 # How much a folder, which may be a stranger's, may ask for: a layer or state of more would fill the memory
-LARGEST = {"train_states": 2**24, "test_states": 2**24, "horizon": 2**20}
+LARGEST = {"train_states": 2**24, "test_states": 2**24, "horizon": 2**20, "seed": 2**63}
 LARGEST_OPTION = 2**12  # of the other whole numbers among the options of this package's systems
 LAYERS = 1000
 
@@ -98,7 +98,7 @@ def describe(env: Any, controller: nn.Module, config: TrainConfig) -> Config:
         "type": type(controller).__name__,
         "parameters": {name: list(p.shape) for name, p in parameters.items()},
         "dtypes": {name: str(p.dtype).removeprefix("torch.") for name, p in parameters.items()},
-        "parts": parts(controller, apart=[*controller.parameters(), *controller.buffers()]),
+        "parts": _parts(controller),
         "tensors": tensors(controller),
     }
     if type(controller) in CONTROLLERS.values():
@@ -109,6 +109,11 @@ def describe(env: Any, controller: nn.Module, config: TrainConfig) -> Config:
         "training": {k: plain(v) for k, v in asdict(config).items() if k != "out"},
         "versions": {module.__name__: module.__version__ for module in (bptt_envs, torch, gym, np)},
     }
+
+
+def _parts(controller: nn.Module) -> dict[str, str]:
+    """The parts of a controller, without what training changes or `tensors` says."""
+    return parts(controller, apart=[*controller.parameters(), *controller.buffers()])
 
 
 def as_trained(config: Config) -> str:
@@ -425,16 +430,37 @@ class RunFolder:
             controller: a module of your own, as it was built for training; its weights are replaced.
 
         Raises:
-            RunFolderError: if there is no such checkpoint, or it does not fit.
+            RunFolderError: if there is no such checkpoint, it does not fit, or `controller` is another network than the
+                one that was trained.
         """
         checkpoint = self.load(which)
         if checkpoint is None:
             raise RunFolderError(f"{self.path} has no checkpoint {which}.pt yet.")
+        given = controller is not None
         controller = self.make_controller(system) if controller is None else controller
         with self.understanding(f"{which}.pt"):
             weights = checkpoint["controller"]
             _load_weights(controller, weights)
+        if given:
+            self._check_same(controller, weights)
         return controller, checkpoint
+
+    def _check_same(self, controller: nn.Module, weights: Mapping[str, Any]) -> None:
+        """Raise RunFolderError if a controller does something else with the weights than the one of the run."""
+        with self.understanding("config.json"):
+            stored = self.read_config()["controller"] if self.exists() else {}
+            if "parts" not in stored:
+                return  # a checkpoint alone, or of an earlier version
+            before = {name: line.replace(EVAL, "") for name, line in stored["parts"].items()}
+            before |= {name: line for name, line in stored["tensors"].items() if name not in weights}
+            now = {name: line.replace(EVAL, "") for name, line in _parts(controller).items()}
+            now |= {name: line for name, line in tensors(controller).items() if name not in weights}
+            different = plain_differences(before, now, "in the controller")
+        if different:
+            raise RunFolderError(
+                f"{self.path} was trained with another network than the controller that is to take its weights:\n  "
+                + "\n  ".join(different)
+            )
 
     def locked(self) -> AbstractContextManager[None]:
         """Keep other processes from training into the folder, and the folder where it is.

@@ -256,6 +256,11 @@ def read_diagnostics(path: Path) -> list[Diagnosis]:
         with np.load(io.BytesIO(read_bytes(path)), allow_pickle=False) as data:
             arrays = {name: data[name] for name in _ARRAYS}
             layers, times = tuple(map(str, data["layers"])), data["times"]
+            shapes = {"norms": (3, len(layers)), "cosine": (3,), "agreement": (3,), "growth": (2, *times.shape)}
+            for name, array in arrays.items():
+                expected = shapes.get(name, (2, *array.shape[2:]))  # adjoints: of any number of steps
+                if array.shape != (*data["epoch"].shape, *expected) or array.dtype.kind != "f":
+                    raise ValueError(f"{name} is of shape {array.shape}")
             return [
                 Diagnosis(int(epoch), layers, times=times, **{name: array[i] for name, array in arrays.items()})
                 for i, epoch in enumerate(data["epoch"])

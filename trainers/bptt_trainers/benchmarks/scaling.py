@@ -9,7 +9,7 @@ from typing import Any
 
 from bptt_envs.checks import one_of, positive_integer
 from bptt_trainers.config import TrainConfig
-from bptt_trainers.gradient import EngineName
+from bptt_trainers.directions.chosen_engine import EngineName
 from bptt_trainers.trainer import available_device
 
 OF_UPDATE = ("batch", "hidden")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeVar
+from typing import Literal, TypeVar
 from weakref import WeakKeyDictionary, WeakSet
 
 from torch import Tensor, nn
@@ -25,16 +25,6 @@ REMEMBERED = 16
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
-
-
-class Engine(Protocol):
-    """Computes the loss of each episode, (B,), and the directions of every pass for their mean."""
-
-    name: str
-
-    def __call__(  # noqa: D102
-        self, initial_states: Tensor, passes: tuple[Feedback, ...]
-    ) -> tuple[Tensor, dict[Feedback, Directions]]: ...
 
 
 @dataclass

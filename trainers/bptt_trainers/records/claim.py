@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -96,18 +97,18 @@ class Claim:
         return stored
 
 
-def plain_differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """Every setting that is not the same, a line each."""
+def plain_differences(stored: Mapping[str, Any], wanted: Mapping[str, Any], here: str = "asked for") -> list[str]:
+    """Every setting that is not the same, a line each; `here` says whence the wanted ones are."""
     return [
-        in_words(name, stored.get(name), wanted.get(name))
+        in_words(name, stored.get(name), wanted.get(name), here)
         for name in dict.fromkeys([*stored, *wanted])
         if not same(stored.get(name), wanted.get(name))
     ]
 
 
-def in_words(name: str, stored: Any, wanted: Any) -> str:
+def in_words(name: str, stored: Any, wanted: Any, here: str = "asked for") -> str:
     """One setting that differs, as a line."""
-    return f"{name}: {stored!r} in the folder, {wanted!r} asked for"
+    return f"{name}: {stored!r} in the folder, {wanted!r} {here}"
 
 
 def same(one: Any, other: Any) -> bool:
@@ -125,8 +126,10 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         RunFolderError: if another process has it, or it cannot be made.
     """
-    with held(folder) as descriptor:
+    with held(folder), ExitStack() as stack:
         if fcntl is not None:
+            descriptor = os.open(folder, os.O_RDONLY)
+            stack.callback(os.close, descriptor)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:

@@ -18,7 +18,7 @@ from typing import Any
 
 from bptt_trainers.user_code import raised_by_user
 
-TEXT_LIMIT = 2**26  # bytes, of settings and tables
+TEXT_LIMIT = 2**28  # bytes, of settings and tables
 DATA_LIMIT = 2**30  # bytes, of checkpoints and arrays
 
 _CHUNK = 2**20
@@ -241,30 +241,25 @@ def is_leftover(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def held(path: Path) -> Iterator[int]:
+def held(path: Path) -> Iterator[None]:
     """Make a folder if need be, and keep to it: if it is moved, what would be written into it is an error.
-
-    Yields:
-        A descriptor of the folder.
 
     Raises:
         RunFolderError: if it cannot be made.
     """
     with _in_words(f"cannot write {path}: ", " Nothing was written."):
         make_folder(path)
-        descriptor = os.open(path, os.O_RDONLY)
-        status = os.fstat(descriptor)
+        status = os.stat(path)  # noqa: PTH116
     key = Path(os.path.abspath(path))  # noqa: PTH100, the path as it is spelt: links in it may be the user's
     before = _held.get(key)
     _held[key] = (status.st_dev, status.st_ino)
     try:
-        yield descriptor
+        yield
     finally:
         if before is None:
             _held.pop(key, None)
         else:
             _held[key] = before
-        os.close(descriptor)
 
 
 def _check_place(folder: Path) -> None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 OBJECT = "object"  # the name under which config.json names what it cannot hold
+EVAL = " in eval mode"  # said of a part that is
 LARGE = 2**18  # numbers of an array up to which config.json holds them
 
 _INTERNAL = frozenset(vars(nn.Module()))
@@ -84,7 +85,7 @@ def parts(module: nn.Module, apart: Iterable[Tensor] = ()) -> dict[str, str]:
 
     Args:
         module: "" is the module itself.
-        apart: tensors whose values do not count, such as those that are trained.
+        apart: tensors of which but the shape counts, such as those that are trained.
     """
     without = [id(one) for one in apart]
     lines = {}
@@ -92,7 +93,7 @@ def parts(module: nn.Module, apart: Iterable[Tensor] = ()) -> dict[str, str]:
         walk = _Digest(without)
         walk.own(part)
         shown = part.extra_repr().replace("\n", " ")
-        lines[name] = f"{qualified(type(part))}({shown}){'' if part.training else ' in eval mode'} {walk.hex()}"
+        lines[name] = f"{qualified(type(part))}({shown}){'' if part.training else EVAL} {walk.hex()}"
     return lines
 
 
@@ -217,10 +218,13 @@ class _Digest:
             self.add(one)
 
     def _tensor(self, tensor: Tensor) -> None:
+        if id(tensor) in self._apart:
+            return self._say("tensor", tuple(tensor.shape))
         self._say("tensor", str(tensor.dtype), tuple(tensor.shape), tensor.requires_grad)
-        if id(tensor) not in self._apart and tensor.layout is torch.strided and tensor.device.type != "meta":
+        if tensor.layout is torch.strided and tensor.device.type != "meta":
             values = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
             self._sum.update(values.numpy().tobytes())
+        return None
 
     def _function(self, function: types.FunctionType) -> None:
         self._say("function", qualified(function))
