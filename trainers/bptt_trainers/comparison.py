@@ -190,11 +190,11 @@ def _run(config: ComparisonConfig, method: str, seed: int, progress: bool) -> Cu
     folder = member_folder(config.out, method, seed)
     finished = folder / FINISHED
     if exists(finished):
-        curve = read_curve(finished)
+        done = read_curve(finished)
         books = folder / "metrics.csv"  # of an update rule; it has these columns too
-        if exists(books) and not same([vars(one) for one in read_curve(books)], [vars(one) for one in curve]):
+        if exists(books) and not same([vars(one) for one in read_curve(books)], [vars(one) for one in done]):
             raise RunFolderError(f"{finished} and {books.name} disagree. Deleted, {finished.name} is made anew.")
-        return curve
+        return done
     title = f"{method} seed {seed}" if progress else None
     curve = METHODS[method].run(config.budget, config.overrides.get(method, {}), seed, folder, title)
     write_atomic(finished, curve_to_csv(curve).encode())
