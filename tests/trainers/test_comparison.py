@@ -313,7 +313,7 @@ def test_books_of_a_run_that_disagree_are_an_error_in_words(tmp_path):
     compare(config, progress=False)
     path = member_folder(config.out, "C", 0) / "curve.csv"
     whole = path.read_text()
-    for damaged in ("", whole.splitlines()[0] + "\n", whole.rpartition(",")[0], whole.replace("\n", ",\x00\n")):
+    for damaged in ("", whole.splitlines()[0] + "\n", whole.rpartition(",")[0], whole.rstrip("\n") + ",7\n"):
         path.write_text(damaged)
         with pytest.raises(RunFolderError, match=r"Deleted, it is made anew"):
             compare(config, progress=False)
