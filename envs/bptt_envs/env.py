@@ -16,6 +16,7 @@ from bptt_envs.differentiable import (
     as_action,
     as_state,
     check_reset_options,
+    check_reset_seed,
     episode_generator,
     load_system,
     observation_space,
@@ -72,7 +73,7 @@ class DifferentiableEnv(Differentiable, gym.Env[np.ndarray, np.ndarray]):
         Raises:
             ValueError: if an option is unknown, or the state has a wrong shape or is not finite.
         """
-        super().reset(seed=seed)
+        super().reset(seed=check_reset_seed(seed))
         options = check_reset_options(options, known=["state"])
         if seed is not None or self._generator is None:
             self._generator = episode_generator(self.np_random)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import stable_baselines3
@@ -26,11 +26,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import bptt_envs
-from bptt_envs import System
-from bptt_envs.checks import positive_integer
+from bptt_envs import System, checks
 from bptt_envs.registration import ENTRIES, system_class
+from bptt_envs.settings import Count, Seed, among, read
 from bptt_trainers.curve import Curve, CurvePoint, curve_to_csv, read_curve
-from bptt_trainers.presets import Preset, preset
+from bptt_trainers.presets import PRESETS, Preset, preset
 from bptt_trainers.records.files import RunFolderError, write_atomic
 from bptt_trainers.rl_view import RLView
 from bptt_trainers.rollout import Trajectory, losses, rollout
@@ -63,7 +63,7 @@ class BaselineConfig:
         ValueError: if a setting is unknown or out of range; the message names it.
     """
 
-    method: str = "PPO"
+    method: Annotated[str, among(PRESETS)] = "PPO"
     """PPO or SAC."""
 
     env: str = "DiffCartPole-v0"
@@ -72,24 +72,23 @@ class BaselineConfig:
     env_options: Mapping[str, Any] = field(default_factory=dict)
     """Options of the environment; its objective is that which the controller is judged by."""
 
-    steps: int = 1_000_000
+    steps: Count = 1_000_000
     """Simulator steps, rounded up to whole updates."""
 
-    seed: int = 0
+    seed: Seed = 0
     """Seeds the weights, the exploration and the start states."""
 
-    evaluations: int = 50
+    evaluations: Count = 50
     """How often the controller is judged while it learns."""
 
-    test_states: int = 256
+    test_states: Count = 256
     """Held-out start states, the same for every seed and method."""
 
     overrides: Mapping[str, Any] = field(default_factory=dict)
     """Entries of the method's preset that are to differ, by name."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "evaluations", "test_states"):
-            positive_integer(name, getattr(self, name))
+        read(self)
         self.judged_system()
         self.preset()
 
@@ -188,7 +187,9 @@ def train_baseline(config: BaselineConfig, folder: Path | None = None, progress:
     Raises:
         RunFolderError: if the folder holds a run of another configuration, or cannot be written.
     """
+    checks.instance("config", config, BaselineConfig, "a BaselineConfig")
     if folder is not None:
+        folder = checks.path("folder", folder)
         _begin(folder, config)
         if (folder / "curve.csv").exists():  # written last
             return load_baseline(folder)
@@ -215,6 +216,7 @@ def load_baseline(folder: Path) -> BaselineRun:
     Raises:
         RunFolderError: if there is no finished run, or it cannot be read.
     """
+    folder = checks.path("folder", folder)
     stored = _read_config(folder)
     try:
         checkpoint = torch.load(folder / "policy.pt", weights_only=True, map_location="cpu")
@@ -331,14 +333,10 @@ _SETTINGS = tuple(BaselineConfig.__dataclass_fields__)
 
 def _describe(config: BaselineConfig) -> dict[str, Any]:
     versions = {module.__name__: module.__version__ for module in (bptt_envs, stable_baselines3, torch)}
-    described = {name: _plain(getattr(config, name)) for name in _SETTINGS}
+    described = {name: getattr(config, name) for name in _SETTINGS}
     described |= {"preset": config.preset(), "versions": versions}
     plain: dict[str, Any] = json.loads(json.dumps(described))
     return plain
-
-
-def _plain(value: Any) -> Any:
-    return dict(value) if isinstance(value, Mapping) else value
 
 
 def _begin(folder: Path, config: BaselineConfig) -> None:

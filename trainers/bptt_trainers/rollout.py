@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from bptt_envs import System
+from bptt_envs import System, checks
+from bptt_envs.differentiable import check_batch
 
 Policy = Callable[[Tensor], Tensor]
 """From observations (B, *observation_shape) to actions (B, *action_shape): any torch module is one."""
@@ -35,8 +36,18 @@ def rollout(system: System, policy: Policy, initial_states: Tensor, steps: int |
     the first step does not: what either of them keeps from its first call can be differentiated through later.
 
     Raises:
-        ValueError: if the policy's actions do not have shape (B, *action_shape).
+        TypeError, ValueError: if an argument is not what it should be, or the policy's actions do not have shape
+            (B, *action_shape).
     """
+    checks.instance("system", system, System, "a System, such as env.unwrapped.system")
+    if not callable(policy):
+        raise TypeError(f"policy must be a torch module or another function; got {checks.shown(policy)}.")
+    check_batch("initial_states", initial_states, system.state_shape)
+    parameter = next(policy.parameters(), None) if isinstance(policy, nn.Module) else None
+    if parameter is not None and parameter.device != initial_states.device:
+        raise ValueError(f"initial_states must be on {parameter.device} like the policy; got {initial_states.device}.")
+    steps = system.horizon if steps is None else checks.positive_integer("steps", steps)
+    checks.in_memory("steps", steps + 1, initial_states.shape[0] * system.state_size)
     states: list[Tensor] = [initial_states]
     actions: list[Tensor] = []
 
@@ -51,13 +62,15 @@ def rollout(system: System, policy: Policy, initial_states: Tensor, steps: int |
     with torch.no_grad():
         advance(1)
         with torch.inference_mode():
-            advance((system.horizon if steps is None else steps) - 1)
+            advance(steps - 1)
         return Trajectory(torch.stack(states), torch.stack(actions))
 
 
 @torch.no_grad()
 def losses(system: System, trajectory: Trajectory) -> Tensor:
     """The loss of each episode, (B,)."""
+    checks.instance("system", system, System, "a System, such as env.unwrapped.system")
+    checks.instance("trajectory", trajectory, Trajectory, "what `rollout` returns")
     states = trajectory.states
     horizon, batch = trajectory.actions.shape[:2]
     running = system.running_cost(
