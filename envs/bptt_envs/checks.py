@@ -186,26 +186,10 @@ def each_once(name: str, values: tuple[T, ...]) -> tuple[T, ...]:
 
 
 def mapping(name: str, value: Any) -> dict[str, Any]:
-    """Return `value` as a dict from names to plain values, else raise ValueError."""
+    """Return `value` as a dict from names to anything, else raise ValueError."""
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
         raise ValueError(f"{name} must be a dict from names to values; got {shown(value)}.")
-    return {string(name, key): plain(one) for key, one in value.items()}
-
-
-def plain(value: Any) -> Any:
-    """Numbers of NumPy as Python's and arrays and tensors as lists, also within dicts, lists and tuples."""
-    if isinstance(value, np.floating):
-        return _as_float(value)
-    if isinstance(value, (np.generic, np.ndarray)):
-        return value.tolist()
-    if isinstance(value, Tensor):
-        array = as_array(value)
-        return value if array is None else array.tolist()
-    if isinstance(value, Mapping):
-        return {key: plain(one) for key, one in value.items()}
-    if type(value) in (list, tuple):
-        return type(value)(plain(one) for one in value)
-    return value
+    return {string(name, key): one for key, one in value.items()}
 
 
 def instance(name: str, value: Any, expected: type | tuple[type, ...], wanted: str) -> None:

@@ -2,47 +2,490 @@
 
 from __future__ import annotations
 
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from numbers import Integral
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from bptt_envs.system import System
+from bptt_envs.surroundings import own_surroundings
+from bptt_envs.system import System, overridden_bound
 
 SAMPLES = 3
+STEPS = 4  # of an episode, that are looked at first
+MOST_STEPS = 4096  # of a long one, at most
+MOST_COMPONENTS = 64  # of a state or action, whose slopes are compared with differences
+EXTREME = 1e6  # a number that is larger, or smaller than its inverse, is a likely cause of what is not finite
+
+Function = Callable[..., Tensor]
 
 
-@torch.no_grad()
-def check_system(system: System) -> None:
-    """Step a few samples of a system, and say in words what its class should do otherwise.
+def check_system(
+    system: System, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu", thorough: bool = True
+) -> None:
+    """Try a few samples of a system, and say in words what its class should do otherwise.
 
-    Shapes and dtypes, samples that have an influence on one another, start states that do not come from the
-    generator alone. Environments and the trainer check every system so. Gradients are checked best by
-    `torch.autograd.gradcheck` in float64.
+    Environments look at shapes, dtypes and values when they are made: samples that have an influence on one another,
+    start states that do not come from the generator alone, arguments that are changed in place, results that differ
+    from call to call or are not finite. A trainer checks all of it, in the dtype and on the device of its controller:
+    also that next states, costs and observations depend differentiably on their arguments, that the loss depends on
+    the actions, and that `linearize` and `pullback` are the slopes of `step`.
+
+    Args:
+        system: the system.
+        dtype: that of the states and actions.
+        device: where they are.
+        thorough: look at slopes, too; without it, at values only, which takes about a millisecond.
 
     Raises:
         ValueError: naming the method, what it returned and what would be right.
+
+    Warns:
+        UserWarning: if an episode of constant actions of half the nominal size is not finite to its end.
     """
-    name = type(system).__name__
-    generator = torch.Generator()
-    states = system.initial_states(SAMPLES, generator.manual_seed(0))
-    _check(f"{name}.initial_states", states, (SAMPLES, *system.state_shape))
-    if not torch.equal(states, system.initial_states(SAMPLES, generator.manual_seed(0))):
-        raise ValueError(f"{name}.initial_states must draw from its generator only; the same seed gave other states.")
-    actions = 0.1 * torch.randn(SAMPLES, *system.action_shape, generator=generator)
-    _check(f"{name}.observe", system.observe(states), (SAMPLES, *system.observation_shape))
-    next_states = system.step(states, actions)
-    _check(f"{name}.step", next_states, tuple(states.shape))
-    costs = {
-        "running_cost": system.running_cost(states, actions, next_states),
-        "final_cost": system.final_cost(next_states),
+    with own_surroundings(dtype, device), torch.no_grad():
+        _check_declarations(system)
+        probe = _Probe.of(system, dtype, torch.device(device))
+        _check_values(probe)
+        probe = _first_steps(probe)
+        if thorough:
+            _check_start_dtypes(probe)
+            _warn_of_divergence(probe)
+            _check_slopes(probe)
+            _check_loss(probe)
+            _check_closed_forms(probe)
+
+
+def linear_backward(system: System, states: Tensor, actions: Tensor) -> str | None:
+    """Why the slopes of a system are not linear maps backwards; None if they are.
+
+    A backward function may do as it likes, such as clip what comes to it. Backpropagation through time then does so in
+    each step, and whatever takes slopes apart from the vectors that meet them (`linearize`) does something else.
+
+    Args:
+        system: the system.
+        states: (B, *state_shape).
+        actions: (B, *action_shape), bounded.
+
+    Returns:
+        The method whose backward pass is not linear, and how it shows.
+    """
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        functions = _functions(system, states.detach(), actions.detach())
+    for method, (function, arguments) in functions.items():
+        result, leaves = _with_graph(function, arguments)
+        if not result.requires_grad:
+            continue
+        first, second = (torch.randn(result.shape, generator=generator).to(result) for _ in range(2))
+        pull = _pull(result, leaves)
+        one, other = pull(first), pull(second)
+        for scale in (2.0**30, 2.0**-30):  # exact in every dtype that has the range
+            if not _close(pull(scale * first), [scale * slope for slope in one]):
+                return f"{method} goes back otherwise for a vector {'larger' if scale > 1 else 'smaller'} by 2^30"
+        if not _close(pull(first + second), [a + b for a, b in zip(one, other, strict=True)]):
+            return f"{method} goes back otherwise for a sum of vectors than for each of them"
+    return None
+
+
+@dataclass(frozen=True)
+class _Probe:
+    """Samples to look at a system with."""
+
+    system: System
+    states: Tensor  # (SAMPLES, *state_shape)
+    actions: Tensor  # (SAMPLES, *action_shape), bounded
+    generator: torch.Generator
+
+    @staticmethod
+    def of(system: System, dtype: torch.dtype, device: torch.device) -> _Probe:
+        name = type(system).__name__
+        generator = torch.Generator(device)
+        states = system.initial_states(SAMPLES, generator.manual_seed(0), dtype)
+        _check_tensor(f"{name}.initial_states", states, (SAMPLES, *system.state_shape), dtype, device)
+        again = system.initial_states(SAMPLES, generator.manual_seed(0), dtype)
+        if not _same(states, again):
+            raise ValueError(
+                f"{name}.initial_states must draw from its generator only; the same seed gave other states."
+            )
+        _check_finite(system, "initial_states", states)
+        probe = _Probe(system, states, states.new_empty(0), generator)
+        return _Probe(system, states, probe.draw_actions(), generator)
+
+    @property
+    def name(self) -> str:
+        return type(self.system).__name__
+
+    def draw_actions(self) -> Tensor:
+        """Random actions of half the nominal size, within the bounds."""
+        shape = (SAMPLES, *self.system.action_shape)
+        uniform = torch.rand(shape, generator=self.generator, dtype=self.states.dtype, device=self.states.device)
+        return self.system.bound(self.system.nominal_action * (uniform - 0.5))
+
+    def functions(self) -> dict[str, tuple[Function, list[Tensor]]]:
+        return _functions(self.system, self.states, self.actions)
+
+
+def _functions(system: System, states: Tensor, actions: Tensor) -> dict[str, tuple[Function, list[Tensor]]]:
+    """What is asked of a system along an episode, by name, with arguments of its own for each."""
+    next_states = system.step(states.clone(), actions.clone())
+    return {
+        "observe": (system.observe, [states.clone()]),
+        "step": (system.step, [states.clone(), actions.clone()]),
+        "running_cost": (system.running_cost, [states.clone(), actions.clone(), next_states]),
+        "final_cost": (system.final_cost, [states.clone()]),
     }
-    for method, cost in costs.items():
-        _check(f"{name}.{method}", cost, (SAMPLES,))
-    alone = system.step(states[:1], actions[:1])
-    if not torch.allclose(alone, next_states[:1], rtol=1e-3, atol=1e-5, equal_nan=True):
-        raise ValueError(f"{name}.step must treat samples apart; a sample alone steps elsewhere than in a batch.")
 
 
-def _check(what: str, value: object, shape: tuple[int, ...]) -> None:
-    got = f"{tuple(value.shape)}, {value.dtype}" if isinstance(value, Tensor) else repr(value)
-    if not isinstance(value, Tensor) or tuple(value.shape) != shape or value.dtype is not torch.float32:
-        raise ValueError(f"{what} must return {shape}, torch.float32, for {shape[0]} float32 samples; got {got}.")
+# What it says of itself
+
+
+def _check_declarations(system: System) -> None:
+    name = type(system).__name__
+    for attribute in ("horizon", "dt", "objective"):
+        if not hasattr(system, attribute):
+            raise ValueError(f"{name}.__init__ must call super().__init__(horizon=..., dt=..., objective=...).")
+    for attribute in ("state_shape", "action_shape", "observation_shape"):
+        shape = getattr(system, attribute, None)
+        if not isinstance(shape, tuple) or not shape or not all(isinstance(n, Integral) and int(n) > 0 for n in shape):
+            raise ValueError(f"{name}.{attribute} must be a tuple of positive integers, such as (2,); got {shape!r}.")
+    if type(system).bound is not System.bound:
+        raise ValueError(overridden_bound(system))
+    for attribute in ("action_low", "action_high"):
+        value = getattr(system, attribute)
+        if isinstance(value, Tensor) and tuple(value.shape) != system.action_shape:
+            raise ValueError(
+                f"{attribute} must be a number or have {name}.action_shape, {system.action_shape}; got shape "
+                f"{tuple(value.shape)}."
+            )
+
+
+# Values
+
+
+def _check_values(probe: _Probe) -> None:
+    system, states = probe.system, probe.states
+    shapes = {"observe": system.observation_shape, "step": system.state_shape, "running_cost": (), "final_cost": ()}
+    next_states = _called(probe, "step", system.step, [states.clone(), probe.actions.clone()])
+    _check_tensor(f"{probe.name}.step", next_states, tuple(states.shape), states.dtype, states.device)
+    for method, (function, arguments) in probe.functions().items():
+        what = f"{probe.name}.{method}"
+        kept = [argument.clone() for argument in arguments]
+        result = _called(probe, method, function, arguments)
+        if not all(map(_same, arguments, kept)):
+            raise ValueError(f"{what} must not change its arguments in place; let it work on copies.")
+        _check_tensor(what, result, (SAMPLES, *shapes[method]), states.dtype, states.device)
+        _check_finite(system, method, result)
+        if not _same(result, function(*kept)):
+            raise ValueError(
+                f"{what} must be a function of its arguments; the same ones gave another result in a second call. "
+                "Random numbers belong into initial_states, what is remembered into the state."
+            )
+        alone = function(*(argument[:1].clone() for argument in arguments))
+        if not torch.allclose(alone, result[:1], rtol=1e-3, atol=1e-5):
+            raise ValueError(
+                f"{what} must treat samples apart; it gives a sample alone another result than in a batch."
+            )
+
+
+def _called(probe: _Probe, method: str, function: Function, arguments: list[Tensor]) -> Tensor:
+    try:
+        return function(*arguments)
+    except (ArithmeticError, RuntimeError) as error:
+        blamed = _blamed(probe.system)
+        if not blamed:
+            raise
+        raise ValueError(
+            f"{probe.name}.{method} fails ({type(error).__name__}: {_first_line(error)}){blamed}."
+        ) from error
+
+
+def _check_tensor(what: str, value: object, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
+    if not isinstance(value, Tensor):
+        got = repr(value)
+    elif (tuple(value.shape), value.dtype) != (shape, dtype):
+        got = f"{tuple(value.shape)}, {value.dtype}"
+    elif value.device.type != device.type:
+        got = f"a tensor on {value.device}"
+    else:
+        return
+    samples = f"{shape[0]} {str(dtype).removeprefix('torch.')} samples"
+    raise ValueError(f"{what} must return {shape}, {dtype}, for {samples} on {device}; got {got}.")
+
+
+def _check_finite(system: System, method: str, values: Tensor) -> None:
+    if not values.isfinite().all():
+        raise ValueError(
+            f"{type(system).__name__}.{method} gives values that are not finite in {values.dtype}, from its own start "
+            f"states{_blamed(system)}."
+        )
+
+
+def _blamed(system: System) -> str:
+    """The option that is likely to be to blame, in words."""
+    found = []
+    for name, default in type(system).options().items():
+        value = getattr(system, name, None)
+        sizes = [abs(math.log(size)) for size in _sizes(value) if size > 0.0]
+        if sizes and max(sizes) > math.log(EXTREME):
+            shown = value.tolist() if isinstance(value, Tensor) else value
+            words = f"; {name}={shown!r} is too extreme for its physics, the default is {default!r}"
+            found.append((isinstance(value, float), max(sizes), words))  # a tensor may have been made of numbers
+    return max(found)[-1] if found else ""
+
+
+def _sizes(value: Any) -> list[float]:
+    if isinstance(value, Tensor):
+        return [abs(one) for one in value.flatten().tolist()]
+    if isinstance(value, (tuple, list)):
+        return [size for one in value for size in _sizes(one)]
+    return [abs(value)] if isinstance(value, float) else []
+
+
+def _same(first: Tensor, second: Tensor) -> bool:
+    return torch.equal(first, second) or torch.equal(first.nan_to_num(0.0), second.nan_to_num(0.0))
+
+
+# An episode
+
+
+def _check_start_dtypes(probe: _Probe) -> None:
+    device = probe.states.device
+    for dtype in (torch.float32, torch.float64):
+        states = probe.system.initial_states(SAMPLES, probe.generator, dtype)
+        shape = (SAMPLES, *probe.system.state_shape)
+        _check_tensor(f"{probe.name}.initial_states(..., dtype={dtype})", states, shape, dtype, device)
+
+
+def _first_steps(probe: _Probe) -> _Probe:
+    """Samples some steps of random actions later, where what is at rest at the start moves."""
+    for _ in range(min(STEPS, probe.system.horizon)):
+        states, actions = probe.system.step(probe.states, probe.actions), probe.draw_actions()
+        _check_finite(probe.system, "step", states)
+        probe = _Probe(probe.system, states, actions, probe.generator)
+    return probe
+
+
+def _warn_of_divergence(probe: _Probe) -> None:
+    """Warn if an episode of constant actions overflows."""
+    system, states = probe.system, probe.states
+    for t in range(STEPS + 1, min(system.horizon, MOST_STEPS) + 1):
+        states = system.step(states, probe.actions)
+        if not states.isfinite().all():
+            warnings.warn(
+                f"{probe.name} is not finite from step {t} of {system.horizon} on, in {states.dtype} and with constant "
+                f"actions of up to half its nominal size, {system.nominal_action:g}: fewer steps (horizon), a smaller "
+                "dt or tighter bounds of the actions keep it finite.",
+                stacklevel=3,
+            )
+            return
+
+
+def _check_loss(probe: _Probe) -> None:
+    """Raise ValueError unless the loss of an episode depends differentiably on its actions."""
+    system = probe.system
+    steps = min(STEPS, system.horizon)
+    while True:
+        slopes, any_cost = _slopes_by_actions(probe, steps)
+        if any(bool(slope.any()) for slope in slopes):
+            return
+        if steps >= min(system.horizon, MOST_STEPS):
+            break
+        steps = min(4 * steps, system.horizon, MOST_STEPS)
+    if not any_cost:
+        raise ValueError(
+            f"{probe.name} has no cost: its loss is 0 whatever happens, so that there is nothing to learn. Implement "
+            "state_cost(state), or running_cost and final_cost."
+        )
+    raise ValueError(
+        f"{probe.name}'s loss does not depend differentiably on the actions, over {steps} steps: "
+        f"every slope is 0{_blamed(system)}. There must be a way from the action through step to a cost, without "
+        "detach, NumPy or item()."
+    )
+
+
+def _slopes_by_actions(probe: _Probe, steps: int) -> tuple[Sequence[Tensor], bool]:
+    """Slopes of the loss of an episode of some steps by its actions, and whether anything costs anything."""
+    system = probe.system
+    with torch.enable_grad():
+        actions = [probe.draw_actions().requires_grad_() for _ in range(steps)]
+        state = probe.states
+        total = state.new_zeros(SAMPLES)
+        any_cost = False
+        for action in actions:
+            next_state = system.step(state, action)
+            cost = system.running_cost(state, action, next_state)
+            any_cost = any_cost or bool(cost.detach().any())
+            total, state = total + cost, next_state
+        final = system.final_cost(state)
+        any_cost = any_cost or bool(final.detach().any())
+        total = (total + final).sum()
+        if not total.requires_grad:
+            return [], any_cost
+        return torch.autograd.grad(total, actions, allow_unused=True, materialize_grads=True), any_cost
+
+
+# Slopes
+
+
+def _check_slopes(probe: _Probe) -> None:
+    names = {
+        "observe": ("state",),
+        "step": ("state", "action"),
+        "running_cost": ("state", "action", "next_state"),
+        "final_cost": ("state",),
+    }
+    for method, (function, arguments) in probe.functions().items():
+        what = f"{probe.name}.{method}"
+        try:
+            result, leaves = _with_graph(function, arguments)
+            vectors = torch.zeros_like(result)
+            vectors[0] = torch.randn(result[0].shape, generator=torch.Generator().manual_seed(0)).to(result)
+            slopes = _pull(result, leaves)(vectors) if result.requires_grad else []
+        except RuntimeError as error:
+            raise ValueError(
+                f"{what} cannot be differentiated ({type(error).__name__}: {_first_line(error)}); it must be made of "
+                "torch operations, without NumPy and not in place."
+            ) from error
+        if any(bool(slope[1:].nan_to_num(0.0).any()) for slope in slopes):
+            raise ValueError(f"{what} must treat samples apart; the slopes of one sample reach others of its batch.")
+        for i, name in enumerate(names[method]):
+            _check_path(what, name, function, arguments, i)
+
+
+def _check_path(what: str, name: str, function: Function, arguments: list[Tensor], place: int) -> None:
+    """Raise ValueError where differences see a dependence on an argument that autograd does not know of.
+
+    Only slopes that are exactly 0 are compared: a backward function may be another one than the slope, which is how a
+    straight-through estimator works, but not none at all.
+    """
+    argument = arguments[place]
+    outputs = math.prod(function(*arguments).shape[1:])
+    inputs = math.prod(argument.shape[1:])
+    rows, columns = _some(outputs), _some(inputs)
+    slopes = _jacobian(function, arguments, place, rows)[..., columns]
+    unknown = (slopes == 0.0).all(0)  # (rows, columns)
+    if not unknown.any():
+        return
+    seen = _differences(function, arguments, place, columns)[..., rows].mT  # (samples, rows, columns)
+    hidden = unknown & (seen.sum(0) > SAMPLES // 2)
+    if hidden.any():
+        row, column = (int(index) for index in hidden.nonzero()[0])
+        raise ValueError(
+            f"{what} depends on component {int(columns[column])} of its {name}, and its gradient does not: component "
+            f"{int(rows[row])} of what it returns changes, while the slope is 0. It must be differentiable, without "
+            "detach, NumPy or item() on the way."
+        )
+
+
+def _some(count: int) -> Tensor:
+    """Up to MOST_COMPONENTS indices, fewer of very many: each is a copy of all of them."""
+    most = min(count, MOST_COMPONENTS, max(2, 2**14 // count))
+    return torch.arange(count) if most == count else torch.linspace(0, count - 1, most).long()
+
+
+def _jacobian(function: Function, arguments: list[Tensor], place: int, rows: Tensor) -> Tensor:
+    """Rows of the Jacobian of a function by an argument, (samples, rows, inputs)."""
+    result, leaves = _with_graph(function, [one.repeat_interleave(len(rows), 0) for one in arguments])
+    if not result.requires_grad:
+        return arguments[place].new_zeros(SAMPLES, len(rows), leaves[place][0].numel())
+    units = torch.nn.functional.one_hot(rows, result[0].numel()).to(result).repeat(SAMPLES, 1).view(result.shape)
+    return _pull(result, leaves)(units)[place].view(SAMPLES, len(rows), -1)
+
+
+def _differences(function: Function, arguments: list[Tensor], place: int, columns: Tensor) -> Tensor:
+    """Whether outputs change with components of an argument, (samples, columns, outputs), beyond rounding.
+
+    To both sides, and not alike: a kink, where one of its slopes is 0 or they cancel, is none.
+    """
+    copies = [one.repeat_interleave(len(columns), 0) for one in arguments]
+    argument = copies[place]
+    epsilon = torch.finfo(argument.dtype).eps
+    units = torch.nn.functional.one_hot(columns, argument[0].numel()).to(argument).repeat(SAMPLES, 1)
+    change = 10 * epsilon ** (1 / 3) * argument.abs().clamp(min=1.0) * units.view(argument.shape)
+    below, at, above = (
+        function(*copies[:place], argument + sign * change, *copies[place + 1 :]).reshape(SAMPLES, len(columns), -1)
+        for sign in (-1.0, 0.0, 1.0)
+    )
+    rounding = 100 * epsilon * at.abs().amax(-1, keepdim=True)
+    return ((above - below).abs() > rounding) & ((above - at).abs() > rounding) & ((at - below).abs() > rounding)
+
+
+def _check_closed_forms(probe: _Probe) -> None:
+    """Raise ValueError unless `linearize` and `pullback`, where they are overridden, are the slopes of `step`."""
+    system, states, actions = probe.system, probe.states, probe.actions
+    n, m = system.state_size, system.action_size
+    passes = 4
+    signs = torch.randint(0, 2, (passes, SAMPLES, n), generator=torch.Generator().manual_seed(0))
+    vectors = (2 * signs - 1).to(states)
+    result, leaves = _with_graph(system.step, [states, actions])
+    pull = _pull(result, leaves)
+    pulled = [pull(vector.view(result.shape)) for vector in vectors]
+    expected = [torch.stack([slope.flatten(1) for slope in slopes]) for slopes in zip(*pulled, strict=True)]
+    by = ("A = d next/d state", "B = d next/d action")
+    if _is_overridden(system, "linearize"):
+        jacobians = system.linearize(states.clone(), actions.clone())
+        for jacobian, label, size, right in zip(jacobians, by, (n, m), expected, strict=True):
+            what = f"{label} of {probe.name}.linearize"
+            _check_tensor(what, jacobian, (SAMPLES, n, size), states.dtype, states.device)
+            _check_products(what, (vectors.transpose(0, 1) @ jacobian).transpose(0, 1), right)
+    if _is_overridden(system, "pullback"):
+        pullback = system.pullback(states.clone(), actions.clone())
+        for rows in (slice(0, SAMPLES), slice(1, 2)):
+            products = pullback(rows, vectors[:, rows])
+            for product, label, right in zip(products, by, expected, strict=True):
+                what = f"the product with {label} of {probe.name}.pullback"
+                if product.shape != right[:, rows].shape:
+                    raise ValueError(
+                        f"{what} must have shape {tuple(right[:, rows].shape)}; got {tuple(product.shape)}."
+                    )
+                _check_products(what, product, right[:, rows])
+
+
+def _check_products(what: str, found: Tensor, expected: Tensor) -> None:
+    if not _close([found], [expected]):
+        error = float((found - expected).abs().max() / expected.abs().max())
+        raise ValueError(
+            f"{what} differs from autograd's slopes of step, by {error:.1e} of the largest; correct it, or leave the "
+            "method out: the default takes them from step."
+        )
+
+
+def _is_overridden(system: System, method: str) -> bool:
+    return getattr(getattr(system, method), "__func__", None) is not getattr(System, method)
+
+
+def _with_graph(function: Function, arguments: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """What a function returns, and the leaves that it was given."""
+    with torch.enable_grad():
+        leaves = [argument.detach().clone().requires_grad_() for argument in arguments]
+        return function(*leaves), leaves
+
+
+def _pull(result: Tensor, leaves: Sequence[Tensor]) -> Callable[[Tensor], list[Tensor]]:
+    """Vector-Jacobian products of a result."""
+
+    def pull(vectors: Tensor) -> list[Tensor]:
+        with torch.enable_grad():
+            total = (result * vectors).sum()  # for vectors apart from it torch would import sympy, a third of a second
+        return list(torch.autograd.grad(total, leaves, retain_graph=True, allow_unused=True, materialize_grads=True))
+
+    return pull
+
+
+def _close(found: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
+    """Whether slopes agree to half the digits, sample by sample; those that are not finite agree with anything."""
+    for one, other in zip(found, expected, strict=True):
+        size = torch.finfo(one.dtype).eps ** 0.5 / 3 * other.abs().flatten(1).amax(1)
+        difference = (one - other).abs().flatten(1).amax(1)
+        if bool((difference > size).any()):
+            return False
+    return True
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), "")

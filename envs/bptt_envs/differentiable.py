@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
 from torch import Tensor
 
 from bptt_envs import checks
@@ -16,7 +17,6 @@ from bptt_envs.registration import import_system
 from bptt_envs.system import System
 
 HALF = (torch.float16, torch.bfloat16)  # what a controller gives under autocast
-LARGEST = float(np.finfo(np.float32).max)
 
 
 def load_system(system: System | str, options: dict[str, Any], owner: str) -> System:
@@ -32,12 +32,12 @@ def load_system(system: System | str, options: dict[str, Any], owner: str) -> Sy
                 f"options {sorted(options)} were given with a built system; pass them to "
                 f"{type(system).__name__}(...) instead."
             )
-        check_system(system)
+        check_system(system, thorough=False)
         return system
     system_class = import_system(system)
     system_class.check_options(options, owner)
     built = system_class(**options)
-    check_system(built)
+    check_system(built, thorough=False)
     return built
 
 
@@ -45,6 +45,18 @@ class Differentiable:
     """The differentiable interface of an environment. Shapes are batch-first, B samples."""
 
     system: System
+    _spec: EnvSpec | None = None
+
+    @property
+    def spec(self) -> EnvSpec | None:
+        """How Gymnasium made it; its `max_episode_steps` is the horizon."""
+        if self._spec is not None:
+            self._spec.max_episode_steps = self.horizon
+        return self._spec
+
+    @spec.setter
+    def spec(self, spec: EnvSpec | None) -> None:
+        self._spec = spec
 
     @property
     def horizon(self) -> int:
@@ -97,14 +109,14 @@ class Differentiable:
 
 
 def observation_space(system: System) -> spaces.Box:
-    """All finite float32 observations: the physics sets no other bound."""
-    return spaces.Box(-LARGEST, LARGEST, system.observation_shape, np.float32)
+    """All observations: the physics sets no bound."""
+    return spaces.Box(-np.inf, np.inf, system.observation_shape, np.float32)
 
 
 def action_space(system: System) -> spaces.Box:
-    """The actions up to `max_action`; without one, up to the nominal range in which RL libraries explore."""
-    limit = system.nominal_action if system.max_action is None else system.max_action
-    return spaces.Box(-limit, limit, system.action_shape, np.float32)
+    """The actions within their bounds; without any, the nominal range in which RL libraries explore."""
+    low, high = (end.float().numpy() for end in system.action_range)
+    return spaces.Box(low, high, system.action_shape, np.float32)
 
 
 def to_numpy(tensor: Tensor) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import gymnasium as gym
@@ -23,6 +24,7 @@ from bptt_envs.differentiable import (
     to_numpy,
 )
 from bptt_envs.rendering import Viewer
+from bptt_envs.surroundings import own_surroundings
 from bptt_envs.system import System
 
 
@@ -43,6 +45,7 @@ class DifferentiableEnv(Differentiable, gym.Env[np.ndarray, np.ndarray]):
 
     metadata = {"render_modes": ["rgb_array", "human"], "render_fps": 50}  # noqa: RUF012, Gymnasium's form
 
+    @own_surroundings()
     def __init__(self, system: System | str, *, render_mode: str | None = None, **options: Any) -> None:
         self.system = load_system(system, options, owner=type(self).__name__)
         self.metadata = {**self.metadata, "render_fps": max(1, round(1 / self.system.dt))}
@@ -61,6 +64,7 @@ class DifferentiableEnv(Differentiable, gym.Env[np.ndarray, np.ndarray]):
         """The current state, (state_shape)."""
         return self._current_state()[0].clone()
 
+    @own_surroundings()
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
@@ -74,13 +78,16 @@ class DifferentiableEnv(Differentiable, gym.Env[np.ndarray, np.ndarray]):
             ValueError: if an option is unknown, or the state has a wrong shape or is not finite.
         """
         super().reset(seed=check_reset_seed(seed))
+        if self._state is None:
+            self._warn_of_time_limit()
         options = check_reset_options(options, known=["state"])
         if seed is not None or self._generator is None:
             self._generator = episode_generator(self.np_random)
         if "state" in options:
             self._state = as_state(options["state"], self.system.state_shape).unsqueeze(0)
         else:
-            self._state = self.system.initial_states(1, self._generator)
+            with torch.no_grad():
+                self._state = self.system.initial_states(1, self._generator)
         self._action = None
         self._steps = 0
         self._loss = 0.0
@@ -88,6 +95,7 @@ class DifferentiableEnv(Differentiable, gym.Env[np.ndarray, np.ndarray]):
             self.render()
         return self._observation(), {}
 
+    @own_surroundings()
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Advance by one step.
 
@@ -118,6 +126,7 @@ class DifferentiableEnv(Differentiable, gym.Env[np.ndarray, np.ndarray]):
         info = {"loss": self._loss} if terminated else {}
         return self._observation(), float(reward), terminated, False, info
 
+    @own_surroundings()
     def render(self) -> np.ndarray | None:
         """Draw the current state: an (H, W, 3) array for "rgb_array", on a window for "human"."""
         if self.render_mode is None:
@@ -134,6 +143,23 @@ class DifferentiableEnv(Differentiable, gym.Env[np.ndarray, np.ndarray]):
     def close(self) -> None:
         """Close the window, if there is one."""
         self._viewer.close()
+
+    def _warn_of_time_limit(self) -> None:
+        """Warn if this is called within the reset of a TimeLimit that ends an episode before its final cost.
+
+        `gym.make(id, max_episode_steps=...)` puts one around the environment, which does not get to know of it.
+        """
+        frame = inspect.currentframe()
+        while frame is not None:
+            caller = frame.f_locals.get("self")
+            if isinstance(caller, gym.wrappers.TimeLimit) and caller.unwrapped is self:
+                if caller._max_episode_steps < self.horizon:
+                    gym.logger.warn(
+                        f"max_episode_steps={caller._max_episode_steps} cuts an episode of {self.horizon} steps off "
+                        f"before its final cost is paid; shorten it with horizon={caller._max_episode_steps}."
+                    )
+                return
+            frame = frame.f_back
 
     def _current_state(self) -> Tensor:
         if self._state is None:

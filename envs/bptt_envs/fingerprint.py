@@ -33,8 +33,8 @@ def fingerprint(*things: Any, identity: bool = True) -> Token:
 
     Args:
         things: what is judged.
-        identity: whether another parameter, equal in all of this, counts as a change. Without it, objects that do the
-            same but for the values of their parameters have equal fingerprints.
+        identity: whether another parameter, equal in all of this, counts as a change, and hooks of parameters do.
+            Without it, objects that do the same but for the values of their parameters have equal fingerprints.
     """
     walk = _Walk(identity)
     return (*(walk.token(thing) for thing in things), *(tuple(map(id, hooks.values())) for hooks in _GLOBAL_HOOKS))
@@ -81,7 +81,7 @@ class _Walk:
         attributes = getattr(value, "__dict__", None)
         if isinstance(value, (types.ModuleType, types.BuiltinFunctionType)) or not isinstance(attributes, dict):
             if isinstance(value, np.generic):
-                return type(value), value.tobytes()
+                return value.dtype.str, value.tobytes()
             named = [name for base in type(value).__mro__ for name in getattr(base, "__slots__", ())]
             slots = ((name, self.token(getattr(value, name, None))) for name in named if isinstance(name, str))
             return type(value), *(slots if named else (id(value),))
@@ -112,12 +112,12 @@ class _Walk:
         place = id(parameter) if self.identity else self.seen.setdefault(id(parameter), len(self.seen))
         if type(parameter) in _UNBORN:
             return type(parameter), place
-        return place, *_form(parameter)
+        return (place, *_form(parameter), *_hooks(parameter)) if self.identity else (place, *_form(parameter))
 
     def _tensor(self, tensor: Tensor) -> Token:
         if isinstance(tensor, nn.Parameter):
             return self._parameter(tensor)
-        return *_form(tensor), _content(tensor, self.identity)
+        return *_form(tensor), *_hooks(tensor), _content(tensor, self.identity)
 
 
 _UNBORN = (nn.UninitializedParameter, nn.UninitializedBuffer)
@@ -125,9 +125,12 @@ _UNBORN = (nn.UninitializedParameter, nn.UninitializedBuffer)
 
 def _form(tensor: Tensor) -> Token:
     strides = tensor.stride() if tensor.layout is torch.strided else tensor.layout
-    form = (type(tensor), tensor.shape, strides, tensor.dtype, tensor.device, tensor.requires_grad)
+    return type(tensor), tensor.shape, strides, tensor.dtype, tensor.device, tensor.requires_grad
+
+
+def _hooks(tensor: Tensor) -> Token:
     hooks = (tensor._backward_hooks, getattr(tensor, "_post_accumulate_grad_hooks", None))
-    return form if not any(hooks) else (*form, *(tuple(map(id, of.values())) for of in hooks if of))
+    return tuple(tuple(map(id, of.values())) for of in hooks if of)
 
 
 def _content(tensor: Tensor, by_place: bool) -> Hashable:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import hashlib
 import os
 import shutil
+import stat
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +26,43 @@ Tensors = tuple[Tensor, ...]
 
 CACHE_VARIABLE = "BPTT_CACHE"  # names the folder of the compiled programs
 
+COMPILER_CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
+
+OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+
 
 class CompilerError(RuntimeError):
     """What was to be compiled cannot be; the message says why and what to do."""
 
 
 def cache_folder() -> Path:
-    """The folder of the compiled programs: BPTT_CACHE, or stable-bptt in the user's cache folder."""
+    """The folder of the compiled programs: BPTT_CACHE, or stable-bptt in the user's cache folder.
+
+    A user who has no home folder gets one that is gone when the process ends, and a warning.
+    """
     named = os.environ.get(CACHE_VARIABLE)
     if named:
         return Path(named)
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "stable-bptt"
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home())) / "stable-bptt" / "cache"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stable-bptt"
+    try:
+        if sys.platform == "darwin":
+            return Path.home() / "Library" / "Caches" / "stable-bptt"
+        if sys.platform == "win32":
+            return Path(os.environ.get("LOCALAPPDATA") or Path.home()) / "stable-bptt" / "cache"
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stable-bptt"
+    except RuntimeError:  # no home folder
+        return _passing_folder()
+
+
+@functools.cache
+def _passing_folder() -> Path:
+    warnings.warn(
+        f"there is no home folder (HOME is not set), so compiled programs are lost when this process ends; name a "
+        f"folder for them in {CACHE_VARIABLE}.",
+        stacklevel=2,
+    )
+    folder = tempfile.mkdtemp(prefix="stable-bptt-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
 
 
 class Program:
@@ -42,36 +70,123 @@ class Program:
 
     What the function does with tensors of these shapes is recorded as a list of operations, which torch's
     inductor compiles to C++ (or to kernels of the GPU). The code is kept on disk under a digest of the list, the
-    shapes, the torch version, the processor and the number of threads: it is compiled once, whoever asks.
+    shapes, the torch version, the processor and the number of threads: it is compiled once, whoever asks. It is loaded
+    from a folder that nobody else can write to, else refused; what is damaged there is compiled anew.
 
     Args:
         function: from tensors to a tuple of tensors; its control flow does not look at their values.
         inputs: what it will be called with, or others of the same shapes, dtypes and device.
 
     Raises:
-        CompilerError: if it cannot be recorded or compiled.
+        CompilerError: if it cannot be recorded or compiled, or somebody else could have put the code there.
+
+    Warns:
+        UserWarning: if a program on disk was damaged.
     """
 
     def __init__(self, function: Callable[..., Tensors], inputs: Sequence[Tensor]) -> None:
-        inputs = [one.detach() for one in inputs]
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")  # of torch's compiler about itself
-            try:
-                graph: fx.GraphModule = make_fx(function)(*inputs)
-            except RuntimeError as error:
-                raise CompilerError(
-                    f"compile=True cannot record the operations ({_first_line(error)}); use compile=False."
-                ) from error
-            path = cache_folder() / f"{_digest(graph, inputs)}.pt2"
-            self.compiled = not path.exists()
+        inputs = [one.detach().clone() for one in inputs]  # without gaps, in the order of memory that they have
+        self._forms = _forms(inputs)
+        folder = _own_folder()
+        with tempfile.TemporaryDirectory() as passing, _compiler_caches(Path(passing)), torch.no_grad():
+            graph = _recorded(function, inputs)
+            path = folder / f"{_digest(graph, inputs)}.pt2"
+            self.compiled = not _is_whole(path)
             if self.compiled:
                 _compile(graph, inputs, path)
-            self._model = torch._inductor.aoti_load_package(str(path))
+            self._run = _loaded(path)
 
     def __call__(self, *inputs: Tensor) -> list[Tensor]:
-        """Run it, without gradients."""
-        outputs: list[Tensor] = self._model.loader.run(list(inputs))
-        return outputs
+        """Run it, without gradients.
+
+        Raises:
+            ValueError: if the inputs have other shapes, dtypes or devices than those it was made with.
+        """
+        return self._run(list(inputs) if _forms(inputs) == self._forms else self._laid_out(inputs))
+
+    def _laid_out(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """The inputs in the layout that the program was made for, which it takes for granted."""
+        forms = list(zip(*self._forms, strict=True))
+        if len(inputs) != len(forms):
+            raise ValueError(f"a program of {len(forms)} inputs got {len(inputs)}.")
+        laid_out = []
+        for i, (one, (shape, stride, dtype, device)) in enumerate(zip(inputs, forms, strict=True)):
+            if (one.shape, one.dtype, one.device) != (shape, dtype, device):
+                raise ValueError(
+                    f"input {i} of a program must be of shape {tuple(shape)}, {dtype}, on {device}, like the one that "
+                    f"it was made with; got shape {tuple(one.shape)}, {one.dtype}, on {one.device}."
+                )
+            laid_out.append(one.new_empty_strided(shape, stride).copy_(one.detach()))
+        return laid_out
+
+
+def _forms(tensors: Sequence[Tensor]) -> tuple[list[Any], ...]:
+    """Shapes, strides, dtypes and devices: a list of each is faster than a tuple for each tensor."""
+    shapes, strides = [one.shape for one in tensors], [one.stride() for one in tensors]
+    return shapes, strides, [one.dtype for one in tensors], [one.device for one in tensors]
+
+
+def _own_folder() -> Path:
+    """The folder of the compiled programs, which nobody else can write to."""
+    path = cache_folder()
+    _make_own(path)
+    return path
+
+
+def _make_own(path: Path) -> None:
+    """Make a folder that nobody else can write to."""
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise CompilerError(
+            f"the folder of compiled programs, {path}, cannot be made ({error.strerror}); name another one in "
+            f"{CACHE_VARIABLE}."
+        ) from error
+    _check_own(path, stat.S_ISDIR, "a folder")
+
+
+def _check_own(path: Path, is_kind: Callable[[int], bool], kind: str) -> None:
+    """Raise CompilerError unless a path is of a kind and nobody but the user could have written it."""
+    status = path.lstat()
+    owner = getattr(os, "geteuid", lambda: status.st_uid)()
+    if not is_kind(status.st_mode):
+        fault, remedy = f"is not {kind}", "remove it"
+    elif status.st_uid != owner:
+        fault, remedy = f"belongs to user {status.st_uid}", "remove it"
+    elif status.st_mode & OTHERS_WRITE and sys.platform != "win32":
+        fault, remedy = f"can be written by others (mode {stat.S_IMODE(status.st_mode):o})", f"chmod go-w {path}"
+    else:
+        return
+    raise CompilerError(
+        f"compiled programs are run as they are found, and {path} {fault}; {remedy}, or name a folder of your own in "
+        f"{CACHE_VARIABLE}."
+    )
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a program is on disk; warns and removes it if it is damaged."""
+    if not os.path.lexists(path):
+        return False
+    _check_own(path, stat.S_ISREG, "a plain file")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (OSError, zipfile.BadZipFile, EOFError, NotImplementedError, zlib.error) as error:
+        damaged = str(error)
+    if damaged is not None:
+        warnings.warn(f"the compiled program {path} is damaged ({damaged}); it is compiled anew.", stacklevel=3)
+    return damaged is None
+
+
+def _recorded(function: Callable[..., Tensors], inputs: Sequence[Tensor]) -> fx.GraphModule:
+    with _quiet():
+        try:
+            graph: fx.GraphModule = make_fx(function)(*inputs)
+        except RuntimeError as error:
+            raise CompilerError(
+                f"compile=True cannot record the operations ({_first_line(error)}); use compile=False."
+            ) from error
+    return graph
 
 
 def _compile(graph: fx.GraphModule, inputs: Sequence[Tensor], path: Path) -> None:
@@ -79,14 +194,69 @@ def _compile(graph: fx.GraphModule, inputs: Sequence[Tensor], path: Path) -> Non
         raise CompilerError(
             "compile=True needs a C++ compiler, and there is no g++ or clang++; install one or use compile=False."
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+    headers = path.parent / "headers"
+    _make_own(headers)
+    with _quiet(), _own_headers(headers):
         try:
-            exported = torch.export.export(graph, tuple(inputs))
-            made = torch._inductor.aoti_compile_and_package(exported, package_path=str(Path(folder) / path.name))
+            with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+                exported = torch.export.export(graph, tuple(inputs))
+                made = Path(
+                    torch._inductor.aoti_compile_and_package(exported, package_path=str(Path(folder) / path.name))
+                )
+                made.chmod(0o600)
+                made.replace(path)
         except Exception as error:  # the compiler has errors of many kinds
             raise CompilerError(f"compile=True failed ({_first_line(error)}); use compile=False.") from error
-        Path(made).replace(path)
+
+
+def _loaded(path: Path) -> Callable[[list[Tensor]], list[Tensor]]:
+    with _quiet():
+        try:
+            run: Callable[[list[Tensor]], list[Tensor]] = torch._inductor.aoti_load_package(str(path)).loader.run
+        except Exception as error:
+            raise CompilerError(f"the compiled program {path} cannot be loaded ({_first_line(error)}).") from error
+    return run
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the warnings of torch's compiler about itself."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+# By itself torch's compiler works in the common temporary folder, where whoever made its folder first could put code.
+
+
+@contextmanager
+def _compiler_caches(folder: Path) -> Iterator[None]:
+    """Torch's compiler works in a folder of ours, whatever the environment names."""
+    before = {name: os.environ.get(name) for name in COMPILER_CACHES}
+    os.environ.update({name: str(folder / name.lower()) for name in COMPILER_CACHES})
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def _own_headers(folder: Path) -> Iterator[None]:
+    """Torch's compiler keeps the headers that it has precompiled in a folder of ours."""
+    from torch._inductor import codecache
+
+    kept = codecache._HEADER_DIR, codecache._HEADER_LOCK_DIR
+    codecache._HEADER_DIR, codecache._HEADER_LOCK_DIR = str(folder), str(folder / "locks")
+    codecache._precompile_header.cache_clear()  # it remembers where headers are
+    try:
+        yield
+    finally:
+        codecache._precompile_header.cache_clear()
+        codecache._HEADER_DIR, codecache._HEADER_LOCK_DIR = kept
 
 
 def _digest(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> str:

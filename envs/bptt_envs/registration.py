@@ -59,7 +59,7 @@ def system_class(env_id: str) -> type[System]:
     """The system that `env_id` makes.
 
     Raises:
-        ValueError: if the id is not registered here; the message suggests the nearest.
+        ValueError: if the id is not registered here (the message suggests the nearest), or with what is no `System`.
     """
     if not isinstance(env_id, str) or env_id not in ENTRIES:
         raise ValueError(
@@ -78,10 +78,10 @@ def import_system(path: str) -> type[System]:
     module, _, name = string("system", path).partition(":")
     if not module or not name:
         raise ValueError(f'system must be a System or an import path "module:Class"; got {shown(path)}.')
-    loaded = getattr(importlib.import_module(module), name, None)
-    if not isinstance(loaded, type) or not issubclass(loaded, System):
-        raise ValueError(f"system must be the import path of a System; {path!r} is {shown(loaded)}.")
-    return loaded
+    found = getattr(importlib.import_module(module), name, None)
+    if not (isinstance(found, type) and issubclass(found, System)):
+        raise ValueError(f"system must be the import path of a System; {path}, which is no System, is {shown(found)}.")
+    return found
 
 
 def register_all() -> None:

@@ -5,28 +5,44 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from abc import ABC, abstractmethod
+from abc import ABCMeta, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from bptt_envs.charts import Chart, Curves
-from bptt_envs.checks import nearest, one_of, positive, positive_integer
+from bptt_envs.checks import finite, nearest, one_of, positive, positive_integer
+from bptt_envs.surroundings import own_surroundings
 
 if TYPE_CHECKING:
     from bptt_envs.rendering import Canvas
 
 OBJECTIVES = ("final", "continuous")
 
+Bound = float | Sequence[float] | np.ndarray | Tensor | None
+"""A bound of the actions as it is given: one number, or one for each component."""
+
+Bounds = tuple[float | Tensor | None, float | Tensor | None]
+
 Pullback = Callable[[slice, Tensor], tuple[Tensor, Tensor]]
 """From samples and vectors to their products with the Jacobians of a step, see `System.pullback`."""
 
+SMALL_CONSTANT = 256  # numbers of a constant whose content is looked at whenever it is used
 DENSE_STATE_SIZE = 32  # numbers of a state up to which dense Jacobians are the faster way
 
 
-class System(ABC):
+class _InOwnSurroundings(ABCMeta):
+    """Constructors make their constants as they are, whatever the caller has switched on."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        with own_surroundings():
+            return super().__call__(*args, **kwargs)
+
+
+class System(metaclass=_InOwnSurroundings):
     """A differentiable physical system with a cost, start states and a picture.
 
     Tensors are batch-first: B samples that do not depend on one another. Methods are pure and keep the
@@ -41,7 +57,11 @@ class System(ABC):
         horizon: steps of an episode, T.
         dt: duration of a step, in `time_unit`.
         objective: "final" (the cost counts at step T only) or "continuous" (at every step).
-        max_action: every action component is clamped to [-max_action, max_action]; None leaves it unbounded.
+        max_action: every action component is clamped to [-max_action, max_action]; None leaves it unbounded. It may
+            be set later, too, and then counts before the two below.
+        action_low: instead of `max_action`, the least value of every action component, or of each, in `action_shape`;
+            None leaves this side unbounded.
+        action_high: the same for the largest value.
 
     Raises:
         ValueError: if an argument is out of range; the message names it.
@@ -50,7 +70,7 @@ class System(ABC):
     state_shape: tuple[int, ...]
     action_shape: tuple[int, ...]
 
-    #: Half-width of the action space that is declared to RL libraries while `max_action` is None. It tells
+    #: Half-width of the action space that is declared to RL libraries where the actions have no bounds. It tells
     #: them where to explore (they need finite bounds) and clamps nothing.
     nominal_action: ClassVar[float] = 1.0
 
@@ -62,11 +82,34 @@ class System(ABC):
     #: The same for the action.
     action_labels: tuple[str, ...] = ()
 
-    def __init__(self, *, horizon: int, dt: float, objective: str = "final", max_action: float | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        horizon: int,
+        dt: float,
+        objective: str = "final",
+        max_action: float | None = None,
+        action_low: Bound = None,
+        action_high: Bound = None,
+    ) -> None:
+        if type(self).bound is not System.bound:
+            raise ValueError(overridden_bound(self))
         self.horizon = positive_integer("horizon", horizon)
-        self.dt = positive("dt", dt)
+        self.dt = _in_float32("dt", positive("dt", dt))
         self.objective = one_of("objective", objective, OBJECTIVES)
-        self.max_action = None if max_action is None else positive("max_action", max_action)
+        self.max_action = max_action
+        if action_low is not None or action_high is not None:
+            if max_action is not None:
+                raise ValueError("max_action is for both bounds; give it alone, or action_low and action_high.")
+            low, high = _bounds(action_low, action_high)
+            vars(self).update(action_low=low, action_high=high)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "bound":
+            raise ValueError(overridden_bound(self))
+        if name == "max_action" and value is not None:
+            value = _in_float32(name, positive(name, value))
+        super().__setattr__(name, value)
 
     @abstractmethod
     def step(self, state: Tensor, action: Tensor) -> Tensor:
@@ -143,12 +186,55 @@ class System(ABC):
         """Number of action components."""
         return math.prod(self.action_shape)
 
-    def bound(self, action: Tensor) -> Tensor:
-        """Clamp `action` to the range of `max_action`; the same tensor if there is none.
+    @property
+    def action_low(self) -> float | Tensor | None:
+        """Least value of every action component, or of each, (action_shape), float64; None where there is none."""
+        return vars(self).get("action_low") if self.max_action is None else -self.max_action
 
-        Whoever calls `step` bounds the action first, so that systems and their slopes need not.
+    @property
+    def action_high(self) -> float | Tensor | None:
+        """Largest value of every action component, or of each, (action_shape), float64; None where there is none."""
+        return vars(self).get("action_high") if self.max_action is None else self.max_action
+
+    @property
+    def has_bounds(self) -> bool:
+        """Whether the actions are clamped at all."""
+        return self.action_low is not None or self.action_high is not None
+
+    def bound(self, action: Tensor) -> Tensor:
+        """Clamp `action` to `action_low` and `action_high`; the same tensor if there are none.
+
+        Whoever calls `step` bounds the action first, so that systems and their slopes need not. It cannot be
+        overridden: its slopes are known to whoever calls it.
         """
-        return action if self.max_action is None else action.clamp(-self.max_action, self.max_action)
+        low, high = self.action_low, self.action_high
+        if low is None and high is None:
+            return action
+        if isinstance(low, Tensor) and isinstance(high, Tensor):  # both or none
+            return action.clamp(constant_like(low, action), constant_like(high, action))
+        return action.clamp(low, high)  # type: ignore[arg-type]
+
+    @property
+    def action_range(self) -> tuple[Tensor, Tensor]:
+        """The bounds, (action_shape) each, float64, with the nominal range in place of what has none.
+
+        Where one side is unbounded, the range is at least as wide as `nominal_action`.
+        """
+        low, high = (
+            torch.as_tensor(end if bound is None else bound, dtype=torch.float64).expand(self.action_shape)
+            for bound, end in ((self.action_low, -math.inf), (self.action_high, math.inf))
+        )
+        nominal = self.nominal_action
+        least = torch.where(high.isinf(), -nominal, torch.minimum(high - nominal, torch.tensor(-nominal)))
+        most = torch.where(low.isinf(), nominal, torch.maximum(low + nominal, torch.tensor(nominal)))
+        return torch.where(low.isinf(), least, low), torch.where(high.isinf(), most, high)
+
+    def action_at(self, share: Tensor) -> Tensor:
+        """The actions at shares of `action_range`, from -1 to 1, (..., *action_shape)."""
+        if self.max_action is not None or not self.has_bounds:
+            return (self.nominal_action if self.max_action is None else self.max_action) * share
+        low, high = (end.to(share) for end in self.action_range)
+        return (low + high) / 2 + (high - low) / 2 * share
 
     @property
     def dense_jacobians(self) -> bool:
@@ -182,8 +268,8 @@ class System(ABC):
                 leaves = (state[rows].detach().requires_grad_(), action[rows].detach().requires_grad_())
                 following = self.step(*leaves).flatten(1)
                 products = [
-                    torch.autograd.grad(
-                        following, leaves, vector, retain_graph=True, materialize_grads=True, allow_unused=True
+                    torch.autograd.grad(  # of one number: for vectors apart from it torch would import sympy
+                        (following * vector).sum(), leaves, retain_graph=True, materialize_grads=True, allow_unused=True
                     )
                     for vector in vectors
                 ]
@@ -228,17 +314,73 @@ class System(ABC):
 
 
 @functools.lru_cache(maxsize=256)
-def _moved(constant: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+def _memory(constant: Tensor) -> np.ndarray | None:
+    """What a small constant holds, now and later; None of a large one and of one on another device."""
+    small = constant.device.type == "cpu" and constant.numel() <= SMALL_CONSTANT
+    plain = constant.dtype in (torch.float32, torch.float64) and not constant.requires_grad
+    return constant.numpy() if small and plain else None
+
+
+@functools.lru_cache(maxsize=256)
+def _moved(constant: Tensor, content: bytes | int, device: torch.device, dtype: torch.dtype) -> Tensor:
     with torch.inference_mode(False):  # what is kept can take part in later gradients
         return constant.to(device, dtype)
 
 
 def constant_like(constant: Tensor, like: Tensor) -> Tensor:
-    """A constant tensor of a system on the device and in the dtype of `like`; it is moved there once.
+    """A constant tensor of a system on the device and in the dtype of `like`.
 
-    A copy to a GPU in each step would make the host wait.
+    It is moved there once, and again when it has been changed in place; of more than 256 numbers that is seen if torch
+    has changed them, not NumPy. A copy to a GPU in each step would make the host wait.
     """
-    return _moved(constant, like.device, like.dtype)
+    memory = _memory(constant)
+    if memory is not None:
+        return _moved(constant, memory.tobytes(), like.device, like.dtype)
+    return _moved(constant, 0 if constant.is_inference() else constant._version, like.device, like.dtype)
+
+
+def overridden_bound(system: System) -> str:
+    """What is said to a system that replaces `bound`."""
+    return (
+        f"{type(system).__name__} must not replace System.bound, whose slopes the engines know; pass the bounds to "
+        "super().__init__: action_low=0.0, action_high=1.0, or max_action=1.0 for both."
+    )
+
+
+def _in_float32(name: str, value: float) -> float:
+    """Return `value` if float32 can hold it, else raise ValueError."""
+    smallest, largest = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
+    if value != 0.0 and not smallest <= abs(value) <= largest:
+        raise ValueError(
+            f"{name} must be of a size that float32 can hold, {smallest:.1e} to {largest:.1e}; got {value!r}."
+        )
+    return value
+
+
+def _bounds(low: Bound, high: Bound) -> Bounds:
+    """Bounds as two numbers or two tensors; a side without any is None, or infinite in a tensor."""
+    low, high = _as_bound("action_low", low), _as_bound("action_high", high)
+    if isinstance(low, Tensor) or isinstance(high, Tensor):
+        shape = low.shape if isinstance(low, Tensor) else torch.as_tensor(high).shape
+        low, high = (
+            torch.as_tensor(empty if value is None else value, dtype=torch.float64).expand(shape).clone()
+            for value, empty in ((low, -math.inf), (high, math.inf))
+        )
+    if low is not None and high is not None and not bool(torch.as_tensor(low < high).all()):
+        raise ValueError(f"action_low must be below action_high; got {low} and {high}.")
+    return low, high
+
+
+def _as_bound(name: str, value: Bound) -> float | Tensor | None:
+    if value is None or isinstance(value, (int, float, str)):
+        return None if value is None else _in_float32(name, finite(name, value))
+    try:
+        bound = torch.as_tensor(value, dtype=torch.float64, device="cpu").clone()
+    except (TypeError, ValueError, RuntimeError):
+        bound = torch.tensor(math.nan)
+    if bound.isnan().any():
+        raise ValueError(f"{name} must be None, a finite number or numbers of action_shape; got {value!r}.")
+    return bound if bound.dim() else finite(name, float(bound))
 
 
 def _labelled(labels: Sequence[str], kind: str, values: Tensor) -> list[tuple[str, Tensor]]:

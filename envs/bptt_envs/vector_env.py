@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -26,8 +25,13 @@ from bptt_envs.differentiable import (
     observation_space,
     to_numpy,
 )
+from bptt_envs.fingerprint import Token, fingerprint
 from bptt_envs.rendering import Viewer
+from bptt_envs.surroundings import own_surroundings
 from bptt_envs.system import System
+
+if TYPE_CHECKING:
+    from bptt_envs.program import Program
 
 
 class DifferentiableVectorEnv(Differentiable, VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
@@ -41,6 +45,7 @@ class DifferentiableVectorEnv(Differentiable, VectorEnv[np.ndarray, np.ndarray, 
         num_envs: number of environments, N.
         render_mode: None or "rgb_array" (`render` returns a tuple of N arrays, (H, W, 3) uint8).
         autoreset_mode: when an ended episode is followed by the next one, as in Gymnasium.
+        max_episode_steps: what Gymnasium's registry says of the length of an episode; not less than the horizon.
         compile: make one compiled program of the step, for this number of environments: equal within rounding, and
             faster. Needs a C++ compiler; takes some seconds the first time and is kept on disk. `step_differentiable`
             is not compiled.
@@ -57,6 +62,7 @@ class DifferentiableVectorEnv(Differentiable, VectorEnv[np.ndarray, np.ndarray, 
         "autoreset_mode": AutoresetMode.NEXT_STEP,
     }
 
+    @own_surroundings()
     def __init__(
         self,
         system: System | str,
@@ -64,12 +70,18 @@ class DifferentiableVectorEnv(Differentiable, VectorEnv[np.ndarray, np.ndarray, 
         *,
         render_mode: str | None = None,
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
+        max_episode_steps: int | None = None,
         compile: bool = False,
         **options: Any,
     ) -> None:
         self.system = load_system(system, options, owner=type(self).__name__)
         self.num_envs = positive_integer("num_envs", num_envs)
         in_memory("num_envs", self.num_envs, self.system.state_size)
+        if max_episode_steps is not None and positive_integer("max_episode_steps", max_episode_steps) < self.horizon:
+            raise ValueError(
+                f"max_episode_steps must not be less than the horizon, {self.horizon}, where the final cost is paid; "
+                f"got {max_episode_steps!r}. Shorten episodes with horizon={max_episode_steps!r}."
+            )
         if not isinstance(autoreset_mode, AutoresetMode):
             one_of("autoreset_mode", autoreset_mode, [mode.value for mode in AutoresetMode])
         self.autoreset_mode = AutoresetMode(autoreset_mode)
@@ -89,13 +101,17 @@ class DifferentiableVectorEnv(Differentiable, VectorEnv[np.ndarray, np.ndarray, 
         self._action: Tensor | None = None
         self._steps = np.zeros(self.num_envs, dtype=np.int64)
         self._losses = np.zeros(self.num_envs)
-        self._advance = self._compiled_step() if flag("compile", compile) else self.step_differentiable
+        self._compile = flag("compile", compile)
+        self._compiled: tuple[Token, Program] | None = None
+        if self._compile:
+            self._program()
 
     @property
     def state(self) -> Tensor:
         """The current states, (N, *state_shape)."""
         return self._current_state().clone()
 
+    @own_surroundings()
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
@@ -128,6 +144,7 @@ class DifferentiableVectorEnv(Differentiable, VectorEnv[np.ndarray, np.ndarray, 
         self._losses[mask] = 0.0
         return self._observations(), {}
 
+    @own_surroundings()
     def step(self, actions: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Advance every environment by one step.
 
@@ -152,7 +169,10 @@ class DifferentiableVectorEnv(Differentiable, VectorEnv[np.ndarray, np.ndarray, 
             )
         self._action = as_action(actions, (self.num_envs, *self.system.action_shape))
         with torch.no_grad():
-            self._state, reward = self._advance(state, self._action)
+            if self._compile:
+                self._state, reward = self._program()(state, self._action)
+            else:
+                self._state, reward = self.step_differentiable(state, self._action)
             self._steps += 1
             terminated = self._steps == self.horizon
             if terminated.any():
@@ -177,6 +197,7 @@ class DifferentiableVectorEnv(Differentiable, VectorEnv[np.ndarray, np.ndarray, 
         truncated = np.zeros(self.num_envs, dtype=np.bool_)
         return self._observations(), rewards, terminated, truncated, infos
 
+    @own_surroundings()
     def render(self) -> tuple[np.ndarray, ...] | None:
         """Draw the current states: a tuple of N (H, W, 3) arrays."""
         if self.render_mode is None:
@@ -196,22 +217,23 @@ class DifferentiableVectorEnv(Differentiable, VectorEnv[np.ndarray, np.ndarray, 
         """Free what drawing took."""
         self._viewer.close()
 
-    def _compiled_step(self) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        from bptt_envs.program import Program  # costs as much to import as all else here besides torch
+    def _program(self) -> Program:
+        """The compiled step of the system as it is now."""
+        now = fingerprint(self.system)
+        if self._compiled is None or self._compiled[0] != now:
+            from bptt_envs.program import Program  # costs as much to import as all else here besides torch
 
-        def step(state: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
-            next_state, reward = self.step_differentiable(state, action)
-            return next_state.contiguous(), reward  # a program takes its inputs in the layout that it was made with
+            def step(state: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+                next_state, reward = self.step_differentiable(state, action)
+                return next_state.contiguous(), reward  # in the layout that the program is made for
 
-        generator = torch.Generator().manual_seed(0)
-        states = self.system.initial_states(self.num_envs, generator).contiguous()
-        program = Program(step, [states, torch.zeros(self.num_envs, *self.system.action_shape)])
+            states = self.system.initial_states(self.num_envs, torch.Generator().manual_seed(0)).contiguous()
+            actions = torch.zeros(self.num_envs, *self.system.action_shape)
+            self._compiled = now, Program(step, [states, actions])
+        return self._compiled[1]
 
-        def run(state: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
-            next_state, reward = program(state.contiguous(), action)
-            return next_state, reward
-
-        return run
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_compiled": None}  # a program is loaded anew where it is needed
 
     def _current_state(self) -> Tensor:
         if self._state is None:

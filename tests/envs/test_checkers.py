@@ -8,6 +8,7 @@ import stable_baselines3.common.env_checker as sb3
 from gymnasium.utils.env_checker import check_env
 
 NORMALISED_ACTIONS = "symmetric and normalized"  # actions are forces, in newtons
+UNBOUNDED = "infinity. This is probably too"  # observations, below and above: Gymnasium would rather have bounds
 NOT_A_VECTOR = "unconventional shape"  # a wave function: points, real and imaginary part
 
 
@@ -23,7 +24,8 @@ def to_be_said(env, check):
     looked_at = check is sb3.check_env or len(env.action_space.shape) == 1  # Gymnasium looks at vectors only
     in_newtons = looked_at and bool(env.action_space.high.max() > 1.0)
     neither_vector_nor_image = check is sb3.check_env and len(env.observation_space.shape) == 2
-    return [NORMALISED_ACTIONS] * in_newtons + [NOT_A_VECTOR] * neither_vector_nor_image
+    said = [NORMALISED_ACTIONS] * in_newtons + [NOT_A_VECTOR] * neither_vector_nor_image
+    return said + [UNBOUNDED] * 2 * (check is check_env)
 
 
 def only(remarks, said):

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import warnings
 
 import gymnasium as gym
 import pytest
@@ -105,3 +106,37 @@ def test_unknown_id_suggests_the_near_one():
         system_class("DiffCartPool-v0")
     with pytest.raises(gym.error.NameNotFound, match="Did you mean: `DiffCartPole`"):
         gym.make("DiffCartPool-v0")
+
+
+def test_the_spec_says_how_long_an_episode_is(env_id):
+    assert gym.make(env_id).spec.max_episode_steps == gym.make(env_id).unwrapped.horizon
+    env = gym.make(env_id, horizon=7)
+    assert env.spec.max_episode_steps == env.unwrapped.spec.max_episode_steps == 7
+    envs = gym.make_vec(env_id, num_envs=2, horizon=7)
+    assert envs.spec.max_episode_steps == 7
+    assert gym.make_vec(envs.spec).horizon == 7
+
+
+def test_the_horizon_does_not_truncate():
+    env = gym.make("DiffIntegrator-v0", horizon=3)
+    env.reset(seed=0)
+    assert [env.step([0.1])[2:4] for _ in range(3)] == [(False, False), (False, False), (True, False)]
+
+
+def test_a_limit_before_the_final_cost_is_warned_of():
+    env = gym.make("DiffCartPole-v0", max_episode_steps=50)
+    with pytest.warns(UserWarning, match=r"max_episode_steps=50 cuts an episode of 100 steps off.*horizon=50"):
+        env.reset(seed=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        env.reset(seed=0)  # once is enough
+        gym.make("DiffCartPole-v0", max_episode_steps=100).reset(seed=0)
+        gym.make("DiffCartPole-v0", horizon=50, max_episode_steps=50).reset(seed=0)
+    message = "max_episode_steps must not be less than the horizon, 100, .*; got 50. Shorten episodes with horizon=50"
+    with pytest.raises(ValueError, match=message):
+        gym.make_vec("DiffCartPole-v0", num_envs=2, max_episode_steps=50)
+
+
+def test_rescaling_observations_without_bounds_is_refused(env_id):
+    with pytest.raises(ValueError, match="unbounded"):
+        gym.wrappers.RescaleObservation(gym.make(env_id), -1.0, 1.0)

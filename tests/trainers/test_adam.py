@@ -263,11 +263,6 @@ def test_parameters_of_half_precision_and_complex_ones_are_refused(dtype):
         optimizer({"w": nn.Parameter(torch.zeros(2, dtype=dtype))})
 
 
-def test_a_parameter_without_a_shape_is_refused():
-    with pytest.raises(ValueError, match="parameter weight without a shape; call the controller once"):
-        optimizer(dict(nn.LazyLinear(1).named_parameters()))
-
-
 def test_nothing_to_train_is_refused():
     with pytest.raises(ValueError, match="no parameters to train"):
         optimizer({})

@@ -3,6 +3,7 @@
 import copy
 import math
 import warnings
+from contextlib import contextmanager
 from pathlib import Path
 
 import gymnasium as gym
@@ -15,6 +16,7 @@ from bptt_envs.registration import ENTRIES
 from bptt_envs.systems import CartPole, Guidance, Integrator, MultiPole, QuantumControl
 from bptt_trainers import MLP, RULES, default_controller, losses, policy_gradient, rollout
 from bptt_trainers.adjoint_engine import AdjointEngine
+from bptt_trainers.autograd_engine import AutogradEngine
 from bptt_trainers.rules import MODIFIED, REGULAR, STOPPED, Feedback, Rule, combined
 
 REFERENCE = Path(__file__).parent.parent / "reference"
@@ -444,12 +446,40 @@ def test_loss_is_the_same_under_every_rule_and_minus_the_rewards():
         assert float(policy_gradient(env, controller, states, rule).loss) == pytest.approx(-total, rel=1e-5)
 
 
+@contextmanager
+def counting_saved_tensors():
+    """Yields a list of one number: the most bytes that autograd kept at any one time."""
+    kept, most = 0, [0]
+
+    class Kept:
+        def __init__(self, tensor):
+            nonlocal kept
+            self.tensor = tensor.detach()  # what a node gave refers to the node: a cycle would keep both
+            kept += tensor.nbytes
+            most[0] = max(most[0], kept)
+
+        def __del__(self):
+            nonlocal kept
+            kept -= self.tensor.nbytes
+
+    with torch.autograd.graph.saved_tensors_hooks(Kept, lambda saved: saved.tensor):
+        yield most
+
+
 def test_long_horizon_keeps_memory_to_the_states():
-    system = CartPole(horizon=5000)
-    controller = MLP(system.observation_shape, system.action_shape, (8,))
-    states = system.initial_states(2, torch.Generator().manual_seed(0))
-    result = policy_gradient(system, controller, states, "C", "adjoint")
-    assert math.isfinite(float(result.loss))
+    def saved(engine, horizon):
+        system = CartPole(horizon=horizon)
+        controller = MLP(system.observation_shape, system.action_shape, (8,))
+        with counting_saved_tensors() as most:
+            engine(system, controller)(start(system, 2), (REGULAR, MODIFIED))
+        return most[0]
+
+    def adjoint(system, controller):
+        return AdjointEngine(system, controller.double(), segment_samples=64)
+
+    assert saved(adjoint, 64) > 0
+    assert saved(adjoint, 640) <= saved(adjoint, 64)
+    assert saved(lambda system, controller: AutogradEngine(system, controller.double()), 640) > 10 * saved(adjoint, 640)
 
 
 @pytest.mark.parametrize(

@@ -560,10 +560,10 @@ def test_one_folder_for_two_members_is_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_buffers_that_a_folder_brings_are_compared_too(tmp_path):
+def test_a_folder_of_a_run_with_other_buffers_is_refused(tmp_path):
     configs = variations(replace(TINY, out=tmp_path), seeds=(0, 1))
     Trainer(cart_pole(), scaled(3.0), replace(configs[0], epochs=1)).fit()
-    with pytest.raises(ValueError, match=r"0\.running_var, which is not trained"):
+    with pytest.raises(RunFolderError, match=r"controller\.tensors\.0\.running_var: .* in the folder, .* asked for"):
         Ensemble(cart_pole(), configs, controllers=[scaled(1.0), copy.deepcopy(scaled(1.0))]).fit()
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from bptt_envs import System
+from bptt_trainers.directions.parameter_hooks import after_hooks, unhooked
 from bptt_trainers.linear_layer import LinearLayer, is_linear
 from bptt_trainers.recursion import SegmentSlopes, Sweep, dense_sweep, product_sweep
 from bptt_trainers.rollout import Trajectory, losses, rollout
@@ -39,6 +40,11 @@ class AdjointEngine:
         segment_samples: samples (steps x batch) that are processed at once; bounds the memory.
         members: the batch holds so many equal parts, one after the other, and the loss is the sum of their
             means; for controllers that act on each part with parameters of its own (`stacked.py`).
+        inference: roll out in torch's inference mode, see `rollout`.
+
+    Attributes:
+        deviation: of the last `backward`, by how much the actions of the controller's second run differ from those
+            of the rollout, relative to the largest, (). Rounding, unless the controller is none that can be served.
     """
 
     name = "adjoint"
@@ -51,16 +57,19 @@ class AdjointEngine:
         by_layer: bool = True,
         segment_samples: int = SEGMENT_SAMPLES,
         members: int = 1,
+        inference: bool = False,
     ) -> None:
         self.system = system
         self.controller = controller
         self.segment_samples = segment_samples
         self.members = members
+        self.inference = inference
+        self.deviation: Tensor
         names = {p: n for n, p in controller.named_parameters() if p.requires_grad}
         self.names = list(names.values())
-        self._layers = [LinearLayer.of(m, names) for m in controller.modules() if by_layer and is_linear(m)]
-        in_layers = {name for layer in self._layers for name in (layer.weight, layer.bias)}
-        self._others = [name for name in self.names if name not in in_layers]
+        self.layers = [LinearLayer.of(m, names) for m in controller.modules() if by_layer and is_linear(m)]
+        in_layers = {name for layer in self.layers for name in (layer.weight, layer.bias)}
+        self.others = [name for name in self.names if name not in in_layers]
 
     def __call__(self, initial_states: Tensor, passes: Sequence[Feedback]) -> tuple[Tensor, dict[Feedback, Directions]]:
         """The loss of each episode, (B,), and the directions of every pass for their mean.
@@ -69,8 +78,17 @@ class AdjointEngine:
             initial_states: (B, *state_shape).
             passes: which paths each backward pass takes.
         """
-        trajectory = rollout(self.system, self.controller, initial_states)
+        trajectory = self.rollout(initial_states)
         return losses(self.system, trajectory), self.backward(trajectory, passes)
+
+    @property
+    def uncompiled(self) -> AdjointEngine:
+        """The engine itself."""
+        return self
+
+    def rollout(self, initial_states: Tensor) -> Trajectory:
+        """Run one episode from each of `initial_states`, (B, *state_shape)."""
+        return rollout(self.system, self.controller, initial_states, inference=self.inference)
 
     def backward(
         self, trajectory: Trajectory, passes: Sequence[Feedback], watch: Callable[[Sweep], object] | None = None
@@ -85,15 +103,19 @@ class AdjointEngine:
         parameters = dict(self.controller.named_parameters())
         totals = {n: parameters[n].new_zeros(len(passes), *parameters[n].shape) for n in self.names}
         adjoint = self.final_adjoint(trajectory.states[-1], len(passes))
-        for steps in self._segments(adjoint.shape[1], len(passes)):
-            states = trajectory.states[steps.start : steps.stop + 1]
-            sweep, products = self.segment(states, trajectory.actions[steps], adjoint, passes)
-            adjoint = sweep.start
-            for name, product in products.items():
-                totals[name] += product
-            if watch is not None:
-                watch(sweep)
-        return by_pass(totals, passes)
+        deviations = []
+        with unhooked(self.controller):
+            for steps in self._segments(adjoint.shape[1], len(passes)):
+                states = trajectory.states[steps.start : steps.stop + 1]
+                sweep, products, deviation = self.segment(states, trajectory.actions[steps], adjoint, passes)
+                deviations.append(deviation)
+                adjoint = sweep.start
+                for name, product in products.items():
+                    totals[name] += product
+                if watch is not None:
+                    watch(sweep)
+        self.deviation = torch.stack(deviations).amax()
+        return by_pass(totals, passes, parameters)
 
     def final_adjoint(self, final_state: Tensor, passes: int) -> Tensor:
         """The slopes of the mean loss by the state at step T, (B, *state_shape) -> (P, B, n)."""
@@ -115,7 +137,7 @@ class AdjointEngine:
 
     def segment(
         self, states: Tensor, actions: Tensor, adjoint: Tensor, passes: Sequence[Feedback]
-    ) -> tuple[Sweep, dict[str, Tensor]]:
+    ) -> tuple[Sweep, dict[str, Tensor], Tensor]:
         """Take the adjoints from the end of a segment of S steps to its start.
 
         Args:
@@ -125,7 +147,7 @@ class AdjointEngine:
             passes: which paths each backward pass takes.
 
         Returns:
-            The adjoints, and what the segment adds to the directions, (P, *shape) by name.
+            The adjoints, what the segment adds to the directions, (P, *shape) by name, and its `deviation`.
         """
         system = self.system
         steps, batch = actions.shape[:2]
@@ -137,27 +159,42 @@ class AdjointEngine:
         )
         if by_action is not None and bound is not None:
             by_action = by_action * bound
-        tape = ControllerTape(self.controller, system, self._by_member(state, steps), self._layers)
-        gain = self._by_time(tape.jacobian, steps)
+        tape = ControllerTape(self.controller, system, self.by_member(state, steps), self.layers)
+        gain = self.by_time(tape.jacobian, steps)
         slopes = SegmentSlopes(steps, by_state, by_action, by_next_state, bound, gain)
         if system.dense_jacobians:
             sweep = dense_sweep(*system.linearize(state, bounded), slopes, adjoint, passes)
         else:
             sweep = product_sweep(system.pullback(state, bounded), slopes, adjoint, passes)
-        return sweep, tape.products(self._by_member(sweep.weights, steps), self._others)
+        products = tape.products(self.by_member(sweep.weights, steps), self.others)
+        return sweep, products, deviation(self.by_time(tape.actions, steps), action.flatten(1))
 
-    def _by_member(self, rows: Tensor, steps: int) -> Tensor:
+    def by_member(self, rows: Tensor, steps: int) -> Tensor:
         """Rows of S steps of E parts, (S E B, ...), in the order that a controller of E members takes, (E S B, ...)."""
         return rows if self.members == 1 else rows.unflatten(0, (steps, self.members, -1)).transpose(0, 1).flatten(0, 2)
 
-    def _by_time(self, rows: Tensor, steps: int) -> Tensor:
-        """The opposite of `_by_member`."""
+    def by_time(self, rows: Tensor, steps: int) -> Tensor:
+        """The opposite of `by_member`."""
         return rows if self.members == 1 else rows.unflatten(0, (self.members, steps, -1)).transpose(0, 1).flatten(0, 2)
 
 
-def by_pass(totals: Mapping[str, Tensor], passes: Sequence[Feedback]) -> dict[Feedback, Directions]:
-    """Directions of P passes, (P, *shape) by name, apart."""
-    return {feedback: {name: total[i] for name, total in totals.items()} for i, feedback in enumerate(passes)}
+def by_pass(
+    totals: Mapping[str, Tensor], passes: Sequence[Feedback], parameters: Mapping[str, Tensor]
+) -> dict[Feedback, Directions]:
+    """Directions of P passes, (P, *shape) by name, apart, and as the hooks of the parameters change them."""
+    return {
+        feedback: after_hooks({name: total[i] for name, total in totals.items()}, parameters)
+        for i, feedback in enumerate(passes)
+    }
+
+
+def deviation(again: Tensor, actions: Tensor) -> Tensor:
+    """The largest difference between actions of a second run and the first, relative to the largest action, ()."""
+    return (again.detach() - actions).abs().amax() / actions.abs().amax().clamp_min(torch.finfo(actions.dtype).tiny)
+
+
+class NotServedError(RuntimeError):
+    """The adjoint engine cannot serve the controller; the message says why."""
 
 
 class ControllerTape:
@@ -166,6 +203,9 @@ class ControllerTape:
     One backward pass for each action component gives the Jacobian (N, m, n) by the state and passes every
     Linear layer: with its input h and output slopes delta_j kept, any vectors c meet its weights as
     sum_j (c_j delta_j)^T h, without another backward pass.
+
+    Raises:
+        NotServedError: if what a layer took or gave is changed in place, so that its slopes are not those of the layer.
     """
 
     def __init__(
@@ -174,11 +214,13 @@ class ControllerTape:
         with torch.enable_grad():
             leaf = state.detach().requires_grad_()
             with _recorded(layers) as calls:
-                self._actions = controller(system.observe(leaf)).flatten(1)
-            targets = [leaf, *(output for _, _, output in calls)]
+                self.actions = controller(system.observe(leaf)).flatten(1)
+            if any(one._version != version for call in calls for one, version in call.versions):
+                raise NotServedError("what a layer took or gave is changed in place")
+            targets = [leaf, *(call.output for call in calls)]
             slopes = [
                 torch.autograd.grad(
-                    self._actions[:, j].sum(),
+                    self.actions[:, j].sum(),
                     targets,
                     retain_graph=True,
                     allow_unused=True,
@@ -199,37 +241,43 @@ class ControllerTape:
             others: names of the parameters that no layer serves.
         """
         totals: dict[str, Tensor] = {}
-        for (layer, inputs, _), slopes in zip(self._calls, self._output_slopes, strict=True):
-            by_weight, by_bias = layer.products(inputs.detach(), slopes, weights)
-            for name, product in ((layer.weight, by_weight), (layer.bias, by_bias)):
+        for call, slopes in zip(self._calls, self._output_slopes, strict=True):
+            by_weight, by_bias = call.layer.products(call.inputs.detach(), slopes, weights)
+            for name, product in ((call.layer.weight, by_weight), (call.layer.bias, by_bias)):
                 if name is not None:
                     totals[name] = totals[name] + product if name in totals else product
         if others:
             parameters = dict(self._controller.named_parameters())
+            with torch.enable_grad():  # vectors apart from what they meet would have torch import sympy
+                met = [(self.actions * weight).sum() for weight in weights.unbind(1)]
+            targets = [parameters[name] for name in others]
             by_pass = [
-                torch.autograd.grad(
-                    self._actions,
-                    [parameters[name] for name in others],
-                    weight,
-                    retain_graph=True,
-                    allow_unused=True,
-                    materialize_grads=True,
-                )
-                for weight in weights.unbind(1)
+                torch.autograd.grad(one, targets, retain_graph=True, allow_unused=True, materialize_grads=True)
+                for one in met
             ]
             totals |= {name: torch.stack(one) for name, one in zip(others, zip(*by_pass, strict=True), strict=True)}
         return totals
 
 
+class _Call:
+    """One call of a linear layer."""
+
+    def __init__(self, layer: LinearLayer, inputs: Tensor, output: Tensor) -> None:
+        self.layer = layer
+        self.inputs = inputs
+        self.output = output
+        self.versions = [(one, one._version) for one in (inputs, output)]
+
+
 @contextmanager
-def _recorded(layers: Sequence[LinearLayer]) -> Iterator[list[tuple[LinearLayer, Tensor, Tensor]]]:
-    """Collect (layer, input, output) of every call of `layers`."""
-    calls: list[tuple[LinearLayer, Tensor, Tensor]] = []
+def _recorded(layers: Sequence[LinearLayer]) -> Iterator[list[_Call]]:
+    """Collect every call of `layers`, with what they give before any other hook changes it."""
+    calls: list[_Call] = []
 
-    def keep(layer: LinearLayer) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        return lambda _, inputs, output: calls.append((layer, inputs[0], output))
+    def keep(layer: LinearLayer) -> Callable[[nn.Module, tuple[Tensor, ...], dict[str, Tensor], Tensor], None]:
+        return lambda _, args, named, output: calls.append(_Call(layer, args[0] if args else named["input"], output))
 
-    handles = [layer.module.register_forward_hook(keep(layer)) for layer in layers]
+    handles = [layer.module.register_forward_hook(keep(layer), prepend=True, with_kwargs=True) for layer in layers]
     try:
         yield calls
     finally:
@@ -239,7 +287,7 @@ def _recorded(layers: Sequence[LinearLayer]) -> Iterator[list[tuple[LinearLayer,
 
 def bound_with_slope(system: System, action: Tensor) -> tuple[Tensor, Tensor | None]:
     """The bounded actions, and the slope of the bound, (N, m), None where there is no bound."""
-    if system.max_action is None:
+    if not system.has_bounds:
         return action, None
     with torch.enable_grad():
         leaf = action.detach().requires_grad_()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bptt_envs import System
-from bptt_trainers.controllers import left_as_it_was
+from bptt_trainers.directions.snapshot import left_as_it_was
 from bptt_trainers.rollout import check_actions
 from bptt_trainers.rules import Directions, Feedback
 
@@ -59,7 +59,7 @@ class AutogradEngine:
             seen = state if feedback.controller else state.detach()
             action = self.controller(system.observe(seen))
             if t == 0:
-                check_actions(system, action, initial_states.shape[0])
+                check_actions(system, action, initial_states)
             action = system.bound(action)
             next_state = system.step(state if feedback.physics else state.detach(), action)
             total = total + system.running_cost(state, action, next_state)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import io
-import json
 import random
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -19,6 +17,7 @@ import torch
 from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecNormalize
@@ -31,7 +30,10 @@ from bptt_envs.registration import ENTRIES, system_class
 from bptt_envs.settings import Count, Seed, among, read
 from bptt_trainers.curve import Curve, CurvePoint, curve_to_csv, read_curve
 from bptt_trainers.presets import PRESETS, Preset, preset
-from bptt_trainers.records.files import RunFolderError, write_atomic
+from bptt_trainers.records.checkpoints import packed, unpacked
+from bptt_trainers.records.claim import Claim, in_words, locked, same
+from bptt_trainers.records.files import RunFolderError, exists, read_bytes, understanding, write_atomic
+from bptt_trainers.records.plain import objects_in, plain
 from bptt_trainers.rl_view import RLView
 from bptt_trainers.rollout import Trajectory, losses, rollout
 from bptt_trainers.sb3_env import SB3VecEnv
@@ -185,16 +187,22 @@ def train_baseline(config: BaselineConfig, folder: Path | None = None, progress:
         progress: whether to show a bar.
 
     Raises:
-        RunFolderError: if the folder holds a run of another configuration, or cannot be written.
+        RunFolderError: if the folder holds a run of another configuration, is in use, or cannot be written.
     """
     checks.instance("config", config, BaselineConfig, "a BaselineConfig")
-    if folder is not None:
-        folder = checks.path("folder", folder)
-        _begin(folder, config)
-        if (folder / "curve.csv").exists():  # written last
-            return load_baseline(folder)
+    folder = None if folder is None else checks.path("folder", folder)
+    with nullcontext() if folder is None else locked(folder):
+        if folder is not None:
+            _claim(folder).take(_describe(config))
+            if exists(folder / "curve.csv"):  # written last
+                return _load(folder, config)
+        return _train(config, folder, progress)
+
+
+def _train(config: BaselineConfig, folder: Path | None, progress: bool) -> BaselineRun:
     with _random_numbers_kept():
         model, normalize = _build(config)
+        model.set_logger(Logger(folder=None, output_formats=[]))  # its own would make a temporary folder
         evaluation = _Evaluation(config, normalize, progress)
         try:
             model.learn(config.steps, callback=evaluation)
@@ -202,10 +210,9 @@ def train_baseline(config: BaselineConfig, folder: Path | None = None, progress:
             evaluation.bar.close()
     controller = _controller(model, normalize)
     if folder is not None:
-        data = io.BytesIO()
         mean, var = map(torch.from_numpy, (controller.mean, controller.var))
-        torch.save({"policy": model.policy.state_dict(), "mean": mean, "var": var}, data)
-        write_atomic(folder / "policy.pt", data.getvalue())
+        data, _ = packed({"policy": model.policy.state_dict(), "mean": mean, "var": var}, str(folder))
+        write_atomic(folder / "policy.pt", data)
         write_atomic(folder / "curve.csv", curve_to_csv(evaluation.curve).encode())
     return BaselineRun(config, controller, evaluation.curve)
 
@@ -217,21 +224,42 @@ def load_baseline(folder: Path) -> BaselineRun:
         RunFolderError: if there is no finished run, or it cannot be read.
     """
     folder = checks.path("folder", folder)
-    stored = _read_config(folder)
+    with understanding(folder / "config.json"):
+        stored = _claim(folder).read()
+        objects = objects_in(stored["env_options"])
+        if objects:
+            raise RunFolderError(
+                f"{folder} was trained with {', '.join(objects)} among the options of its environment, which no file "
+                "holds; call train_baseline with the same configuration."
+            )
+        config = BaselineConfig(**{name: stored[name] for name in _SETTINGS})
+    return _load(folder, config)
+
+
+def _load(folder: Path, config: BaselineConfig) -> BaselineRun:
     try:
-        checkpoint = torch.load(folder / "policy.pt", weights_only=True, map_location="cpu")
+        data = read_bytes(folder / "policy.pt")
     except FileNotFoundError as error:
         raise RunFolderError(f"{folder} holds no finished run: it has no policy.pt.") from error
+    try:
+        checkpoint = unpacked(data)
     except Exception as error:  # torch raises many kinds for a damaged or a hostile file
         raise RunFolderError(
             f"cannot read {folder / 'policy.pt'}: it is damaged, or no policy of this program."
         ) from error
-    config = BaselineConfig(**{name: stored[name] for name in _SETTINGS})
-    with _random_numbers_kept():
-        model, _ = _build(config)
-    model.policy.load_state_dict(checkpoint["policy"])
-    controller = BaselineController(model.policy, checkpoint["mean"].numpy(), checkpoint["var"].numpy())
-    return BaselineRun(config, controller, read_curve(folder / "curve.csv"))
+    curve = read_curve(folder / "curve.csv")
+    with understanding(folder / "policy.pt"):
+        weights, mean, var = (checkpoint[name] for name in ("policy", "mean", "var"))
+        widest = max(size for tensor in weights.values() for size in tensor.shape)
+        if max(config.preset()["hidden"], default=1) > widest:
+            raise ValueError("config.json has wider layers")
+        with _random_numbers_kept():
+            policy = _policy(config)
+        policy.load_state_dict(weights)
+        if not mean.shape == var.shape == RLView(config.judged_system()).observation_shape:
+            raise ValueError(f"its normalisation is of shapes {tuple(mean.shape)}, {tuple(var.shape)}")
+        controller = BaselineController(policy, mean.numpy(), var.numpy())
+    return BaselineRun(config, controller, curve)
 
 
 class _Evaluation(BaseCallback):
@@ -302,21 +330,37 @@ def _build(config: BaselineConfig) -> tuple[BaseAlgorithm, VecNormalize]:
         clip_obs=BaselineController.CLIP,
         epsilon=BaselineController.EPSILON,
     )
-    first, last = settings["learning_rate"], settings["final_learning_rate"]
-
-    def learning_rate(remaining: float) -> float:
-        return float(last + (first - last) * remaining)
-
     model = ALGORITHMS[config.method](
         "MlpPolicy",
         normalize,
-        learning_rate=learning_rate,
-        policy_kwargs={"net_arch": list(settings["hidden"]), "activation_fn": ACTIVATIONS[settings["activation"]]},
+        learning_rate=_learning_rate(settings),
+        policy_kwargs=_policy_settings(settings),
         seed=stream_seed(TRAINING, config.seed) % 2**31,
         device="cpu",
         **{name: value for name, value in settings.items() if name not in _OWN},
     )
     return model, normalize
+
+
+def _policy(config: BaselineConfig) -> BasePolicy:
+    """The policy of `_build` without what trains it."""
+    settings = config.preset()
+    env = SB3VecEnv(config.judged_system(), 1)
+    kind = ALGORITHMS[config.method].policy_aliases["MlpPolicy"]
+    return kind(env.observation_space, env.action_space, _learning_rate(settings), **_policy_settings(settings))
+
+
+def _policy_settings(settings: Preset) -> dict[str, Any]:
+    return {"net_arch": list(settings["hidden"]), "activation_fn": ACTIVATIONS[settings["activation"]]}
+
+
+def _learning_rate(settings: Preset) -> Callable[[float], float]:
+    first, last = settings["learning_rate"], settings["final_learning_rate"]
+
+    def learning_rate(remaining: float) -> float:
+        return float(last + (first - last) * remaining)
+
+    return learning_rate
 
 
 def _controller(model: BaseAlgorithm, normalize: VecNormalize) -> BaselineController:
@@ -333,39 +377,16 @@ _SETTINGS = tuple(BaselineConfig.__dataclass_fields__)
 
 def _describe(config: BaselineConfig) -> dict[str, Any]:
     versions = {module.__name__: module.__version__ for module in (bptt_envs, stable_baselines3, torch)}
-    described = {name: getattr(config, name) for name in _SETTINGS}
-    described |= {"preset": config.preset(), "versions": versions}
-    plain: dict[str, Any] = json.loads(json.dumps(described))
-    return plain
+    settings = {name: getattr(config, name) for name in _SETTINGS}
+    described: dict[str, Any] = plain(settings | {"preset": config.preset(), "versions": versions})
+    return described
 
 
-def _begin(folder: Path, config: BaselineConfig) -> None:
-    wanted = _describe(config)
-    if (folder / "config.json").exists():
-        stored = _read_config(folder)
-        parts = (*_SETTINGS[:-1], "preset")  # the overrides are in the preset
-        different = [
-            f"{name}: {stored.get(name)!r} in the folder, {wanted[name]!r} asked for"
-            for name in parts
-            if stored.get(name) != wanted[name]
-        ]
-        if different:
-            raise RunFolderError(
-                f"{folder} holds a run of another configuration; use another folder or the same settings:\n  "
-                + "\n  ".join(different)
-            )
-        return
-    if folder.is_dir() and any(folder.iterdir()):
-        raise RunFolderError(f"{folder} holds other files and no run; use a new or empty folder.")
-    write_atomic(folder / "config.json", (json.dumps(wanted, indent=2) + "\n").encode())
+def _claim(folder: Path) -> Claim:
+    """config.json of a run of reinforcement learning; that of another configuration differs in one of these."""
 
+    def differences(stored: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+        named = (*_SETTINGS[:-1], "preset")  # the overrides are in the preset
+        return [in_words(n, stored.get(n), wanted[n]) for n in named if not same(stored.get(n), wanted[n])]
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    try:
-        config: dict[str, Any] = json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise RunFolderError(f"{folder} is not a run folder: it has no config.json.") from error
-    except (OSError, ValueError) as error:
-        raise RunFolderError(f"cannot read {path}: {error}.") from error
-    return config
+    return Claim(folder / "config.json", "run", differences)

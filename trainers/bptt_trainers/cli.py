@@ -1,13 +1,13 @@
 """The command `bptt`: which commands there are, and how they end.
 
-Exit codes: 0 done, 1 failed, 2 misused, 130 stopped by Ctrl-C. Errors go to stderr, in words.
+Exit codes: 0 done, 1 failed, 2 misused, 130 stopped by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP. Errors go to stderr, in
+words.
 """
 
 from __future__ import annotations
 
 import importlib
 import inspect
-import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -19,9 +19,14 @@ from gymnasium.error import DependencyNotInstalled
 import bptt_envs
 from bptt_envs.checks import nearest
 from bptt_envs.program import CompilerError
-from bptt_trainers.commands.exits import Interrupted, Misuse
+from bptt_trainers.commands.exits import Interrupted, Misuse, checking_arguments
+from bptt_trainers.commands.shell import Ended, ended_in_order, safe_output, wide_enough
 from bptt_trainers.records.files import RunFolderError
 from bptt_trainers.trainer import NonFiniteError
+from bptt_trainers.user_code import raised_by_user, told
+
+IN_WORDS = (RunFolderError, NonFiniteError, CompilerError, DependencyNotInstalled, OSError)
+"""Errors whose message says all that a user needs."""
 
 
 class Command(Protocol):
@@ -63,12 +68,21 @@ commands:
 {commands}
 
 bptt COMMAND --help shows the options of a command, bptt --version the version.
-Exit codes: 0 done, 1 failed, 2 misused, 130 stopped by Ctrl-C."""
+Exit codes: 0 done, 1 failed, 2 misused, 130 stopped by Ctrl-C, 143 by SIGTERM."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command in `argv`, by default that of the process; return the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    with safe_output() as output, ended_in_order() as ended:
+        code = _main(arguments, ended)
+        sys.stdout.flush()
+        if output is not None and output.lost is not None:
+            return _end("bptt", f"cannot write the standard output: {output.lost.strerror}.", code or 1)
+    return code
+
+
+def _main(arguments: list[str], ended: Ended) -> int:
     if arguments[:1] == ["help"]:
         arguments = [*arguments[1:2], "--help"]
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -81,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         hint = nearest(name, COMMANDS)
         return _end("bptt", f"unknown command {name!r}.{hint} The commands: {', '.join(COMMANDS)}.", 2)
-    return _run(name, rest)
+    return _run(name, rest, ended)
 
 
 def read_command(name: str, arguments: Sequence[str]) -> Command:
@@ -95,31 +109,29 @@ def read_command(name: str, arguments: Sequence[str]) -> Command:
     command: type[Command] = getattr(importlib.import_module(module), class_name)
     if not {"-h", "--help"}.isdisjoint(arguments):  # printed here, as tyro would join the lines and not wrap them
         print(inspect.getdoc(command), end="\n\n")
-    try:
+    with checking_arguments(), wide_enough():
         return tyro.cli(command, prog=f"bptt {name}", description="", args=arguments)
-    except ValueError as error:
-        raise Misuse(str(error)) from error
 
 
-def _run(name: str, arguments: list[str]) -> int:
+def _run(name: str, arguments: list[str], ended: Ended) -> int:
     program = f"bptt {name}"
     try:
         read_command(name, arguments).run()
-        sys.stdout.flush()
-    except SystemExit as done:  # from tyro: --help, or a message about an option
-        return done.code if isinstance(done.code, int) else 1
     except Misuse as error:
         return _end(program, f"{error}\nFor help: {program} --help", 2)
     except Interrupted as error:
         again = shlex.join(["bptt", name, *arguments])
-        return _end(program, f"{error}; to go on:\n  {error.resume or again}", 130)
+        return _end(program, f"{error}; to go on:\n  {error.resume or again}", ended.exit_code)
     except KeyboardInterrupt:
-        return _end(program, "stopped", 130)
-    except BrokenPipeError:  # the reader, such as head, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except (RunFolderError, NonFiniteError, CompilerError, DependencyNotInstalled, OSError) as error:
-        return _end(program, str(error), 1)
+        return _end(program, "stopped", ended.exit_code)
+    except (Exception, SystemExit) as error:
+        if raised_by_user(error):
+            return _end(program, told(error), 1)
+        if isinstance(error, SystemExit):  # from tyro: --help, or a message about an option
+            return error.code if isinstance(error.code, int) else 1
+        if isinstance(error, IN_WORDS):
+            return _end(program, str(error), 1)
+        raise
     return 0
 
 

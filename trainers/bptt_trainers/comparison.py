@@ -20,10 +20,13 @@ from bptt_trainers.config import TrainConfig
 from bptt_trainers.curve import Curve, curve_to_csv, read_curve
 from bptt_trainers.ensemble import SHARED, CannotStackError, Ensemble
 from bptt_trainers.figures.comparison import curves_figure
-from bptt_trainers.figures.style import save_figure
+from bptt_trainers.figures.style import plain_text, save_figure
 from bptt_trainers.methods import BPTT, METHODS, Budget, learning_curve
-from bptt_trainers.records.files import RunFolderError, write_atomic
+from bptt_trainers.records.claim import Claim, in_words, locked, same
+from bptt_trainers.records.files import exists, understanding, write_atomic
+from bptt_trainers.records.plain import plain
 from bptt_trainers.threads import threads
+from bptt_trainers.user_code import imported_id
 
 # Settings that do not change a run: a comparison may be continued with others.
 CHANGEABLE = ("methods", "seeds", "losses", "together")
@@ -42,7 +45,7 @@ class ComparisonConfig:
     """
 
     env: str = "DiffCartPole-v0"
-    """Environment id."""
+    """Environment id, or MODULE:ID to import first the module that registers it."""
 
     env_options: Annotated[Mapping[str, Any], Suppress] = field(default_factory=dict)
     """Options of the environment, the same for every method; its objective is that which all are judged by."""
@@ -81,6 +84,7 @@ class ComparisonConfig:
 
     def __post_init__(self) -> None:
         read(self)
+        object.__setattr__(self, "env", imported_id(self.env))
         system_class(self.env).check_options(dict(self.env_options), self.env)
         each_once("methods", self.methods)
         each_once("seeds", self.seeds)
@@ -127,19 +131,19 @@ def compare(config: ComparisonConfig, progress: bool = True) -> Comparison:
         progress: whether to show bars.
 
     Raises:
-        RunFolderError: if the folder holds a comparison of another configuration, or cannot be written.
+        RunFolderError: if the folder holds a comparison of another configuration, is in use, or cannot be written.
     """
-    _begin(config)
     curves: dict[tuple[str, int], Curve] = {}
-    with threads(config.threads):
+    with locked(config.out), threads(config.threads):
+        _begin(config)
         if config.together:
             _train_together(config, progress)
         for seed in config.seeds:  # the outer loop, so that a comparison cut short has all methods
             for method in config.methods:
                 curves[method, seed] = _run(config, method, seed, progress)
-    ordered = {(m, s): curves[m, s] for m in config.methods for s in config.seeds}
-    runs = tuple(summarize(m, s, curve, config.losses) for (m, s), curve in ordered.items())
-    return _write(config, ordered, runs)
+        ordered = {(m, s): curves[m, s] for m in config.methods for s in config.seeds}
+        runs = tuple(summarize(m, s, curve, config.losses) for (m, s), curve in ordered.items())
+        return _write(config, ordered, runs)
 
 
 def member_folder(out: Path, method: str, seed: int) -> Path:
@@ -155,7 +159,7 @@ def _train_together(config: ComparisonConfig, progress: bool) -> None:
         if isinstance(rule, BPTT):
             for seed in config.seeds:
                 folder = member_folder(config.out, method, seed)
-                if not (folder / FINISHED).exists():
+                if not exists(folder / FINISHED):
                     training = rule.config(config.budget, config.overrides.get(method, {}), seed=seed, out=folder)
                     shared = tuple(getattr(training, name) for name in SHARED)
                     groups.setdefault(shared, []).append((method, folder, training))
@@ -174,7 +178,7 @@ def _train_together(config: ComparisonConfig, progress: bool) -> None:
 def _run(config: ComparisonConfig, method: str, seed: int, progress: bool) -> Curve:
     folder = member_folder(config.out, method, seed)
     finished = folder / FINISHED
-    if finished.exists():
+    if exists(finished):
         return read_curve(finished)
     title = f"{method} seed {seed}" if progress else None
     curve = METHODS[method].run(config.budget, config.overrides.get(method, {}), seed, folder, title)
@@ -196,7 +200,7 @@ def _write(
     write_atomic(config.out / "runs.csv", to_csv(run_rows(runs)).encode())
     write_atomic(config.out / "methods.csv", to_csv(rows).encode())
     write_atomic(config.out / "methods.md", table.encode())
-    save_figure(curves_figure(curves, _title(config)), config.out / "curves.png")
+    save_figure(curves_figure(curves, plain_text(_title(config))), config.out / "curves.png")
     return Comparison(config.out, curves, runs, table)
 
 
@@ -208,34 +212,26 @@ def _title(config: ComparisonConfig) -> str:
 
 def _begin(config: ComparisonConfig) -> None:
     """Claim the folder, or check that what is there belongs to the same comparison."""
-    path = config.out / "comparison.json"
-    wanted: dict[str, Any] = {
-        one.name: getattr(config, one.name) for one in fields(config) if one.name not in ("out", "overrides")
-    }
-    wanted = json.loads(json.dumps(wanted | {"settings": config.settings()}, default=dict))
-    if path.exists():
-        try:
-            stored = json.loads(path.read_text())
-        except (OSError, ValueError) as error:
-            raise RunFolderError(f"cannot read {path}: {error}.") from error
-        different = _differences(stored, wanted)
-        if different:
-            raise RunFolderError(
-                f"{config.out} holds a comparison of another configuration; use another folder or the same settings:"
-                "\n  " + "\n  ".join(different)
-            )
+    named = {one.name: getattr(config, one.name) for one in fields(config) if one.name not in ("out", "overrides")}
+    wanted = plain(named | {"settings": config.settings()})
+    claim = Claim(config.out / "comparison.json", "comparison", _differences)
+    stored = claim.check(wanted)
+    if stored is not None:
         wanted["settings"] = stored["settings"] | wanted["settings"]  # methods left out now may come back
-    elif config.out.is_dir() and any(config.out.iterdir()):
-        raise RunFolderError(f"{config.out} holds other files and no comparison; use a new or empty folder.")
-    write_atomic(path, (json.dumps(wanted, indent=2) + "\n").encode())
+    claim.take(wanted)
 
 
-def _differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    pairs = [(name, stored.get(name), value) for name, value in wanted.items() if name not in (*CHANGEABLE, "settings")]
-    for method, settings in wanted["settings"].items():
-        before = stored.get("settings", {}).get(method)
-        if before is not None:
-            defaults = DEFAULTS if isinstance(METHODS[method], BPTT) else {}
-            names = dict.fromkeys([*before, *settings])
-            pairs += [(f"{method} {name}", before.get(name, defaults.get(name)), settings.get(name)) for name in names]
-    return [f"{name}: {old!r} in the folder, {new!r} asked for" for name, old, new in pairs if old != new]
+def _differences(stored: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    with understanding(Path("comparison.json")):
+        before_of = dict(stored["settings"])
+        pairs = [(name, stored.get(name), value) for name, value in wanted.items() if name not in _APART]
+        for method, settings in wanted["settings"].items():
+            before = before_of.get(method)
+            if before is not None:
+                defaults = DEFAULTS if isinstance(METHODS.get(method), BPTT) else {}
+                names = dict.fromkeys([*before, *settings])
+                pairs += [(f"{method} {n}", before.get(n, defaults.get(n)), settings.get(n)) for n in names]
+    return [in_words(name, old, new) for name, old, new in pairs if not same(old, new)]
+
+
+_APART = (*CHANGEABLE, "settings")

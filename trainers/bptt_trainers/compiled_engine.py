@@ -30,13 +30,19 @@ class CompiledEngine:
     over after whole programs runs step by step.
 
     Args:
-        engine: what to compile.
+        engine: what to compile. The programs hold what it, its controller and its system are at that time, but for
+            the values of parameters and buffers; `ChosenEngine` makes another engine when that changes.
+
+    Attributes:
+        uncompiled: the engine.
+        deviation: as that of `AdjointEngine`.
     """
 
     name = "adjoint"
 
     def __init__(self, engine: AdjointEngine) -> None:
-        self._engine = engine
+        self.uncompiled = engine
+        self.deviation: Tensor
         self._programs: dict[object, Program] = {}
 
     def __call__(self, initial_states: Tensor, passes: Sequence[Feedback]) -> tuple[Tensor, dict[Feedback, Directions]]:
@@ -50,18 +56,18 @@ class CompiledEngine:
             CompilerError: if the programs cannot be compiled.
         """
         trajectory = self.rollout(initial_states)
-        return losses(self._engine.system, trajectory), self.backward(trajectory, passes)
+        return losses(self.uncompiled.system, trajectory), self.backward(trajectory, passes)
 
     @torch.no_grad()
     def rollout(self, initial_states: Tensor) -> Trajectory:
         """Run one episode from each of `initial_states`, (B, *state_shape)."""
-        horizon = self._engine.system.horizon
+        horizon = self.uncompiled.system.horizon
         length = _length(horizon, STEPS_THERE)
         initial_states = initial_states.contiguous()
-        tensors = _tensors(self._engine.controller).values()
+        tensors = _tensors(self.uncompiled.controller).values()
         program = self._program(
             ("there", length, *_kind(initial_states)),
-            _There(self._engine, length),
+            _There(self.uncompiled, length),
             [initial_states],
         )
         states, actions = [initial_states.unsqueeze(0)], []
@@ -70,7 +76,7 @@ class CompiledEngine:
             states.append(some_states)
             actions.append(some_actions)
         if horizon % length:
-            rest = rollout(self._engine.system, self._engine.controller, states[-1][-1], horizon % length)
+            rest = rollout(self.uncompiled.system, self.uncompiled.controller, states[-1][-1], horizon % length)
             states.append(rest.states[1:])
             actions.append(rest.actions)
         return Trajectory(torch.cat(states), torch.cat(actions))
@@ -78,7 +84,7 @@ class CompiledEngine:
     @torch.no_grad()
     def backward(self, trajectory: Trajectory, passes: Sequence[Feedback]) -> dict[Feedback, Directions]:
         """The directions of every pass for the mean loss of a trajectory of this controller."""
-        engine, horizon = self._engine, self._engine.system.horizon
+        engine, horizon = self.uncompiled, self.uncompiled.system.horizon
         batch = trajectory.actions.shape[1]
         half_segment = engine.segment_steps(batch, len(passes)) // 2
         by_slopes = SLOPE_NUMBERS_BACK // (engine.system.slope_numbers * batch)
@@ -87,9 +93,13 @@ class CompiledEngine:
         tensors = _tensors(engine.controller).values()
         rest = horizon % length
         products: list[Tensor] = []
+        deviations: list[Tensor] = []
         if rest:
-            sweep, by_name = engine.segment(trajectory.states[-rest - 1 :], trajectory.actions[-rest:], adjoint, passes)
+            sweep, by_name, deviation = engine.segment(
+                trajectory.states[-rest - 1 :], trajectory.actions[-rest:], adjoint, passes
+            )
             adjoint, products = sweep.start.contiguous(), [by_name[name] for name in engine.names]
+            deviations.append(deviation)
         program = self._program(
             ("back", length, tuple(passes), *_kind(adjoint)),
             _Back(engine, passes),
@@ -97,13 +107,16 @@ class CompiledEngine:
         )
         for start in range(horizon - rest - length, -1, -length):
             states, actions = trajectory.states[start : start + length + 1], trajectory.actions[start : start + length]
-            adjoint, *more = program(states, actions, adjoint, *tensors)
+            adjoint, deviation, *more = program(states, actions, adjoint, *tensors)
+            deviations.append(deviation)
             products = [one + other for one, other in zip(products, more, strict=True)] if products else more
-        return by_pass(dict(zip(engine.names, products, strict=True)), passes)
+        self.deviation = torch.stack(deviations).amax()
+        parameters = dict(engine.controller.named_parameters())
+        return by_pass(dict(zip(engine.names, products, strict=True)), passes, parameters)
 
     def _program(self, key: object, module: _Recorded, inputs: Sequence[Tensor]) -> Program:
         if key not in self._programs:
-            self._programs[key] = Program(module.function(), [*inputs, *_tensors(self._engine.controller).values()])
+            self._programs[key] = Program(module.function(), [*inputs, *_tensors(self.uncompiled.controller).values()])
         return self._programs[key]
 
 
@@ -145,15 +158,15 @@ class _There(_Recorded):
 
 
 class _Back(_Recorded):
-    """A segment: states, actions and the adjoint at its end -> the adjoint at its start, the products by name."""
+    """A segment: states, actions, the adjoint at its end -> that at its start, the deviation, the products by name."""
 
     def __init__(self, engine: AdjointEngine, passes: Sequence[Feedback]) -> None:
         super().__init__(engine)
         self.passes = tuple(passes)
 
     def forward(self, states: Tensor, actions: Tensor, adjoint: Tensor) -> Tensors:
-        sweep, products = self.engine.segment(states, actions, adjoint, self.passes)
-        return sweep.start, *(products[name] for name in self.engine.names)
+        sweep, products, deviation = self.engine.segment(states, actions, adjoint, self.passes)
+        return sweep.start, deviation, *(products[name] for name in self.engine.names)
 
 
 def _tensors(controller: nn.Module) -> dict[str, Tensor]:

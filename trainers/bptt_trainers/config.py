@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from bptt_envs.checks import shown
 from bptt_envs.settings import By, Count, Decay, NotNegative, Positive, Seed, among, read
 from bptt_trainers.default_controllers import ControllerName
-from bptt_trainers.gradient import EngineName
+from bptt_trainers.directions.chosen_engine import EngineName
 from bptt_trainers.networks import widths
 from bptt_trainers.rules import RULES, Combine
 

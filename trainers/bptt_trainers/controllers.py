@@ -1,15 +1,16 @@
-"""What a controller is: a torch module from observations to actions, with `predict`; how one is run and left."""
+"""What a controller is: a torch module from observations to actions, with `predict`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import nn
 
 from bptt_envs.checks import real_array, shape, shown
+from bptt_envs.surroundings import own_surroundings
+from bptt_trainers.directions.snapshot import evaluating
 
 
 class Controller(nn.Module):
@@ -38,7 +39,9 @@ class Controller(nn.Module):
         episode_start: np.ndarray | None = None,
         deterministic: bool = True,
     ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
-        """Actions for observations, with the signature of stable-baselines3's policies.
+        """Actions for observations, in eval mode, with the signature of stable-baselines3's policies.
+
+        The controller is left as it was.
 
         Args:
             observation: (*observation_shape) or (N, *observation_shape).
@@ -60,39 +63,7 @@ class Controller(nn.Module):
             what = shown(observation) if got is None else got
             raise ValueError(f"observation must be numbers of shape ({expected}) or (N, {expected}); got {what}.")
         parameter = next(self.parameters())
-        batch = torch.as_tensor(array, dtype=parameter.dtype, device=parameter.device)
-        with torch.no_grad():
+        with own_surroundings(parameter.dtype, parameter.device), torch.no_grad(), evaluating(self):
+            batch = torch.as_tensor(array, dtype=parameter.dtype, device=parameter.device)
             actions: np.ndarray = self(batch.unsqueeze(0) if single else batch).cpu().numpy()
         return (actions[0] if single else actions), state
-
-
-@contextmanager
-def forked_rng(module: nn.Module) -> Iterator[None]:
-    """Undo, at the end, what is drawn of torch's random numbers on the CPU and on the module's devices."""
-    devices = {p.device for p in module.parameters() if p.device.type == "cuda"}
-    with torch.random.fork_rng(devices):
-        yield
-
-
-@contextmanager
-def left_as_it_was(controller: nn.Module) -> Iterator[None]:
-    """Undo, at the end, what running a controller does to torch's random numbers and to the module's buffers."""
-    buffers = [(buffer, buffer.clone()) for buffer in controller.buffers()]
-    with forked_rng(controller):
-        yield
-    with torch.no_grad():
-        for buffer, before in buffers:
-            buffer.copy_(before)
-
-
-@contextmanager
-def evaluating(controller: nn.Module) -> Iterator[None]:
-    """Put a controller into eval mode, without dropout and the like, and leave it as it was."""
-    training = [(part, part.training) for part in controller.modules()]
-    controller.eval()
-    try:
-        with left_as_it_was(controller):
-            yield
-    finally:
-        for part, mode in training:
-            part.training = mode

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
-from bptt_trainers.records.files import RunFolderError
+from bptt_trainers.records.files import RunFolderError, read_text
 
 
 @dataclass(frozen=True)
@@ -43,15 +43,20 @@ def read_curve(path: Path) -> list[CurvePoint]:
     """Read a curve; the file may have more columns, as a run's metrics.csv has.
 
     Raises:
-        RunFolderError: if it cannot be read or lacks a column.
+        RunFolderError: if it cannot be read, lacks a column or holds no evaluation.
     """
     try:
-        with path.open(newline="") as file:
-            return [
-                CurvePoint(int(row["simulator_steps"]), float(row["seconds"]), float(row["test_loss"]))
-                for row in csv.DictReader(file)
-            ]
+        curve = [
+            CurvePoint(int(row["simulator_steps"]), float(row["seconds"]), float(row["test_loss"]))
+            for row in csv.DictReader(read_text(path).splitlines())
+        ]
     except KeyError as error:
-        raise RunFolderError(f"cannot read {path}: it has no column {error}.") from error
-    except (OSError, ValueError, TypeError) as error:
-        raise RunFolderError(f"cannot read {path}: {error}.") from error
+        raise RunFolderError(f"cannot read {path}: it has no column {error}. {_REMEDY}") from error
+    except (FileNotFoundError, ValueError, TypeError, csv.Error) as error:
+        raise RunFolderError(f"cannot read {path}: {error}. {_REMEDY}") from error
+    if not curve:
+        raise RunFolderError(f"{path} holds no evaluation. {_REMEDY}")
+    return curve
+
+
+_REMEDY = "Deleted, it is made anew."

@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 import torch
 
 from bptt_envs import System, checks
+from bptt_envs.surroundings import own_surroundings
 from bptt_envs.systems import QuantumControl
 from bptt_trainers.controllers import Controller
 from bptt_trainers.networks import MLP, ConvNet
@@ -25,7 +26,7 @@ CONTROLLER_NAMES = get_args(ControllerName)
 def default_controller(
     system: System, seed: int = 0, hidden: Sequence[int] | None = None, kind: ControllerName = "default"
 ) -> Controller:
-    """The paper's controller for `system`: an MLP 100-100, for quantum control a ConvNet 60-60.
+    """The paper's controller for `system`, in float32 on the CPU: an MLP 100-100, for quantum control a ConvNet 60-60.
 
     Args:
         system: whose observations it takes and whose actions it gives.
@@ -45,5 +46,6 @@ def default_controller(
     else:
         name = kind
     given: dict[str, Any] = {} if hidden is None else {"hidden": hidden}
-    generator = torch.Generator().manual_seed(checks.seed("seed", seed))
-    return CONTROLLERS[name](system.observation_shape, system.action_shape, generator=generator, **given)
+    with own_surroundings():
+        generator = torch.Generator().manual_seed(checks.seed("seed", seed))
+        return CONTROLLERS[name](system.observation_shape, system.action_shape, generator=generator, **given)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+import warnings
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
@@ -15,13 +16,19 @@ import torch
 from torch import Tensor, nn
 
 from bptt_envs import checks
+from bptt_envs.fingerprint import Token, fingerprint
 from bptt_envs.settings import Positive, Seed, read_value
+from bptt_trainers.adjoint_engine import NotServedError
 from bptt_trainers.callbacks import Callback
 from bptt_trainers.config import Clip, RuleName, TrainConfig
+from bptt_trainers.directions.agreement import tolerance
+from bptt_trainers.directions.chosen_engine import remember
+from bptt_trainers.directions.parameter_hooks import after_hooks, hooked
+from bptt_trainers.directions.surroundings import computing
 from bptt_trainers.gradient import policy_gradient, stacked_engine
 from bptt_trainers.metrics import EpochMetrics
 from bptt_trainers.queries import DirectionQuery, LossQuery, Query, answer_comparisons, answer_directions, flattened
-from bptt_trainers.rules import MODIFIED, REGULAR, STOPPED
+from bptt_trainers.rules import MODIFIED, REGULAR, STOPPED, Feedback
 from bptt_trainers.run_folder import Checkpoint
 from bptt_trainers.stacked import StackedEngine
 from bptt_trainers.trainer import NonFiniteError, Trainer
@@ -45,6 +52,10 @@ class Ensemble:
     Every member is a `Trainer` with its own controller, optimizer, settings and run folder. Only what the members
     ask of the engine is computed together, with the controllers stacked. So a member's numbers are those that it
     has alone, but for rounding, and its folder is that of a single run: either can go on where the other stopped.
+
+    Members are stacked as long as their controllers are alike but for the values of their parameters: after a change,
+    by a callback for instance, those that are alike are computed together, and those that cannot be stacked any more
+    one by one.
 
     A member whose numbers are not finite, one that a callback ends and one that has its epochs drop out; the others
     go on.
@@ -85,9 +96,10 @@ class Ensemble:
             Trainer(env, module, config, callbacks) for module, config in zip(modules, configs, strict=True)
         ]
         self.errors: dict[int, NonFiniteError] = {}
-        self._engines: dict[tuple[type[Query], int], StackedEngine] = {}
-        self._check_alike()
-        self._check_stacked()
+        self._engines: dict[tuple[type[Query], int, Token], StackedEngine | None] = {}
+        with computing(self.members[0].train_states):
+            self._check_alike()
+            self._check_stacked()
 
     def fit(self) -> list[list[EpochMetrics]]:
         """Train until every member has its epochs or has dropped out, continuing what the run folders hold.
@@ -115,8 +127,8 @@ class Ensemble:
             while under_way:
                 # Who is done with its epoch waits for the others: then all are judged in one call
                 due = [run for run in under_way if isinstance(run.query, DirectionQuery)] or under_way
-                for group in _by_shape(due):
-                    self._answer(group)
+                for key, group in _alike(due):
+                    self._answer(key, group)
                 ended = {run.index for run in due if not self._advance(run)}
                 under_way = [run for run in under_way if run.index not in ended]
         for i, member in enumerate(self.members):
@@ -139,27 +151,52 @@ class Ensemble:
             run.random_state = run.trainer.random_state()
         return True
 
-    def _answer(self, group: Sequence[_Run]) -> None:
-        """Answer queries of one kind whose states have one shape."""
+    def _answer(self, key: Token, group: Sequence[_Run]) -> None:
+        """Answer queries of one kind whose states have one shape, of members that are alike, together if possible."""
         begin = time.perf_counter()
         queries = [run.query for run in group if isinstance(run.query, DirectionQuery)]
-        filled = [*group, *[group[-1]] * (self._room(len(group)) - len(group) if queries else 0)]
-        engine = self._engine(type(group[0].query), len(filled))
-        parameters = _stacked([run.trainer for run in filled])
-        states = torch.stack([run.query.states for run in filled])
-        if not queries:
-            system = self.members[0].system
-            some = max(1, TRAJECTORY_NUMBERS // (len(group) * (system.horizon + 1) * system.state_size))
-            losses = torch.cat([engine.losses(parameters, part) for part in states.split(some, dim=1)], dim=1)
-            for run, loss in zip(group, losses.mean(1).tolist(), strict=True):
-                run.query.loss = loss
-            return
+        members = [run.trainer for run in group]
+        filled = [*members, *[members[-1]] * (self._room(len(group)) - len(group) if queries else 0)]
+        engine = self._engine(type(group[0].query), key, filled)
+        try:
+            if engine is None:
+                raise NotServedError("the members cannot be stacked")
+            if queries:
+                self._answer_directions(engine, queries, filled, begin)
+            else:
+                self._answer_losses(engine, group)
+        except NotServedError:
+            self._engines[type(group[0].query), len(filled), key] = None
+            for run in group:
+                self._alone(run)
+
+    def _alone(self, run: _Run) -> None:
+        """Let a member's own engine answer, with the member's random numbers."""
+        if run.random_state is not None:
+            run.trainer.set_random_state(run.random_state)
+        run.trainer.answer(run.query)
+        run.random_state = run.trainer.random_state()
+
+    def _answer_directions(
+        self, engine: StackedEngine, queries: Sequence[DirectionQuery], filled: Sequence[Trainer], begin: float
+    ) -> None:
         wanted = {feedback for query in queries for feedback in query.rule.passes}
         wanted |= {REGULAR, MODIFIED} if any(query.compare for query in queries) else set()
-        losses, passes = engine(parameters, states, [one for one in (REGULAR, MODIFIED, STOPPED) if one in wanted])
-        flat = {feedback: of[: len(group)] for feedback, of in flattened(passes, parameters).items()}
-        answer_directions(queries, losses[: len(group)], flat, begin)
+        states = torch.stack([query.states for query in [*queries, *[queries[-1]] * (len(filled) - len(queries))]])
+        passes = [one for one in (REGULAR, MODIFIED, STOPPED) if one in wanted]
+        losses, directions = _computed_together(engine, filled, states, passes)
+        flat = {feedback: of[: len(queries)] for feedback, of in directions.items()}
+        answer_directions(queries, losses[: len(queries)], flat, begin)
         answer_comparisons(queries, flat)
+
+    def _answer_losses(self, engine: StackedEngine, group: Sequence[_Run]) -> None:
+        parameters = _stacked([run.trainer for run in group])
+        states = torch.stack([run.query.states for run in group])
+        system = self.members[0].system
+        some = max(1, TRAJECTORY_NUMBERS // (len(group) * (system.horizon + 1) * system.state_size))
+        losses = torch.cat([engine.losses(parameters, part) for part in states.split(some, dim=1)], dim=1)
+        for run, loss in zip(group, losses.mean(1).tolist(), strict=True):
+            run.query.loss = loss
 
     def _room(self, members: int) -> int:
         """How many members are computed for so many. A compiled engine is compiled for each number: it halves."""
@@ -170,16 +207,26 @@ class Ensemble:
             room //= 2
         return room
 
-    def _engine(self, kind: type[Query], members: int) -> StackedEngine:
-        if (kind, members) not in self._engines:
-            first = self.members[0]
+    def _engine(self, kind: type[Query], key: Token, members: Sequence[Trainer]) -> StackedEngine | None:
+        """The engine for so many members that are alike; None if they cannot be stacked."""
+        known = (kind, len(members), key)
+        engine = self._engines.get(known)
+        if known not in self._engines:
+            first = members[0]
             template = copy.deepcopy(first.controller)
             if kind is LossQuery:
                 template.eval()
-            self._engines[kind, members] = stacked_engine(
-                first.system, template, first.train_states, PURPOSE, compile=first.config.compile
-            )
-        return self._engines[kind, members]
+            try:
+                engine = stacked_engine(
+                    first.system, template, first.train_states, PURPOSE, compile=first.config.compile
+                )
+                if kind is DirectionQuery and self._engines:
+                    _check_members(members)
+            except ValueError as error:
+                warnings.warn(f"members of an ensemble train one by one from here: {error}", stacklevel=2)
+                engine = None
+        remember(self._engines, known, engine)
+        return engine
 
     def _check_alike(self) -> None:
         """Refuse controllers that differ in more than the values of their parameters."""
@@ -202,28 +249,47 @@ class Ensemble:
         owned = [parameter for member in self.members for parameter in member.parameters.values()]
         if len(set(owned)) < len(owned):
             raise ValueError("controllers must be modules of their own; some of them share parameters.")
-        first = self.members[0]
-        short = copy.copy(first.system)
-        short.horizon = PROBE_STEPS
-        states = torch.stack([member.train_states[:1] for member in self.members])
-        try:
-            engine = stacked_engine(short, first.controller, states[0], PURPOSE)
-            _, passes = engine(_stacked(self.members), states, [REGULAR])
-        except RuntimeError as error:
-            raise CannotStackError(
-                f"controllers of type {type(first.controller).__name__} cannot be stacked "
-                f"({str(error).splitlines()[0]}). {_ONE_BY_ONE}"
-            ) from error
-        together = flattened(passes, first.parameters)[REGULAR]
-        for i, member in enumerate(self.members):
-            alone = policy_gradient(short, member.controller, states[i], "R", "adjoint").directions
-            expected = torch.cat([direction.flatten() for direction in alone.values()])
-            tolerance = 1e-3 if expected.dtype is torch.float32 else 1e-9
-            if expected.isfinite().all() and not (together[i] - expected).norm() <= tolerance * expected.norm():
-                raise ValueError(
-                    f"the controllers of an ensemble must be alike but for the values of their parameters; that of "
-                    f"member {i} does something else than that of member 0 would do with its parameters."
-                )
+        _check_members(self.members)
+
+
+def _check_members(members: Sequence[Trainer]) -> None:
+    """Raise ValueError unless members do together what each of them does alone."""
+    first = members[0]
+    short = copy.copy(first.system)
+    short.horizon = PROBE_STEPS
+    states = torch.stack([member.train_states[:1] for member in members])
+    try:
+        engine = stacked_engine(short, first.controller, states[0], PURPOSE)
+        _, passes = _computed_together(engine, members, states, [REGULAR])
+    except RuntimeError as error:
+        raise CannotStackError(
+            f"controllers of type {type(first.controller).__name__} cannot be stacked "
+            f"({str(error).splitlines()[0]}). {_ONE_BY_ONE}"
+        ) from error
+    for i, member in enumerate(members):
+        alone = policy_gradient(short, member.controller, states[i], "R", "adjoint").directions
+        expected = torch.cat([direction.flatten() for direction in alone.values()])
+        difference = (passes[REGULAR][i] - expected).norm()
+        if expected.isfinite().all() and not difference <= tolerance(expected) * expected.norm():
+            raise ValueError(
+                f"the controllers of an ensemble must be alike but for the values of their parameters; that of "
+                f"member {i} does something else than that of member 0 would do with its parameters."
+            )
+
+
+def _computed_together(
+    engine: StackedEngine, members: Sequence[Trainer], states: Tensor, passes: Sequence[Feedback]
+) -> tuple[Tensor, dict[Feedback, Tensor]]:
+    """Losses (E, B), and directions (E, n) of each pass, as the hooks of each member's parameters change them."""
+    parameters = _stacked(members)
+    losses, directions = engine(parameters, states, passes)
+    for by_name in directions.values():
+        for i, member in enumerate(members):
+            if hooked(member.controller):
+                own = after_hooks({name: stack[i] for name, stack in by_name.items()}, member.parameters)
+                for name, direction in own.items():
+                    by_name[name][i] = direction
+    return losses, flattened(directions, parameters)
 
 
 _ONE_BY_ONE = "Train such runs one by one, each by a Trainer."
@@ -282,11 +348,14 @@ class _Run:
     random_state: Checkpoint | None = None
 
 
-def _by_shape(runs: Sequence[_Run]) -> list[list[_Run]]:
-    groups: dict[torch.Size, list[_Run]] = {}
+def _alike(runs: Sequence[_Run]) -> list[tuple[Token, list[_Run]]]:
+    """Runs whose queries have states of one shape and whose controllers differ in the values of their parameters."""
+    groups: dict[tuple[torch.Size, Token], list[_Run]] = {}
     for run in runs:
-        groups.setdefault(run.query.states.shape, []).append(run)
-    return list(groups.values())
+        member = run.trainer
+        key = fingerprint(member.controller, member.system, identity=False)
+        groups.setdefault((run.query.states.shape, key), []).append(run)
+    return [(key, group) for (_, key), group in groups.items()]
 
 
 def _stacked(members: Sequence[Trainer]) -> dict[str, Tensor]:

@@ -24,7 +24,7 @@ class ZeroController:
 
 
 class RandomController:
-    """Acts uniformly at random in the action space: up to `max_action`, without one up to `nominal_action`.
+    """Acts uniformly at random in the action space: within the bounds, without any up to `nominal_action`.
 
     Args:
         system: the system to act on.
@@ -33,11 +33,10 @@ class RandomController:
 
     def __init__(self, system: System, seed: int = 0) -> None:
         self.system = system
-        self.limit = system.nominal_action if system.max_action is None else system.max_action
         self._generator = torch.Generator().manual_seed(checks.seed("seed", seed))
 
     def __call__(self, observation: Tensor) -> Tensor:
         """Observations (B, ...) -> actions (B, *action_shape)."""
         shape = (observation.shape[0], *self.system.action_shape)
         uniform = torch.rand(shape, generator=self._generator, dtype=observation.dtype)
-        return (self.limit * (2.0 * uniform - 1.0)).to(observation.device)
+        return self.system.action_at(2.0 * uniform - 1.0).to(observation.device)

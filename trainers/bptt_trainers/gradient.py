@@ -2,43 +2,35 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
-from weakref import WeakKeyDictionary, WeakSet
+from typing import Any, get_args
 
 import gymnasium as gym
 from torch import Generator, Tensor, nn
 
 from bptt_envs import System, checks
 from bptt_envs.differentiable import check_batch
+from bptt_envs.fingerprint import fingerprint
 from bptt_trainers.adjoint_engine import AdjointEngine
-from bptt_trainers.autograd_engine import AutogradEngine
-from bptt_trainers.compiled_engine import CompiledEngine
-from bptt_trainers.probe import Verdict, examine, scalars
+from bptt_trainers.directions.chosen_engine import ChosenEngine, EngineName, judgement
+from bptt_trainers.directions.surroundings import computing
+from bptt_trainers.probe import Verdict
 from bptt_trainers.rules import COMBINE, Combine, Directions, Feedback, Rule, combined, get_rule
 from bptt_trainers.stacked import StackedEngine
 
-EngineName = Literal["auto", "adjoint", "autograd"]
-ENGINES = ("auto", "adjoint", "autograd")
-
-
-class Engine(Protocol):
-    """Computes the loss of each episode, (B,), and the directions of every pass for their mean."""
-
-    name: str
-
-    def __call__(  # noqa: D102
-        self, initial_states: Tensor, passes: tuple[Feedback, ...]
-    ) -> tuple[Tensor, dict[Feedback, Directions]]: ...
+ENGINES = get_args(EngineName)
 
 
 @dataclass(frozen=True)
 class Choice:
-    """An engine, and why it was chosen."""
+    """An engine that was chosen."""
 
-    engine: Engine
-    reason: str
+    engine: ChosenEngine
+
+    @property
+    def reason(self) -> str:
+        """Why the engine that is in use."""
+        return self.engine.reason
 
 
 @dataclass(frozen=True)
@@ -73,7 +65,8 @@ def policy_gradient(
     """Loss and update direction of `controller` for one batch of episodes.
 
     Nothing is changed: no `.grad` is written, the environment's state stays. Only a module that keeps state or
-    draws random numbers does so here too, once for each step of the rollout, and combine="random" draws.
+    draws random numbers does so here too, once for each step of the rollout, and combine="random" draws. Nor does
+    what the caller has switched on change anything: grad mode, inference mode, autocast, torch's defaults.
 
     Args:
         env: an environment of this package, or its system.
@@ -96,8 +89,9 @@ def policy_gradient(
     checks.generator("generator", generator)
     choice = choose_engine(system, controller, initial_states, engine)
     losses, passes = choice.engine(initial_states, rule.passes)
-    directions = combined(rule, passes, combine, generator)
-    return PolicyGradient(losses.mean(), directions, passes, choice.engine.name, choice.reason)
+    with computing(initial_states):
+        directions = combined(rule, passes, combine, generator)
+        return PolicyGradient(losses.mean(), directions, passes, choice.engine.name, choice.reason)
 
 
 def choose_engine(
@@ -108,7 +102,7 @@ def choose_engine(
     *,
     compile: bool = False,
 ) -> Choice:
-    """The engine of that name for `controller`, and why; the answer for a controller is remembered.
+    """The engine of that name for `controller`, see `ChosenEngine`.
 
     Args:
         system: the physics.
@@ -116,41 +110,20 @@ def choose_engine(
         initial_states: (B, *state_shape), in the dtype and on the device of the controller.
         engine: as in `policy_gradient`.
         compile: compile the loops of the adjoint engine at its first call, see `CompiledEngine`; keep the engine,
-            as each one reads its programs from the disk again.
+            as each one reads its programs from the disk again. They are made anew when anything changes.
 
     Raises:
         ValueError: as `policy_gradient`, and if `compile` is asked for and the adjoint engine is not the choice.
     """
     checks.one_of("engine", engine, ENGINES)
     _check_states(system, controller, initial_states)
-    if engine == "autograd":
-        if compile:
-            raise ValueError(
-                "compile=True compiles the adjoint engine; engine must be 'adjoint' or 'auto', not 'autograd'."
-            )
-        return Choice(AutogradEngine(system, controller), "asked for")
-    verdict = _examine(system, controller, initial_states)
-    if verdict.obstacle is None:
-        reason = "asked for" if engine == "adjoint" else "the controller acts on each observation alone"
-        reason += "" if verdict.by_layer else "; its layers need a vector-Jacobian product for each rule"
-        adjoint = AdjointEngine(system, controller, by_layer=verdict.by_layer)
-        return Choice(CompiledEngine(adjoint), f"{reason}; compiled") if compile else Choice(adjoint, reason)
-    if engine == "adjoint" or compile:
-        asked = "compile=True" if compile else "engine='adjoint'"
+    if engine == "autograd" and compile:
         raise ValueError(
-            f"{asked} cannot serve this {type(controller).__name__}: {verdict.obstacle}. "
-            f"Use engine='autograd' or 'auto'{', without compile' if compile else ''}."
+            "compile=True compiles the adjoint engine; engine must be 'adjoint' or 'auto', not 'autograd'."
         )
-    if controller not in _warned:
-        _warned.add(controller)
-        warnings.warn(
-            f"engine='auto' falls back to the slower autograd engine for {type(controller).__name__}: "
-            f"{verdict.obstacle}.",
-            stacklevel=3,
-        )
-    return Choice(
-        AutogradEngine(system, controller), f"the adjoint engine cannot serve the controller: {verdict.obstacle}"
-    )
+    chosen = ChosenEngine(system, controller, engine, compile)
+    chosen.choose(initial_states)
+    return Choice(chosen)
 
 
 def adjoint_engine(system: System, controller: nn.Module, initial_states: Tensor, purpose: str) -> AdjointEngine:
@@ -166,7 +139,7 @@ def adjoint_engine(system: System, controller: nn.Module, initial_states: Tensor
         ValueError: if it cannot serve the controller.
     """
     verdict = _served(system, controller, initial_states, purpose)
-    return AdjointEngine(system, controller, by_layer=verdict.by_layer)
+    return AdjointEngine(system, controller, by_layer=verdict.by_layer, inference=verdict.inference)
 
 
 def stacked_engine(
@@ -185,12 +158,12 @@ def stacked_engine(
         ValueError: if it cannot serve the controller.
     """
     verdict = _served(system, controller, initial_states, purpose)
-    return StackedEngine(system, controller, by_layer=verdict.by_layer, compile=compile)
+    return StackedEngine(system, controller, by_layer=verdict.by_layer, inference=verdict.inference, compile=compile)
 
 
 def _served(system: System, controller: nn.Module, initial_states: Tensor, purpose: str) -> Verdict:
     _check_states(system, controller, initial_states)
-    verdict = _examine(system, controller, initial_states)
+    verdict = judgement(system, controller, initial_states, fingerprint(controller, system)).verdict
     if verdict.obstacle is not None:
         raise ValueError(
             f"{purpose} need the adjoint engine, which cannot serve this {type(controller).__name__}: "
@@ -241,24 +214,12 @@ def _only_watches(layer: Any, system: System) -> bool:
     return monitor or isinstance(layer, _WATCHING_WRAPPERS)
 
 
-_warned: WeakSet[nn.Module] = WeakSet()
-_examined: WeakKeyDictionary[nn.Module, dict[Any, Verdict]] = WeakKeyDictionary()
-
-
-def _examine(system: System, controller: nn.Module, initial_states: Tensor) -> Verdict:
-    """What a probe finds, remembered for as long as the controller's plain values stay the same."""
-    key = (type(system), system.observation_shape, scalars(controller))
-    known = _examined.setdefault(controller, {})
-    if key not in known:
-        known[key] = examine(system, controller, initial_states)
-    return known[key]
-
-
 def _check_states(system: System, controller: nn.Module, states: Tensor) -> None:
     checks.instance("controller", controller, nn.Module, "a torch.nn.Module")
     check_batch("initial_states", states, system.state_shape)
     if not states.shape[0]:
         raise ValueError(f"initial_states must hold at least one state; got shape {tuple(states.shape)}.")
+    check_parameters(controller)
     trainable = [p for p in controller.parameters() if p.requires_grad]
     if not trainable:
         raise ValueError(f"controller {type(controller).__name__} has no parameter that requires a gradient.")
@@ -267,3 +228,20 @@ def _check_states(system: System, controller: nn.Module, states: Tensor) -> None
         raise ValueError(
             f"initial_states must be {dtype} on {device} like the controller; got {states.dtype} on {states.device}."
         )
+
+
+def check_parameters(controller: nn.Module) -> None:
+    """Raise ValueError if the controller has parameters that cannot be trained.
+
+    Those of lazy modules before their first run, complex ones, those made in torch's inference mode.
+    """
+    for name, parameter in controller.named_parameters():
+        if isinstance(parameter, nn.UninitializedParameter):
+            fault = "is not made yet: run the lazy module once on an observation, before it is trained"
+        elif parameter.is_complex():
+            fault = f"is {parameter.dtype}: hold a complex parameter as two real ones, its real and imaginary part"
+        elif parameter.is_inference():
+            fault = "was made in torch.inference_mode, so that it cannot be trained: make the controller outside"
+        else:
+            continue
+        raise ValueError(f"controller {type(controller).__name__}: its parameter {name} {fault}.")

@@ -23,13 +23,13 @@ class StackedLinear(nn.Module):
         self.weight = nn.Parameter(weight)
         self.bias = None if bias is None else nn.Parameter(bias)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """(E R, ..., in) -> (E R, ..., out)."""
         members, outputs, inputs = self.weight.shape
-        rows = x.reshape(members, -1, inputs)
+        rows = input.reshape(members, -1, inputs)
         weight = self.weight.mT
         y = rows @ weight if self.bias is None else torch.baddbmm(self.bias.unsqueeze(1), rows, weight)
-        return y.view(*x.shape[:-1], outputs)
+        return y.view(*input.shape[:-1], outputs)
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,12 @@ class LinearLayer:
 
 
 def is_linear(module: nn.Module) -> TypeGuard[nn.Linear | StackedLinear]:
-    """Whether the module is a plain linear layer that owns its weight: no subclass and no reparametrization."""
-    return type(module) in (nn.Linear, StackedLinear) and isinstance(module._parameters.get("weight"), nn.Parameter)
+    """Whether the module is a plain linear layer that owns its weight.
+
+    No subclass, no reparametrization, no forward of its own.
+    """
+    plain = type(module) in (nn.Linear, StackedLinear) and "forward" not in vars(module)
+    return plain and isinstance(module._parameters.get("weight"), nn.Parameter)
 
 
 def _products(members: int, inputs: Tensor, slopes: Sequence[Tensor], weights: Tensor) -> tuple[Tensor, Tensor]:

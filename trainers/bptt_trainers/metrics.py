@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
-from bptt_trainers.records.files import RunFolderError
+from bptt_trainers.records.files import RunFolderError, read_text
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def read_csv(path: Path) -> list[EpochMetrics]:
         RunFolderError: if it cannot be read or has other columns.
     """
     try:
-        whole_lines = path.read_text().rpartition("\n")[0].splitlines()
+        whole_lines = read_text(path).rpartition("\n")[0].splitlines()
         header, *rows = csv.reader(whole_lines)
         if tuple(header) != COLUMNS:
             raise ValueError(f"its columns are {header}, not {list(COLUMNS)}")
@@ -71,5 +71,5 @@ def read_csv(path: Path) -> list[EpochMetrics]:
             )
             for row in rows
         ]
-    except (OSError, ValueError) as error:
+    except (FileNotFoundError, ValueError, csv.Error) as error:
         raise RunFolderError(f"cannot read {path}: {error}.") from error

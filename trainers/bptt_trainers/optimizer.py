@@ -196,8 +196,6 @@ def _check_trainable(parameters: Mapping[str, nn.Parameter]) -> None:
     if not parameters:
         raise ValueError("controller has no parameters to train: none has requires_grad.")
     for name, parameter in parameters.items():
-        if isinstance(parameter, nn.parameter.UninitializedParameter):
-            raise ValueError(f"controller has a parameter {name} without a shape; call the controller once before.")
         if parameter.dtype not in (torch.float32, torch.float64):
             raise ValueError(
                 f"controller has a parameter {name} of {parameter.dtype}; train in float32 or float64, such as by "

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from bptt_trainers.records.files import RunFolderError, write_atomic
+from bptt_trainers.records.files import RunFolderError, read_text, write_atomic
 
 PLACE = re.compile(r"<!-- (?P<name>[\w.-]+) -->\n.*?<!-- end -->", re.S)
 
@@ -31,8 +31,8 @@ def read_page(page: Path) -> str:
         RunFolderError: if it cannot be read, or has no place for a table.
     """
     try:
-        text = page.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
+        text = read_text(page)
+    except FileNotFoundError as error:
         raise RunFolderError(f"cannot read {page}: {error}.") from error
     if not PLACE.search(text):
         raise RunFolderError(f"{page} has no place for a table: <!-- NAME -->, a line, <!-- end -->.")

@@ -1,24 +1,26 @@
-"""Find out, on a copy of a controller, whether the adjoint engine can serve it."""
+"""Find out whether the adjoint engine can serve a controller."""
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bptt_envs import System
-from bptt_trainers.adjoint_engine import AdjointEngine
-from bptt_trainers.autograd_engine import AutogradEngine
-from bptt_trainers.controllers import forked_rng
-from bptt_trainers.rollout import check_actions
-from bptt_trainers.rules import MODIFIED, REGULAR, STOPPED
+from bptt_envs.contract import linear_backward
+from bptt_envs.fingerprint import fingerprint
+from bptt_trainers.adjoint_engine import AdjointEngine, NotServedError
+from bptt_trainers.directions.agreement import disagreement, tolerance
+from bptt_trainers.directions.parameter_hooks import unhooked
+from bptt_trainers.directions.snapshot import left_as_it_was, random_state
+from bptt_trainers.rollout import Trajectory, check_actions
 
 PROBE_SAMPLES = 6
-PROBE_STEPS = 2
 NOISE = 0.1  # of the probe's parameters and states: zeros and equal samples would hide what is looked for
+SCALE = 2.0**30  # of vectors, to see whether a backward function is linear; a power of two does not round
 
 
 @dataclass(frozen=True)
@@ -28,125 +30,157 @@ class Verdict:
     Attributes:
         obstacle: why the adjoint engine cannot serve the controller; None if it can.
         by_layer: whether it may take the products with the parameters layer by layer.
+        inference: whether rollouts may run in torch's inference mode.
     """
 
     obstacle: str | None
     by_layer: bool = False
+    inference: bool = False
 
 
 def examine(system: System, controller: nn.Module, initial_states: Tensor) -> Verdict:
-    """Judge a controller on a copy with slightly other weights, on states slightly other than the first few.
+    """Judge a controller, as it is and with slightly other weights, on states slightly other than the first few.
 
     The adjoint engine runs the controller a second time, on many steps at once. That is the same function
     only if the actions depend on each observation alone: no randomness, no state kept between calls, no
-    mixing of the samples of a batch. Whether its directions are right is then compared with autograd over two
-    steps, first with products taken layer by layer: they are wrong where the weight of a Linear layer is also
-    used outside the layer, or its output is changed in place.
+    mixing of the samples of a batch. It takes the slopes by parts and adds them up, which is what autograd does
+    only if backward functions are linear and nothing hooks into gradients. Whether its products are right is then
+    compared with autograd, first with those of `nn.Linear` taken layer by layer: they are wrong where the weight of a
+    layer is also used outside the layer.
+
+    The controller is left as it was.
 
     Raises:
         ValueError: if the controller's actions have a wrong shape, or it changes its observations in place.
     """
-    try:
-        probe = copy.deepcopy(controller)
-    except Exception as error:  # noqa: BLE001, whatever a stranger's __deepcopy__ raises
-        return Verdict(f"it cannot be copied for a probe ({type(error).__name__}: {error})")
-    with forked_rng(probe):
+    hooked = _hooked(controller)
+    if hooked is not None:
+        return Verdict(hooked)
+    with left_as_it_was(controller), unhooked(controller):
         torch.manual_seed(0)
         states = initial_states[torch.arange(PROBE_SAMPLES) % len(initial_states)]
         states = states + NOISE * torch.randn_like(states)
-        with torch.no_grad():
-            for parameter in probe.parameters():
-                parameter.add_(NOISE * torch.randn_like(parameter))
-            obstacle = _why_not_batched(system, probe, system.observe(states))
+        verdict = _judge(system, controller, states)
+        if verdict.obstacle is None:
+            with _other_weights(controller):
+                other = _judge(system, controller, states, verdict.by_layer)
+            verdict = Verdict(other.obstacle, other.by_layer, verdict.inference and other.inference)
+    return verdict
+
+
+def _judge(system: System, controller: nn.Module, states: Tensor, by_layer: bool = True) -> Verdict:
+    with torch.no_grad():
+        obstacle = _why_not_batched(system, controller, system.observe(states))
         if obstacle is not None:
             return Verdict(obstacle)
-        for by_layer in (True, False):
-            difference = _difference(system, probe, states, by_layer)
-            if difference is None:
-                return Verdict(None, by_layer)
-    return Verdict(difference)
+        actions = controller(system.observe(states))
+        following = system.step(states, system.bound(actions))
+    trajectory = Trajectory(torch.stack([states, following]), actions.unsqueeze(0))
+    for one in (True, False) if by_layer else (False,):
+        try:
+            obstacle = disagreement(AdjointEngine(system, controller, by_layer=one), trajectory, tolerance(states))
+            obstacle = obstacle or _why_not_linear(system, controller, states)
+            obstacle = obstacle or linear_backward(system, states, system.bound(actions))
+        except NotServedError as error:
+            obstacle = str(error)
+        except RuntimeError as error:
+            obstacle = f"its layers cannot be differentiated on their own ({str(error).splitlines()[0]})"
+        if obstacle is None:
+            return Verdict(None, one, _same_in_inference_mode(system, controller, states, actions, following))
+    return Verdict(obstacle)
 
 
-def scalars(controller: nn.Module) -> tuple[tuple[str, Any], ...]:
-    """The plain values that a controller and its parts hold, such as the rate of a dropout."""
-    return tuple(
-        (name, value)
-        for part in controller.modules()
-        for name, value in vars(part).items()
-        if isinstance(value, (bool, int, float, str, type(None)))
-    )
+def _hooked(controller: nn.Module) -> str | None:
+    """Which hook changes slopes within the controller; None if there is none."""
+    for name, part in controller.named_modules():
+        if part._backward_hooks or part._backward_pre_hooks:
+            return f"its part {name or type(part).__name__} has a backward hook"
+    return None
 
 
-def _why_not_batched(system: System, probe: nn.Module, observations: Tensor) -> str | None:
+@contextmanager
+def _other_weights(controller: nn.Module) -> Iterator[None]:
+    """Give the parameters slightly other values for a while; not in place, which graphs of the caller would notice."""
+    values = [(parameter, parameter.data) for parameter in controller.parameters()]
+    try:
+        for parameter, data in values:
+            parameter.data = data + NOISE * torch.randn_like(data)
+        yield
+    finally:
+        for parameter, data in values:
+            parameter.data = data
+
+
+def _why_not_batched(system: System, controller: nn.Module, observations: Tensor) -> str | None:
     """Why the actions do not depend on each observation alone; None if they do."""
     given = observations.clone()
-    before, random_before = _held(probe), torch.get_rng_state()
-    actions = probe(observations)
+    before, random_before = fingerprint(controller), random_state()
+    actions = controller(observations)
     if not torch.equal(observations, given):
         raise ValueError(
-            f"the controller {type(probe).__name__} changes its observations in place, which would corrupt the states; "
-            "let it work on a copy."
+            f"the controller {type(controller).__name__} changes its observations in place, which would corrupt the "
+            "states; let it work on a copy."
         )
-    check_actions(system, actions, len(observations))
-    if not torch.equal(torch.get_rng_state(), random_before):
+    check_actions(system, actions, observations)
+    if random_state() != random_before:
         return "it draws random numbers"
-    if not _same(before, _held(probe)):
+    if fingerprint(controller) != before and fingerprint(controller) != _after_another_run(controller, observations):
         return "it keeps state between calls"
-    if not torch.equal(actions, probe(observations)):
+    if not _same(actions, controller(observations)):
         return "it gives different actions for the same observations"
     half = len(observations) // 2
-    apart = torch.cat([probe(observations[:half]), probe(observations[half:])])
-    tolerance = _tolerance(actions)
-    if not torch.allclose(actions, apart, rtol=tolerance, atol=tolerance * float(actions.abs().max())):
+    apart = torch.cat([controller(observations[:half]), controller(observations[half:])])
+    allowed = tolerance(actions)
+    if not torch.allclose(actions, apart, rtol=allowed, atol=allowed * float(actions.abs().max()), equal_nan=True):
         return "an action depends on the other samples of the batch"
     return None
 
 
-def _difference(system: System, probe: nn.Module, states: Tensor, by_layer: bool) -> str | None:
-    """How the adjoint engine's directions differ from autograd's over a few steps; None if they agree."""
-    short = copy.copy(system)
-    short.horizon = PROBE_STEPS
-    # A cost with no zero slopes: they would hide a difference
-    short.final_cost = lambda state: (state.flatten(1) - NOISE).square().sum(1)  # type: ignore[method-assign]
-    passes = (REGULAR, MODIFIED, STOPPED)
-    _, defined = AutogradEngine(short, probe)(states, passes)
-    try:
-        _, found = AdjointEngine(short, probe, by_layer=by_layer)(states, passes)
-    except RuntimeError as error:
-        return f"its layers cannot be differentiated on their own ({str(error).splitlines()[0]})"
-    for feedback, direction in defined.items():
-        size = torch.cat([expected.flatten() for expected in direction.values()]).norm()
-        if not size.isfinite():  # nothing to compare: take the way that fewer things can go wrong on
-            return "its direction is not finite on a probe" if by_layer else None
-        for name, expected in direction.items():
-            if not (found[feedback][name] - expected).norm() <= _tolerance(states) * size:
-                return f"its direction for {name} differs from autograd's on a probe"
+def _after_another_run(controller: nn.Module, observations: Tensor) -> object:
+    """The fingerprint after one more run: what a first run fills, such as a cache, stays as it is in the next."""
+    controller(observations)
+    return fingerprint(controller)
+
+
+def _why_not_linear(system: System, controller: nn.Module, states: Tensor) -> str | None:
+    """Which backward function is not linear in the slopes that it is given; None if all are."""
+    with torch.enable_grad():
+        leaf = states.detach().requires_grad_()
+        actions = controller(system.observe(leaf)).flatten(1)
+        targets = [leaf, *(parameter for parameter in controller.parameters() if parameter.requires_grad)]
+
+        def pulled(vectors: Tensor) -> list[Tensor]:
+            total = (actions * vectors).sum()
+            found = torch.autograd.grad(total, targets, retain_graph=True, allow_unused=True, materialize_grads=True)
+            return [one.flatten() for one in found]
+
+        one, other = torch.randn_like(actions), torch.randn_like(actions)
+        expected = torch.cat(pulled(one))
+        for scale in (SCALE, 1 / SCALE):
+            if not _near(torch.cat(pulled(scale * one)) / scale, expected):
+                return "a backward function of its own is not linear: it does other things with larger slopes"
+        if not _near(torch.cat(pulled(one + other)) - torch.cat(pulled(other)), expected):
+            return "a backward function of its own is not linear: it does not add up"
     return None
 
 
-def _tolerance(tensor: Tensor) -> float:
-    return 1e-3 if tensor.dtype is torch.float32 else 1e-9
+def _same_in_inference_mode(
+    system: System, controller: nn.Module, states: Tensor, actions: Tensor, following: Tensor
+) -> bool:
+    """Whether the controller and the step do in torch's inference mode what they do without."""
+    with torch.inference_mode():
+        try:
+            states = states.clone()
+            again = controller(system.observe(states))
+            return _same(again, actions) and _same(system.step(states, system.bound(again)), following)
+        except RuntimeError:  # one of them takes gradients
+            return False
 
 
-def _held(module: nn.Module) -> list[dict[str, Any]]:
-    """Tensors (copied) and plain values held by the module and its parts."""
-    return [
-        {
-            name: value.clone() if isinstance(value, Tensor) else value
-            for name, value in {**vars(part), **part._buffers}.items()
-            if isinstance(value, (Tensor, bool, int, float, str, type(None)))
-        }
-        for part in module.modules()
-    ]
+def _near(found: Tensor, expected: Tensor) -> bool:
+    """Equal within rounding, or not finite, which says nothing."""
+    return not float((found - expected).norm()) > tolerance(expected) * float(expected.norm())
 
 
-def _same(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> bool:
-    def equal(first: Any, second: Any) -> bool:
-        if isinstance(first, Tensor) and isinstance(second, Tensor):
-            return first.shape == second.shape and torch.equal(first, second)
-        return type(first) is type(second) and bool(first == second)
-
-    return all(
-        old.keys() == new.keys() and all(equal(old[name], new[name]) for name in old)
-        for old, new in zip(before, after, strict=True)
-    )
+def _same(found: Tensor, expected: Tensor) -> bool:
+    return bool(((found == expected) | (found.isnan() & expected.isnan())).all())

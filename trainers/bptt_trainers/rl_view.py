@@ -17,8 +17,7 @@ class RLView(System):
     State: the system's, flattened, then the number of steps done, (state_size + 1,).
     Observation: the system's, flattened, then the share of the horizon that is over. With a finite horizon
     the value of a state depends on it.
-    Action: the system's, as a share of `max_action` (or of `nominal_action` where it has no bound), clamped
-    to [-1, 1].
+    Action: the system's, as a share of its range (of `nominal_action` where it has no bounds), from -1 to 1.
     Loss: the system's. With `dense` the final cost is paid step by step, each step paying by how much it
     raised the cost of the state: the sum differs by the cost of the start state, which no action changes, so
     the best policy for the undiscounted return is the same (potential-based shaping: Ng, Harada, Russell,
@@ -34,11 +33,14 @@ class RLView(System):
         super().__init__(horizon=system.horizon, dt=system.dt, objective=system.objective, max_action=1.0)
         self.system = system
         self.dense = checks.flag("dense", dense)
-        self.scale = system.nominal_action if system.max_action is None else system.max_action
         self.state_shape = (system.state_size + 1,)
         self.action_shape = system.action_shape
         self.state_labels = (*system.state_labels, "steps")
-        self.action_labels = tuple(f"{label} / {self.scale:g}" for label in system.action_labels)
+        low, high = system.action_range
+        scales = ((high - low) / 2).flatten().tolist()
+        self.action_labels = tuple(
+            f"{label} / {scale:g}" for label, scale in zip(system.action_labels, scales, strict=False)
+        )
 
     def step(self, state: Tensor, action: Tensor) -> Tensor:
         """Step the system and count the step."""
@@ -79,7 +81,7 @@ class RLView(System):
 
     def inner_action(self, action: Tensor) -> Tensor:
         """The system's action, in its units, (..., *action_shape)."""
-        return self.system.bound(self.scale * action)
+        return self.system.bound(self.system.action_at(action))
 
     def inner_trajectory(self, trajectory: Trajectory) -> Trajectory:
         """The system's trajectory in the view's."""

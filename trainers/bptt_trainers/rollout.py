@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from bptt_envs import System, checks
 from bptt_envs.differentiable import check_batch
+from bptt_envs.surroundings import own_surroundings
 
 Policy = Callable[[Tensor], Tensor]
 """From observations (B, *observation_shape) to actions (B, *action_shape): any torch module is one."""
@@ -29,15 +31,25 @@ class Trajectory:
         return self.actions.shape[0]
 
 
-def rollout(system: System, policy: Policy, initial_states: Tensor, steps: int | None = None) -> Trajectory:
+def rollout(
+    system: System, policy: Policy, initial_states: Tensor, steps: int | None = None, *, inference: bool = False
+) -> Trajectory:
     """Run one episode from each of `initial_states`, (B, *state_shape); of it, the first `steps` if given.
 
-    The policy and the system run in torch's inference mode, which saves a fifth of the time of small operations. Only
-    the first step does not: what either of them keeps from its first call can be differentiated through later.
+    No gradients are recorded; a policy or a system that takes some of its own switches them on itself.
+
+    Args:
+        system: the physics.
+        policy: from observations to actions.
+        initial_states: (B, *state_shape).
+        steps: of the horizon, those to run. None: all.
+        inference: run in torch's inference mode, which saves a tenth of the time of small operations, but for the first
+            step: what either of them keeps from its first call can be differentiated through later. For policies and
+            systems that take no gradients of their own.
 
     Raises:
         TypeError, ValueError: if an argument is not what it should be, or the policy's actions do not have shape
-            (B, *action_shape).
+            (B, *action_shape) or another dtype than the states.
     """
     checks.instance("system", system, System, "a System, such as env.unwrapped.system")
     if not callable(policy):
@@ -48,42 +60,46 @@ def rollout(system: System, policy: Policy, initial_states: Tensor, steps: int |
         raise ValueError(f"initial_states must be on {parameter.device} like the policy; got {initial_states.device}.")
     steps = system.horizon if steps is None else checks.positive_integer("steps", steps)
     checks.in_memory("steps", steps + 1, initial_states.shape[0] * system.state_size)
-    states: list[Tensor] = [initial_states]
+    states: list[Tensor] = []
     actions: list[Tensor] = []
 
     def advance(count: int) -> None:
         for _ in range(count):
             action = policy(system.observe(states[-1]))
             if not actions:
-                check_actions(system, action, initial_states.shape[0])
+                check_actions(system, action, initial_states)
             states.append(system.step(states[-1], system.bound(action)))
             actions.append(action)
 
-    with torch.no_grad():
+    with own_surroundings(initial_states.dtype, initial_states.device), torch.no_grad():
+        states.append(initial_states.clone() if initial_states.is_inference() else initial_states)
         advance(1)
-        with torch.inference_mode():
+        with torch.inference_mode() if inference else nullcontext():
             advance(steps - 1)
         return Trajectory(torch.stack(states), torch.stack(actions))
 
 
-@torch.no_grad()
 def losses(system: System, trajectory: Trajectory) -> Tensor:
     """The loss of each episode, (B,)."""
     checks.instance("system", system, System, "a System, such as env.unwrapped.system")
     checks.instance("trajectory", trajectory, Trajectory, "what `rollout` returns")
     states = trajectory.states
     horizon, batch = trajectory.actions.shape[:2]
-    running = system.running_cost(
-        states[:-1].flatten(0, 1), system.bound(trajectory.actions).flatten(0, 1), states[1:].flatten(0, 1)
-    )
-    return running.view(horizon, batch).sum(0) + system.final_cost(states[-1])
+    with own_surroundings(states.dtype, states.device), torch.no_grad():
+        running = system.running_cost(
+            states[:-1].flatten(0, 1), system.bound(trajectory.actions).flatten(0, 1), states[1:].flatten(0, 1)
+        )
+        return running.view(horizon, batch).sum(0) + system.final_cost(states[-1])
 
 
-def check_actions(system: System, action: Any, batch: int) -> None:
-    """Raise ValueError unless `action` has shape (batch, *action_shape)."""
+def check_actions(system: System, action: Any, states: Tensor) -> None:
+    """Raise ValueError unless `action` has shape (B, *action_shape) and the dtype of `states`, (B, *state_shape)."""
+    batch = states.shape[0]
     shape = tuple(action.shape) if isinstance(action, Tensor) else type(action).__name__
     if shape != (batch, *system.action_shape):
         raise ValueError(
             f"the controller must map observations (B, {', '.join(map(str, system.observation_shape))}) to actions "
             f"(B, {', '.join(map(str, system.action_shape))}); got shape {shape} for B = {batch}."
         )
+    if action.dtype is not states.dtype:
+        raise ValueError(f"the controller must give actions in {states.dtype}, as the states are; got {action.dtype}.")

@@ -12,7 +12,8 @@ from torch.func import functional_call, vmap
 from bptt_envs import System
 from bptt_trainers.adjoint_engine import AdjointEngine
 from bptt_trainers.compiled_engine import CompiledEngine
-from bptt_trainers.controllers import forked_rng
+from bptt_trainers.directions.agreement import watched
+from bptt_trainers.directions.snapshot import forked_rng
 from bptt_trainers.linear_layer import StackedLinear, is_linear
 from bptt_trainers.rollout import losses, rollout
 from bptt_trainers.rules import Directions, Feedback
@@ -81,14 +82,25 @@ class StackedEngine:
         system: the physics.
         controller: a module that the adjoint engine can serve; its own parameters are not used.
         by_layer: see `StackedController`.
+        inference: see `AdjointEngine`.
         compile: compile the loops over time, see `CompiledEngine`; once for each number of members.
     """
 
-    def __init__(self, system: System, controller: nn.Module, *, by_layer: bool = True, compile: bool = False) -> None:
+    def __init__(
+        self,
+        system: System,
+        controller: nn.Module,
+        *,
+        by_layer: bool = True,
+        inference: bool = False,
+        compile: bool = False,
+    ) -> None:
         self.system = system
         self.controller = controller
         self._by_layer = by_layer
+        self._inference = inference
         self._compile = compile
+        self._calls = 0
         self._engine: tuple[StackedController, AdjointEngine | CompiledEngine] | None = None
 
     def __call__(
@@ -104,9 +116,13 @@ class StackedEngine:
         Returns:
             The loss of each episode, (E, B), and for each pass the directions by name, (E, *shape), for the mean
             loss of each member.
+
+        Raises:
+            NotServedError: if they cannot be trusted, see `watched`.
         """
         stack, engine = self._loaded(parameters, initial_states)
-        episode_losses, directions = engine(initial_states.flatten(0, 1), passes)
+        episode_losses, directions = watched(engine, initial_states.flatten(0, 1), passes, self._calls)
+        self._calls += 1
         by_name = {feedback: stack.by_name(direction) for feedback, direction in directions.items()}
         return episode_losses.view(initial_states.shape[:2]), by_name
 
@@ -127,7 +143,7 @@ class StackedEngine:
         if stack.by_layer and not _acts_as_members(stack, self.controller, self.system.observe(initial_states[0])):
             self._by_layer = False
             stack = StackedController(self.controller, parameters, by_layer=False)
-        engine = AdjointEngine(self.system, stack, by_layer=stack.by_layer, members=members)
+        engine = AdjointEngine(self.system, stack, by_layer=stack.by_layer, members=members, inference=self._inference)
         self._engine = stack, CompiledEngine(engine) if self._compile else engine
         return self._engine
 

@@ -17,16 +17,18 @@ from bptt_envs.checks import instance
 from bptt_trainers.analysis.diagnostics import PURPOSE, Diagnostics
 from bptt_trainers.callbacks import Callback, TensorBoardLog
 from bptt_trainers.config import TrainConfig
-from bptt_trainers.controllers import evaluating, left_as_it_was
 from bptt_trainers.default_controllers import default_controller
-from bptt_trainers.gradient import Choice, adjoint_engine, choose_engine, system_of
+from bptt_trainers.directions.memory import refuse_memory
+from bptt_trainers.directions.snapshot import evaluating, left_as_it_was
+from bptt_trainers.directions.surroundings import computing
+from bptt_trainers.gradient import Choice, adjoint_engine, check_parameters, choose_engine, system_of
 from bptt_trainers.metrics import EpochMetrics
 from bptt_trainers.optimizer import Optimizer
 from bptt_trainers.queries import DirectionQuery, LossQuery, Query, answer_comparisons, answer_directions, flattened
-from bptt_trainers.records.files import RunFolderError
+from bptt_trainers.records.files import RunFolderError, modified
 from bptt_trainers.rollout import losses, rollout
 from bptt_trainers.rules import MODIFIED, REGULAR, Feedback, get_rule
-from bptt_trainers.run_folder import Checkpoint, RunFolder, describe, kept_name
+from bptt_trainers.run_folder import Checkpoint, RunFolder, Standing, as_trained, describe, kept_name
 from bptt_trainers.start_states import MASKS, WEIGHTS, held_out_states, stream_seed, training_states
 
 PICTURES = ("learning_curve.png", "trajectories.png")  # drawn into the run folder at the end
@@ -73,25 +75,27 @@ class Trainer:
         self.device = available_device(config.device)
         self._on_cuda = self.device.type == "cuda"
         self.system: System = system_of(env)
-        check_system(self.system)
         if controller is None:
             controller = default_controller(
                 self.system, stream_seed(WEIGHTS, config.seed), config.hidden, config.controller
             )
+        check_parameters(controller)
         self.controller = controller.to(self.device)
         self.rule = get_rule(config.rule)
         parameter = next(controller.parameters(), None)
         if parameter is None:
             raise ValueError(f"controller {type(controller).__name__} has no parameters to train.")
         self.parameters = {n: p for n, p in controller.named_parameters() if p.requires_grad}
-        self._optimizer = Optimizer(self.parameters, config, config.epochs * self.updates_per_epoch)
-        self.train_states = training_states(self.system, config.train_states, config.seed).to(parameter)
-        self.test_states = held_out_states(self.system, config.test_states).to(parameter)
-        self.choice: Choice = choose_engine(
-            self.system, controller, self.train_states, config.engine, compile=config.compile
-        )
-        if config.diagnostics:
-            adjoint_engine(self.system, controller, self.train_states, PURPOSE)
+        with computing(parameter):
+            self._optimizer = Optimizer(self.parameters, config, config.epochs * self.updates_per_epoch)
+            check_system(self.system, dtype=parameter.dtype, device=parameter.device)
+            self.train_states = training_states(self.system, config.train_states, config.seed).to(parameter)
+            self.test_states = held_out_states(self.system, config.test_states).to(parameter)
+            self.choice: Choice = choose_engine(
+                self.system, controller, self.train_states, config.engine, compile=config.compile
+            )
+            if config.diagnostics:
+                adjoint_engine(self.system, controller, self.train_states, PURPOSE)
         self.folder = None if config.out is None else RunFolder(config.out)
         self.callbacks = list(callbacks)
         if self.folder is not None and config.tensorboard:
@@ -128,13 +132,13 @@ class Trainer:
         """
         with self.session(), closing(self.training()) as training:
             for query in training:
-                self._answer(query)
+                self.answer(query)
         self.draw_if_new()
         return self.history
 
     def evaluate(self, states: Tensor) -> float:
         """Mean loss over episodes from `states`, (B, *state_shape), with the controller in eval mode."""
-        with evaluating(self.controller):
+        with computing(states), evaluating(self.controller):
             return float(losses(self.system, rollout(self.system, self.controller, states)).mean())
 
     # Training is a generator of queries. Here the run's own engine answers them; an ensemble answers those of many
@@ -142,15 +146,36 @@ class Trainer:
 
     @contextmanager
     def session(self) -> Iterator[None]:
-        """Around `training`: no other process trains into the folder, and the caller's random numbers stay."""
-        lock = nullcontext() if self.folder is None else self.folder.locked()
-        with lock, torch.random.fork_rng([self.device] if self._on_cuda else []):
-            yield
+        """Around `training`: no other process trains into the folder, and the caller's random numbers stay.
 
-    def check_folder(self) -> None:
-        """Raise RunFolderError if the run folder holds anything but this run."""
-        if self.folder is not None:
-            self.folder.check(self._description)
+        Nor do the caller's surroundings matter within, such as grad mode.
+
+        Raises:
+            ValueError: if the controller remembers what it saw, which nothing resets between episodes.
+            RunFolderError: if another process trains into the folder.
+        """
+        with computing(self.train_states):
+            refuse_memory(self.system, self.controller, self.test_states[:2])
+            lock = nullcontext() if self.folder is None else self.folder.locked()
+            with lock, torch.random.fork_rng([self.device] if self._on_cuda else []):
+                yield
+
+    def check_folder(self) -> Standing | None:
+        """Where this run stands in its folder, None if it has no folder or no finished epoch there; writes nothing.
+
+        Raises:
+            RunFolderError: if the folder holds anything but this run, or could not hold it.
+        """
+        if self.folder is None:
+            return None
+        standing = self.folder.check(self._description)
+        if standing is None and self.history:
+            raise RunFolderError(
+                f"{self.folder.path} no longer holds the {self.epoch} epochs that this trainer left there; put them "
+                "back, or begin anew with another trainer."
+            )
+        self.folder.packed(self._state(EpochMetrics(0, _NAN, _NAN, _NAN, _NAN, _NAN, 0, 0, 0.0)))
+        return standing
 
     def training(self) -> Generator[Query, None, None]:
         """Train, within a `session`, and yield what is to be computed; each query must be answered.
@@ -161,10 +186,7 @@ class Trainer:
             NonFiniteError, RunFolderError: as `fit`.
         """
         self._seed()  # for controllers that draw random numbers
-        if self.history:
-            self._load(self._last)
-        else:
-            yield from self._restore_or_start()
+        yield from self._restore_or_start()
         try:
             self._call("on_fit_start")
             while self.epoch < self.config.epochs:
@@ -177,7 +199,8 @@ class Trainer:
         finally:
             self._call("on_fit_end")
 
-    def _answer(self, query: Query) -> None:
+    def answer(self, query: Query) -> None:
+        """Compute what a query of this run's `training` asks for, within a `session`."""
         if isinstance(query, LossQuery):
             query.loss = self.evaluate(query.states)
             return
@@ -199,8 +222,10 @@ class Trainer:
     def _epoch(self) -> Generator[Query, None, EpochMetrics]:
         direction_norms = []
         skipped, seconds = 0, self.history[-1].seconds
+        self._follow()
         with self._optimizer.training():
             for update, states in enumerate(self.train_states.split(self.config.batch_size)):
+                self._follow()
                 number = self.epoch * self.updates_per_epoch + update  # in the run
                 query = self._direction_query(states, number, compare=update == 0)
                 yield query
@@ -234,6 +259,16 @@ class Trainer:
             seconds=seconds,
         )
 
+    def _follow(self) -> None:
+        """Train the parameters that require gradients now: a callback may have frozen or replaced a layer."""
+        found = {n: p for n, p in self.controller.named_parameters() if p.requires_grad}
+        if found.keys() != self.parameters.keys() or any(found[name] is not p for name, p in self.parameters.items()):
+            check_parameters(self.controller)
+            if not found:
+                raise ValueError("no parameter of the controller requires a gradient any more.")
+            self._optimizer.follow(found)
+            self.parameters = found
+
     def _direction_query(self, states: Tensor, number: int, compare: bool) -> DirectionQuery:
         generator = None
         if self.config.combine == "random":  # made anew, so that a resumed run draws the same
@@ -262,9 +297,10 @@ class Trainer:
     def draw_if_new(self) -> None:
         """Draw into the run folder, if there is one that is to have pictures and they are not of the last epoch."""
         if self.folder is not None and self.config.pictures:
-            last = (self.folder.path / "last.pt").stat().st_mtime_ns
-            pictures = [self.folder.path / name for name in PICTURES]
-            if not all(picture.exists() and picture.stat().st_mtime_ns >= last for picture in pictures):
+            last, *drawn = (modified(self.folder.path / name) for name in ("last.pt", *PICTURES))
+            if last == 0:
+                raise RunFolderError(f"{self.folder.path} has no last.pt any more: was it moved? Nothing was drawn.")
+            if not all(time >= last for time in drawn):
                 self.draw()
 
     def draw(self) -> None:
@@ -288,26 +324,31 @@ class Trainer:
     # Where a run stands: `_last` holds the state after the last finished epoch
 
     def _restore_or_start(self) -> Generator[Query, None, None]:
-        stored = None
+        standing = self.check_folder()
+        if standing is not None:
+            self.history, self._last = standing.rows, standing.last
+        if self.history:
+            with nullcontext() if self.folder is None else self.folder.understanding("last.pt"):
+                self._load(self._last)
         if self.folder is not None:
-            self.folder.begin(self._description)
-            stored = self.folder.load("last")
-        if self.folder is None or stored is None:
-            if self.folder is not None:
-                self.folder.metrics_path.unlink(missing_ok=True)  # begun and killed before its first checkpoint
+            self.folder.begin(self._description, standing)
+        if not self.history:
             train_loss = yield from self._loss(self.train_states)
             test_loss = yield from self._loss(self.test_states)
-            untrained = EpochMetrics(0, train_loss, test_loss, _NAN, _NAN, _NAN, 0, 0, 0.0)
-            self._finish_epoch(untrained)
-            return
-        if stored["epoch"] > self.config.epochs:
-            raise RunFolderError(
-                f"{self.folder.path} has {stored['epoch']} epochs already; epochs={self.config.epochs} asks for fewer."
-            )
-        self.history = self.folder.rewind_metrics(stored["epoch"])
-        with self.folder.understanding("last.pt"):
-            self._load(stored)
-        self._last = stored
+            self._finish_epoch(EpochMetrics(0, train_loss, test_loss, _NAN, _NAN, _NAN, 0, 0, 0.0))
+
+    def _state(self, metrics: EpochMetrics) -> Checkpoint:
+        """The state after an epoch, as last.pt holds it."""
+        return {
+            "epoch": metrics.epoch,
+            "train_loss": metrics.train_loss,
+            "test_loss": metrics.test_loss,
+            "controller": copy.deepcopy(self.controller.state_dict()),
+            "best_train_loss": self.best_train_loss,
+            **self._optimizer.state_dict(),
+            **self.random_state(),
+            "config": as_trained(self._description),
+        }
 
     def _finish_epoch(self, metrics: EpochMetrics) -> bool:
         """Record and save an epoch; return whether the callbacks want another.
@@ -318,24 +359,14 @@ class Trainer:
         better = metrics.train_loss < self.best_train_loss
         if better:
             self.best_train_loss = metrics.train_loss
-        result = {
-            "epoch": metrics.epoch,
-            "train_loss": metrics.train_loss,
-            "test_loss": metrics.test_loss,
-            "controller": copy.deepcopy(self.controller.state_dict()),
-        }
-        last = result | {
-            "best_train_loss": self.best_train_loss,
-            **self._optimizer.state_dict(),
-            **self.random_state(),
-        }
+        last = self._state(metrics)
         if self.folder is not None:
+            judged = {name: last[name] for name in ("epoch", "train_loss", "test_loss", "controller")}
             if better:
-                self.folder.save("best", result)
+                self.folder.save("best", judged)
             if self.config.keep_every is not None and metrics.epoch % self.config.keep_every == 0:
-                self.folder.save(kept_name(metrics.epoch), result)
-            self.folder.append_metrics(metrics)
-            self.folder.save("last", last)
+                self.folder.save(kept_name(metrics.epoch), judged)
+            self.folder.record(metrics, last)
         self._last = last
         self.history.append(metrics)
         if metrics.epoch == 0:
@@ -346,6 +377,9 @@ class Trainer:
     def _load(self, state: Checkpoint) -> None:
         self.best_train_loss = state["best_train_loss"]
         self.controller.load_state_dict(state["controller"])
+        for name, parameter in self.controller.named_parameters():
+            parameter.requires_grad_(name in state.get("trained", self.parameters))
+        self._follow()
         self._optimizer.load_state_dict(state)
         self.set_random_state(state)
 

@@ -247,11 +247,18 @@ def _operator(n_points: int, box_length: float, dt: float, device: torch.device)
     """
     tau = dt / 2
     dx = box_length / (n_points + 1)
+    if not 0.0 < dx * dx < math.inf:
+        raise ValueError(
+            f"box_length={box_length:g} cannot be stepped: the square of a distance of points is {dx * dx:g}."
+        )
     j = np.arange(1, n_points + 1)
     one = np.eye(n_points)
-    T = (2 * one - np.eye(n_points, k=1) - np.eye(n_points, k=-1)) / dx**2
+    with np.errstate(over="ignore"):
+        T = (2 * one - np.eye(n_points, k=1) - np.eye(n_points, k=-1)) / dx**2
     x_root = np.sqrt(dx * j)
     G = (T + one / (1j * tau)) / np.outer(x_root, x_root)
+    if not np.isfinite(G).all():
+        raise ValueError(f"box_length={box_length:g} and dt={dt:g} cannot be stepped: they overflow.")
     Lambda, V = np.linalg.eig(G)
     V = V / np.sqrt((V * V).sum(0))
     V = V @ (1.5 * one - 0.5 * V.T @ V)  # a Newton step towards V^T V = 1: a tenth of the error

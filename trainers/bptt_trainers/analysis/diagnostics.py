@@ -19,7 +19,7 @@ from bptt_trainers.adjoint_engine import ControllerTape, bound_with_slope
 from bptt_trainers.callbacks import Callback
 from bptt_trainers.gradient import adjoint_engine
 from bptt_trainers.metrics import EpochMetrics
-from bptt_trainers.records.files import RunFolderError, write_atomic
+from bptt_trainers.records.files import RunFolderError, exists, read_bytes, write_atomic
 from bptt_trainers.rollout import Trajectory, rollout
 from bptt_trainers.rules import (
     MODIFIED,
@@ -187,7 +187,7 @@ class Diagnostics(Callback):
 
     def on_fit_start(self, trainer: Trainer) -> None:
         """Load what the folder holds, and fill in the current epoch."""
-        if self.folder is not None and (self.folder / NPZ).exists():
+        if self.folder is not None and exists(self.folder / NPZ):
             self.diagnoses = read_diagnostics(self.folder / NPZ)
         self.diagnoses = [one for one in self.diagnoses if one.epoch <= trainer.epoch]
         if not self.diagnoses or self.diagnoses[-1].epoch < trainer.epoch:
@@ -255,15 +255,22 @@ def read_diagnostics(path: Path) -> list[Diagnosis]:
         RunFolderError: if it is not there or cannot be read.
     """
     try:
-        with np.load(path, allow_pickle=False) as data:
+        with np.load(io.BytesIO(read_bytes(path)), allow_pickle=False) as data:
             arrays = {name: data[name] for name in _ARRAYS}
             layers, times = tuple(map(str, data["layers"])), data["times"]
+            shapes = {"norms": (3, len(layers)), "cosine": (3,), "agreement": (3,), "growth": (2, *times.shape)}
+            for name, array in arrays.items():
+                expected = shapes.get(name, (2, *array.shape[2:]))  # adjoints: of any number of steps
+                if array.shape != (*data["epoch"].shape, *expected) or array.dtype.kind != "f":
+                    raise ValueError(f"{name} is of shape {array.shape}")
             return [
                 Diagnosis(int(epoch), layers, times=times, **{name: array[i] for name, array in arrays.items()})
                 for i, epoch in enumerate(data["epoch"])
             ]
     except FileNotFoundError as error:
         raise RunFolderError(f"{path} is not there: train with diagnostics=True (bptt train --diagnostics).") from error
+    except RunFolderError:
+        raise
     except Exception as error:  # NumPy raises many kinds for a damaged file
         raise RunFolderError(f"cannot read {path}: it is damaged, or of another version.") from error
 

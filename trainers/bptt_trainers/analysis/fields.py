@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from bptt_envs import System, checks
 from bptt_trainers.analysis.planes import Plane
 from bptt_trainers.gradient import stacked_engine
-from bptt_trainers.records.files import RunFolderError
+from bptt_trainers.records.files import RunFolderError, read_text
 from bptt_trainers.rules import MODIFIED, REGULAR, RULES, Directions, combined
 
 SHOWN_RULES = ("R", "M", "C")
@@ -168,15 +168,14 @@ def read_csv(path: Path) -> dict[int, Table]:
     Raises:
         RunFolderError: if it cannot be read or has other columns.
     """
-    if not path.exists():
-        return {}
     try:
-        with path.open(newline="") as file:
-            header, *rows = csv.reader(file)
+        header, *rows = csv.reader(read_text(path).splitlines())
         if tuple(header) != ("epoch", *COLUMNS):
             raise ValueError("its columns are others")
         values = np.array([[float(cell) for cell in row] for row in rows]).reshape(-1, len(header))
-    except (OSError, ValueError) as error:
+    except FileNotFoundError:
+        return {}
+    except (ValueError, csv.Error) as error:
         raise RunFolderError(f"cannot read {path}: {error}.") from error
     epochs = values[:, 0].astype(int)
     return {

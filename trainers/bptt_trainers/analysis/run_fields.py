@@ -27,7 +27,8 @@ from bptt_trainers.analysis.fields import (
     vectors_at_once,
 )
 from bptt_trainers.analysis.planes import Plane, path_plane, random_plane, rules_plane
-from bptt_trainers.records.files import RunFolderError, write_atomic
+from bptt_trainers.records.claim import Claim, locked, plain_differences
+from bptt_trainers.records.files import RunFolderError, exists, refuse_links, write_atomic
 from bptt_trainers.rules import Directions, flat
 from bptt_trainers.run_folder import RunFolder
 from bptt_trainers.start_states import training_states
@@ -104,6 +105,7 @@ class RunFields:
 
     def __init__(self, folder: RunFolder, config: FieldsConfig) -> None:
         self.config = config
+        self._run = folder.path
         environment = folder.read_config()["environment"]
         self.name = f"{environment['id']}, rule {folder.train_config().rule}"
         system = folder.make_env().system
@@ -123,47 +125,42 @@ class RunFields:
         After each slice both are written to CSV files in `out`; what is there is not computed again.
 
         Raises:
-            RunFolderError: if `out` holds fields of other settings, or cannot be read or written.
+            RunFolderError: if `out` holds fields of other settings, is in use, or cannot be read or written.
         """
-        known = self._begin(out)
-        points, checkpoints = (read_csv(out / name) if known else {} for name in (POINTS, CHECKPOINTS))
-        missing = [epoch for epoch in self.slices if epoch not in points or epoch not in checkpoints]
-        with tqdm(
-            total=len(missing) * self.config.size**2,
-            desc="fields",
-            unit="point",
-            dynamic_ncols=True,
-            mininterval=0.1 if sys.stderr.isatty() else 10.0,  # seconds; a log file wants few lines
-            disable=not missing,
-        ) as bar:
-            for epoch in missing:
-                piece = self.slices[epoch]
-                step = STENCIL_STEP * piece.radius
-                square = grid(piece.center, piece.radius, self.config.size)
-                here = torch.from_numpy(piece.path[[piece.here]])
-                points[epoch] = evaluate(
-                    self._sample, piece.plane, square, step, at_once=self._at_once, on_progress=bar.update
-                )
-                checkpoints[epoch] = evaluate(self._sample, piece.plane, here, step, at_once=self._at_once)
-                for name, tables in ((POINTS, points), (CHECKPOINTS, checkpoints)):
-                    write_atomic(out / name, to_csv(dict(sorted(tables.items()))).encode())
-        points, checkpoints = (read_csv(out / name) for name in (POINTS, CHECKPOINTS))
-        return {epoch: points[epoch] for epoch in self.slices}, {epoch: checkpoints[epoch] for epoch in self.slices}
+        refuse_links(self._run, out)
+        with locked(out):
+            known = self._begin(out)
+            points, checkpoints = (read_csv(out / name) if known else {} for name in (POINTS, CHECKPOINTS))
+            missing = [epoch for epoch in self.slices if epoch not in points or epoch not in checkpoints]
+            with tqdm(
+                total=len(missing) * self.config.size**2,
+                desc="fields",
+                unit="point",
+                dynamic_ncols=True,
+                mininterval=0.1 if sys.stderr.isatty() else 10.0,  # seconds; a log file wants few lines
+                disable=not missing,
+            ) as bar:
+                for epoch in missing:
+                    piece = self.slices[epoch]
+                    step = STENCIL_STEP * piece.radius
+                    square = grid(piece.center, piece.radius, self.config.size)
+                    here = torch.from_numpy(piece.path[[piece.here]])
+                    points[epoch] = evaluate(
+                        self._sample, piece.plane, square, step, at_once=self._at_once, on_progress=bar.update
+                    )
+                    checkpoints[epoch] = evaluate(self._sample, piece.plane, here, step, at_once=self._at_once)
+                    for name, tables in ((POINTS, points), (CHECKPOINTS, checkpoints)):
+                        write_atomic(out / name, to_csv(dict(sorted(tables.items()))).encode())
+            points, checkpoints = (read_csv(out / name) for name in (POINTS, CHECKPOINTS))
+            return {epoch: points[epoch] for epoch in self.slices}, {epoch: checkpoints[epoch] for epoch in self.slices}
 
     def _begin(self, out: Path) -> bool:
         """Claim the folder; return whether it holds fields of these settings."""
         path = out / SETTINGS
-        if path.exists():
-            try:
-                stored = dict(json.loads(path.read_text()))
-            except (OSError, ValueError, TypeError) as error:
-                raise RunFolderError(f"cannot read {path}: {error}.") from error
-            different = [
-                f"{name}: {stored.get(name)!r} in the folder, {value!r} asked for"
-                for name, value in self._settings.items()
-                if stored.get(name) != value
-            ]
-            if different and (out / POINTS).exists():
+        if exists(path):
+            stored = Claim(path, "fields").read()
+            different = plain_differences({name: stored.get(name) for name in self._settings}, self._settings)
+            if different and exists(out / POINTS):
                 raise RunFolderError(
                     f"{out} holds fields of other settings, of another run, or of this one before it was continued; "
                     "delete it or use another folder (--out):\n  " + "\n  ".join(different)
@@ -233,7 +230,8 @@ def _projected(plane: Plane, points: Sequence[Directions]) -> np.ndarray:
 
 def _digest(environment: Mapping[str, Any], path: Mapping[int, Directions]) -> str:
     """Tells runs apart, and what became of one when it was continued."""
-    digest = hashlib.sha256(json.dumps(environment, sort_keys=True).encode())
+    named = {name: value for name, value in environment.items() if name != "content"}  # which older runs do not say
+    digest = hashlib.sha256(json.dumps(named, sort_keys=True).encode())
     for epoch, parameters in path.items():
         digest.update(str(epoch).encode())
         digest.update(flat(parameters).numpy().tobytes())

@@ -12,6 +12,7 @@ from tyro.conf import Suppress
 from bptt_envs.checks import each_once
 from bptt_envs.registration import system_class
 from bptt_envs.settings import Count, Positive, read
+from bptt_trainers.user_code import imported_id
 
 GIB = 2**30
 
@@ -36,7 +37,7 @@ class BenchmarkConfig:
     """Parts; each leaves a table, its numbers (CSV) and, where a picture says more, a figure."""
 
     env: str = "DiffCartPole-v0"
-    """Environment id of the part updates."""
+    """Environment id of the part updates, or MODULE:ID to import first the module that registers it."""
 
     env_options: Annotated[Mapping[str, Any], Suppress] = field(default_factory=dict)
     """Options of that environment."""
@@ -77,6 +78,7 @@ class BenchmarkConfig:
 
     def __post_init__(self) -> None:
         read(self)
+        object.__setattr__(self, "env", imported_id(self.env))
         system_class(self.env).check_options(dict(self.env_options), self.env)
         for name in ("parts", "peers", "batch_sizes", "threads", "envs", "horizons"):
             each_once(name, getattr(self, name))

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bptt_envs.checks import positive_integer
+from bptt_trainers.children import end_with_parent, out_of_reach_of_ctrl_c
 
 MIB = 2**20
 LEAVE = 10.0  # seconds that a process has for its own end, before it is ended
@@ -66,11 +67,8 @@ def peak_memory(target: Callable[..., Program], *, limit: int | None = None, **k
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_measure, args=(sender, target, kwargs, limit), daemon=True)
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # Ctrl-C is for this process, which ends that
-    try:
+    with out_of_reach_of_ctrl_c():
         process.start()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     sender.close()
     try:
         kind, value = receiver.recv()
@@ -91,6 +89,7 @@ def peak_memory(target: Callable[..., Program], *, limit: int | None = None, **k
 
 def _measure(sender: Connection, target: Callable[..., Program], kwargs: dict[str, Any], limit: int | None) -> None:
     """What the process does; sends ("bytes", growth), ("memory", message) or ("error", traceback)."""
+    end_with_parent()
     (_PROCESS / "oom_score_adj").write_text("1000")  # where memory runs out, this is the process to end
     try:
         program = target(**kwargs)

@@ -18,7 +18,8 @@ from bptt_envs.program import CompilerError
 from bptt_envs.systems import CartPole
 from bptt_trainers.autograd_engine import AutogradEngine
 from bptt_trainers.benchmarks.config import GIB
-from bptt_trainers.gradient import Engine, choose_engine
+from bptt_trainers.directions.chosen_engine import ChosenEngine
+from bptt_trainers.gradient import choose_engine
 from bptt_trainers.networks import MLP
 from bptt_trainers.rules import REGULAR, RULES, Feedback, combined
 
@@ -176,7 +177,7 @@ class _LossCompiled(AutogradEngine):
         return self._losses(initial_states, feedback)
 
 
-def _by_engine(task: Task, engine: Engine) -> Update:
+def _by_engine(task: Task, engine: ChosenEngine | AutogradEngine) -> Update:
     def update(rule: str) -> object:
         losses, passes = engine(task.states, RULES[rule].passes)
         return losses.mean(), combined(RULES[rule], passes)

@@ -17,7 +17,8 @@ from bptt_trainers.benchmarks.parts import PARTS, Part
 from bptt_trainers.benchmarks.table import Line, Row, matches, read_lines
 from bptt_trainers.benchmarks.worker import available_cores, measure_apart
 from bptt_trainers.comparison_table import to_csv
-from bptt_trainers.records.files import RunFolderError, write_atomic
+from bptt_trainers.records.claim import Claim, locked, plain_differences
+from bptt_trainers.records.files import RunFolderError, exists, remove, write_atomic
 
 
 def run(config: BenchmarkConfig, out: Path, *, redo: bool = False) -> dict[PartName, list[Line]]:
@@ -36,7 +37,8 @@ def run(config: BenchmarkConfig, out: Path, *, redo: bool = False) -> dict[PartN
 
     Raises:
         ValueError: if there are not so many cores as threads are asked for.
-        RunFolderError: if a file is of other settings or another machine, or cannot be read or written.
+        RunFolderError: if a file is of other settings or another machine, cannot be read or written, or the folder is
+            in use.
         ChildProcessError: if a measurement fails.
     """
     cores = len(available_cores())
@@ -49,12 +51,13 @@ def run(config: BenchmarkConfig, out: Path, *, redo: bool = False) -> dict[PartN
     for name in config.parts:
         if name not in parts:
             print(f"part {name} is left out: it is measured on the cpu only.", file=sys.stderr)
-    if redo:
-        for name in parts:
-            file_of(out, name, "csv").unlink(missing_ok=True)
-    for name, part in parts.items():
-        _claim(config, out, name, part)
-    return _measure(config, out, parts)
+    with locked(out):
+        if redo:
+            for name in parts:
+                remove(file_of(out, name, "csv"))
+        for name, part in parts.items():
+            _claim(config, out, name, part)
+        return _measure(config, out, parts)
 
 
 def _measure(config: BenchmarkConfig, out: Path, parts: Mapping[PartName, Part]) -> dict[PartName, list[Line]]:
@@ -85,7 +88,13 @@ def _add(out: Path, name: PartName, rows: list[Row], order: list[Row]) -> None:
     lines: list[Any] = [*read_lines(path), *rows]
     places = {id(line): next((i for i, cell in enumerate(order) if matches(line, cell)), len(order)) for line in lines}
     write_atomic(path, to_csv(sorted(lines, key=lambda line: places[id(line)])).encode())
-    write_atomic(file_of(out, name, "md"), (PARTS[name].markdown(read_lines(path)) + "\n").encode())
+    try:
+        table = PARTS[name].markdown(read_lines(path))
+    except (KeyError, ValueError, IndexError) as error:
+        raise RunFolderError(
+            f"cannot use {path}: a line of it is damaged ({error!r}). --redo measures it anew."
+        ) from error
+    write_atomic(file_of(out, name, "md"), (table + "\n").encode())
 
 
 def _claim(config: BenchmarkConfig, out: Path, name: PartName, part: Part) -> None:
@@ -97,24 +106,15 @@ def _claim(config: BenchmarkConfig, out: Path, name: PartName, part: Part) -> No
             | {"machine": machine(config.device), "versions": versions()}
         )
     )
-    if file_of(out, name, "csv").exists():
-        stored = _read_json(path)
-        different = [
-            f"  {key}: {stored.get(key)!r} in the folder, {wanted.get(key)!r} now"
-            for key in dict.fromkeys([*stored, *wanted])
-            if stored.get(key) != wanted.get(key)
-        ]
+    if exists(file_of(out, name, "csv")):
+        try:
+            stored = Claim(path, "benchmark").read()
+        except RunFolderError as error:
+            raise RunFolderError(f"{error} It says what the CSV file beside it is of.") from error
+        different = plain_differences(stored, wanted, here="now")
         if different:
             raise RunFolderError(
-                "\n".join([f"{file_of(out, name, 'csv')} was measured otherwise:", *different])
+                "\n  ".join([f"{file_of(out, name, 'csv')} was measured otherwise:", *different])
                 + "\n--redo measures it anew, another --out keeps both."
             )
     write_atomic(path, (json.dumps(wanted, indent=2) + "\n").encode())
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        stored: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise RunFolderError(f"cannot read {path}, which says what the CSV file beside it is of: {error}.") from error
-    return stored

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from bptt_envs.checks import each_once
 from bptt_envs.settings import Count, among, read
 from bptt_trainers.config import Device, RuleName
-from bptt_trainers.gradient import EngineName
+from bptt_trainers.directions.chosen_engine import EngineName
 from bptt_trainers.trainer import available_device
 
 OF_UPDATE = ("batch", "hidden")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bptt_trainers.comparison_table import to_csv
-from bptt_trainers.records.files import RunFolderError, write_atomic
+from bptt_trainers.records.files import RunFolderError, read_text, write_atomic
 
 
 @dataclass(frozen=True)
@@ -86,14 +86,14 @@ def read_measurements(path: Path) -> list[Measurement]:
     Raises:
         RunFolderError: if it cannot be read or has other columns.
     """
-    if not path.exists():
-        return []
     try:
-        header, *rows = csv.reader(path.read_text().splitlines())
+        header, *rows = csv.reader(read_text(path).splitlines())
         if tuple(header) != COLUMNS:
             raise ValueError(f"its columns are {', '.join(header)}, not {', '.join(COLUMNS)}")
         return [Measurement(**{n: _KINDS[n](v) for n, v in zip(COLUMNS, row, strict=True)}) for row in rows]
-    except (OSError, ValueError) as error:
+    except FileNotFoundError:
+        return []
+    except (ValueError, csv.Error) as error:
         raise RunFolderError(f"cannot read {path}: {error}.") from error
 
 

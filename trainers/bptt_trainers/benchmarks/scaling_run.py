@@ -24,6 +24,7 @@ from bptt_trainers.config import TrainConfig
 from bptt_trainers.controllers import Controller
 from bptt_trainers.default_controllers import default_controller
 from bptt_trainers.gradient import choose_engine, system_of
+from bptt_trainers.records.claim import locked
 from bptt_trainers.records.files import RunFolderError
 from bptt_trainers.rules import combined, get_rule
 from bptt_trainers.start_states import WEIGHTS, stream_seed, training_states
@@ -42,9 +43,14 @@ def scale(config: ScalingConfig) -> list[Measurement]:
 
     Raises:
         ValueError: if the engine cannot serve a controller.
-        RunFolderError: if the file holds measurements of other settings, or cannot be written.
+        RunFolderError: if the file holds measurements of other settings, is in use, or cannot be written.
         MemoryMeasurementError: if memory cannot be measured.
     """
+    with locked(config.out):
+        return _scale(config)
+
+
+def _scale(config: ScalingConfig) -> list[Measurement]:
     path = config.out / CSV
     done = {(row.axis, row.value): row for row in read_measurements(path)}
     _check_same(path, done.values(), config)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from bptt_trainers.records.files import RunFolderError
+from bptt_trainers.records.files import RunFolderError, read_text
 
 Cell = str | int | float
 Row = dict[str, Cell]
@@ -20,13 +21,16 @@ def read_lines(path: Path) -> list[Line]:
     Raises:
         RunFolderError: if it cannot be read.
     """
-    if not path.exists():
-        return []
     try:
-        with path.open(newline="") as file:
-            return list(csv.DictReader(file))
-    except (OSError, ValueError, csv.Error) as error:
+        lines = list(csv.DictReader(io.StringIO(read_text(path))))
+    except FileNotFoundError:
+        return []
+    except csv.Error as error:
         raise RunFolderError(f"cannot read {path}: {error}.") from error
+    for i, line in enumerate(lines, start=2):
+        if None in line or None in line.values():
+            raise RunFolderError(f"cannot read {path}: line {i} has not as many cells as there are columns.")
+    return lines
 
 
 def matches(line: Mapping[str, Cell], wanted: Mapping[str, Cell]) -> bool:

@@ -13,7 +13,8 @@ from bptt_trainers.benchmarks.memory import MIB, MemoryExceeded, Program, peak_m
 from bptt_trainers.benchmarks.peers import autograd_bytes
 from bptt_trainers.benchmarks.table import Line, Row, markdown, number, short
 from bptt_trainers.default_controllers import default_controller
-from bptt_trainers.gradient import EngineName, policy_gradient, system_of
+from bptt_trainers.directions.chosen_engine import EngineName
+from bptt_trainers.gradient import policy_gradient, system_of
 
 ENV, BATCH, RULE = "DiffCartPole-v0", 256, "C"
 MEMORY_ENGINES: tuple[EngineName, ...] = ("adjoint", "autograd")

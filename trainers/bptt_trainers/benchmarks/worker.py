@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import pickle
 import signal
@@ -10,18 +11,20 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from bptt_envs.program import CACHE_VARIABLE
+from bptt_envs.registration import ENTRIES, register
 from bptt_trainers.benchmarks.config import BenchmarkConfig
 from bptt_trainers.benchmarks.table import Row
+from bptt_trainers.children import end_with_parent
 
 
 def measure_apart(part: str, config: BenchmarkConfig, cell: Row) -> list[Row]:
     """Measure a cell of a part in a new process, which may use as many cores as the cell has threads.
 
-    The compilers' caches on disk are empty at its start. After an error or Ctrl-C nothing of it is left running.
+    The compilers' caches on disk are empty at its start. Nothing of it is left running, however this process ends.
 
     Raises:
         ChildProcessError: if it fails; the message says why.
@@ -31,13 +34,20 @@ def measure_apart(part: str, config: BenchmarkConfig, cell: Row) -> list[Row]:
             [sys.executable, "-m", __name__],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            bufsize=0,
             env=_environment(config, caches),
             start_new_session=True,  # Ctrl-C is for this process, which ends that and all that it started
         )
-        try:
-            answer, _ = process.communicate(pickle.dumps((part, config, cell)))
-        finally:
-            _end(process)
+        assert process.stdin is not None
+        assert process.stdout is not None
+        with process.stdin, process.stdout:  # it takes the end of its stdin for the end of this process
+            try:
+                with suppress(BrokenPipeError):  # its exit code will say more
+                    process.stdin.write(pickle.dumps((ENTRIES, part, config, cell)))
+                answer = process.stdout.read()
+                process.wait()
+            finally:
+                _end(process)
     what = f"{part} ({', '.join(f'{name} {value}' for name, value in cell.items() if value != '')})"
     if process.returncode:
         raise ChildProcessError(f"measuring {what} ended with exit code {process.returncode}.")
@@ -88,13 +98,18 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 def main() -> None:
     """What the process does: the request comes by stdin, the answer goes to stdout, all else to stderr."""
-    part, config, cell = pickle.load(sys.stdin.buffer)
+    entries, part, config, cell = pickle.load(sys.stdin.buffer)
+    end_with_parent(lambda: os.read(sys.stdin.fileno(), 1))
     with os.fdopen(os.dup(1), "wb") as out:
         os.dup2(2, 1)
         from bptt_trainers.benchmarks.parts import PARTS
 
         answer: tuple[str, Any]
         try:
+            for env_id, entry in entries.items():
+                importlib.import_module(entry.system.partition(":")[0])  # which may register it itself
+                if env_id not in ENTRIES:
+                    register(env_id, entry.system, entry.summary, **entry.defaults)
             answer = ("rows", PARTS[part].measure(config, cell))
         except Exception:  # noqa: BLE001  # told to the other process, which raises it
             answer = ("error", traceback.format_exc())

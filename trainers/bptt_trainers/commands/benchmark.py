@@ -11,7 +11,7 @@ from bptt_trainers.benchmarks.config import BenchmarkConfig, file_of
 from bptt_trainers.benchmarks.document import TARGETS, tables
 from bptt_trainers.benchmarks.parts import PARTS
 from bptt_trainers.benchmarks.run import run
-from bptt_trainers.commands.environment import EnvOptions, parse_options
+from bptt_trainers.commands.environment import EnvOptions, Module, parse_options
 from bptt_trainers.commands.exits import Interrupted, checking_arguments
 from bptt_trainers.commands.output import file_list
 from bptt_trainers.page import fill, read_page
@@ -29,6 +29,9 @@ class Benchmark:
 
     example: bptt benchmark --parts updates stepping --batch-sizes 8 --out runs/fast
     """
+
+    module: Module = None
+    """Module to import first: one that registers the environment, if that is your own."""
 
     benchmark: OmitArgPrefixes[BenchmarkConfig]
 

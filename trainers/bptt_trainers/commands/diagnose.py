@@ -45,11 +45,11 @@ class Diagnose:
         diagnoses = read_diagnostics(folder.path / NPZ)
 
         from bptt_trainers.figures.diagnostics import diagnostics_figure  # with it comes matplotlib
-        from bptt_trainers.figures.style import save_figure
+        from bptt_trainers.figures.style import plain_text, save_figure
 
         out = self.out or folder.path / "diagnostics.png"
         with checking_arguments():
-            save_figure(diagnostics_figure(diagnoses, system, f"{config['id']}: {folder.path.name}"), out)
+            save_figure(diagnostics_figure(diagnoses, system, plain_text(f"{config['id']}: {folder.path.name}")), out)
         head = ["epoch", "cosine", "same sign", "|R|/|M|", "feedback R", "feedback M", "growth R", "growth M"]
         middle = diagnoses[len(diagnoses) // 2]
         chosen = {one.epoch: one for one in (diagnoses[0], middle, diagnoses[-1])}

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import ast
-import importlib
-import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -17,25 +14,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 from bptt_envs import DifferentiableEnv, System
 from bptt_envs.checks import one_of
 from bptt_envs.registration import system_class
-
-
-def import_module(name: str) -> str:
-    """Import a module for what it registers, and return its name; the working directory is searched too.
-
-    Raises:
-        ValueError: if there is no such module.
-    """
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-            raise  # the module is there; one that it imports is not
-        raise ValueError(f"there is no module {error.name!r} on the Python path or in {here}.") from error
-    return name
-
+from bptt_trainers.user_code import import_module, imported_id, split_id
 
 Module = Annotated[
     str | None,
@@ -53,22 +32,13 @@ EnvOptions = Annotated[tuple[str, ...], UseAppendAction, arg(metavar="NAME=VALUE
 """An option that may be given several times, for `parse_options`."""
 
 
-def split_id(env: str) -> tuple[str | None, str]:
-    """Split "my_module:MyEnv-v0" into the module that registers the id, if one is named, and the id."""
-    module, colon, env_id = env.rpartition(":")
-    return (module if colon else None), env_id
-
-
 def known_system(env: str) -> type[System]:
     """The system of an id, whose module is imported first if it is named.
 
     Raises:
         ValueError: if there is no such module or id.
     """
-    module, env_id = split_id(env)
-    if module is not None:
-        import_module(module)
-    return system_class(env_id)
+    return system_class(imported_id(env))
 
 
 def make_environment(env: str, options: dict[str, Any]) -> DifferentiableEnv:

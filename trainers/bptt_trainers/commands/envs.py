@@ -13,13 +13,14 @@ from tyro.conf import Positional, arg
 from bptt_envs import System
 from bptt_envs.registration import ENTRIES
 from bptt_trainers.commands.environment import (
+    Module,
     describe_type,
     known_system,
     make_environment,
     option_types,
-    split_id,
 )
 from bptt_trainers.commands.exits import checking_arguments
+from bptt_trainers.user_code import split_id
 
 WIDTH = 80
 
@@ -31,6 +32,9 @@ class Envs:
     example: bptt envs DiffMultiPole-v0
     """
 
+    module: Module = None
+    """Module to import first: one that registers environments of your own."""
+
     env: Annotated[Positional[str | None], arg(metavar="[ID]")] = None
     """Environment id, or MODULE:ID to import first the module that registers it."""
 
@@ -41,8 +45,8 @@ class Envs:
         """Print."""
         if self.env is not None:
             with checking_arguments():
-                known_system(self.env)
-            print(details(self.env))
+                text = details(self.env)
+            print(text)
         elif self.verbose:
             print("\n\n".join(details(env_id) for env_id in ENTRIES))
         else:
@@ -59,12 +63,12 @@ def details(env: str) -> str:
     made = make_environment(env, {})
     system = made.system
     lines = [f"{env_id}: {entry.summary}", "", *description(system_class)]
-    limit = system.nominal_action if system.max_action is None else system.max_action
-    bound = "unbounded; RL learners are told" if system.max_action is None else "in"
+    bound = "in" if system.has_bounds else "unbounded; RL learners are told"
+    low, high = (float(end.flatten()[0]) for end in system.action_range)
     facts = {
         "observation": f"{system.observation_shape}",
         "state": f"{system.state_shape}: {', '.join(system.state_labels)}",
-        "action": f"{system.action_shape}: {', '.join(system.action_labels)}, {bound} [{-limit:g}, {limit:g}]",
+        "action": f"{system.action_shape}: {', '.join(system.action_labels)}, {bound} [{low:g}, {high:g}]",
         "episode": f"{system.horizon} steps of {system.dt:g} s",
     }
     for name, fact in facts.items():

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from bptt_trainers.user_code import raised_by_user
+
 
 class Misuse(Exception):
     """The command line asks for what cannot be; the message names the argument and what would be right."""
@@ -25,8 +27,13 @@ class Interrupted(Exception):
 
 @contextmanager
 def checking_arguments() -> Iterator[None]:
-    """Turn a ValueError about what the user asked for into `Misuse`; for set-up only, where nothing runs yet."""
+    """Turn a ValueError about what was asked for into `Misuse`; for set-up only, where nothing runs yet.
+
+    One that code of the user's raises is none of ours, and stays what it is.
+    """
     try:
         yield
     except ValueError as error:
+        if raised_by_user(error):
+            raise
         raise Misuse(str(error)) from error

@@ -14,16 +14,17 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from bptt_envs.program import cache_folder
 from bptt_trainers.callbacks import Callback, ProgressBar
-from bptt_trainers.commands.environment import EnvOptions, Module, make_environment, parse_options, split_id
+from bptt_trainers.commands.environment import EnvOptions, Module, make_environment, parse_options
 from bptt_trainers.commands.exits import Interrupted, checking_arguments
 from bptt_trainers.commands.output import aligned
 from bptt_trainers.config import Clip, OnNonfinite, TrainConfig
 from bptt_trainers.ensemble import Ensemble, variations
 from bptt_trainers.run_folder import RunFolder
 from bptt_trainers.trainer import NonFiniteError, Trainer
+from bptt_trainers.user_code import split_id
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Train:
     """Train a controller by backpropagation through the physics, into a run folder.
 
@@ -37,6 +38,9 @@ class Train:
     example: bptt train --env DiffMultiPole-v0 --env-option n_poles=2 --epochs 100
     example: bptt train --rules R C --seeds 0 1 2 3 --epochs 100 --out runs/grid
     """
+
+    module: Module = None
+    """Module to import first: one that registers the environment, if that is your own."""
 
     training: OmitArgPrefixes[TrainConfig]
 
@@ -64,6 +68,7 @@ class Train:
             options = parse_options(self.env, self.env_option)
             env = make_environment(self.env, options)
             module, env_id = split_id(self.env)
+            module = module or self.module
             several = {name: values for name in VARIED if (values := getattr(self, name))}
             if several and self.training.out is not None and RunFolder(self.training.out).exists():
                 raise ValueError(f"--out {self.training.out} holds a single run; several need another folder.")
@@ -74,7 +79,7 @@ class Train:
             else:
                 trainer = Trainer(env, config=config, callbacks=[Announce(), ProgressBar()])
         if several:
-            fit_together(ensemble, out)
+            fit_together(ensemble, out, module)
         else:
             fit(trainer, out, module)
 
@@ -179,7 +184,7 @@ def fit(trainer: Trainer, out: Path, module: str | None) -> None:
         Interrupted: at Ctrl-C.
         NonFiniteError: as `Trainer.fit`, with the command that goes on.
     """
-    run = shlex.quote(str(out)) + ("" if module is None else f" --module {shlex.quote(module)}")
+    run = shlex.quote(str(out)) + with_module(module)
     try:
         trainer.fit()
     except KeyboardInterrupt:
@@ -191,6 +196,11 @@ def fit(trainer: Trainer, out: Path, module: str | None) -> None:
     except NonFiniteError as error:
         raise NonFiniteError(f"{error} To skip such updates:\n  bptt resume {run} --on-nonfinite skip") from error
     print(summary(trainer, out, run))
+
+
+def with_module(module: str | None) -> str:
+    """The option by which a command that reads a run folder knows an environment of the user's own."""
+    return "" if module is None else f" --module {shlex.quote(module)}"
 
 
 def summary(trainer: Trainer, out: Path, run: str) -> str:
@@ -216,7 +226,7 @@ def summary(trainer: Trainer, out: Path, run: str) -> str:
     return "\n".join(lines)
 
 
-def fit_together(ensemble: Ensemble, out: Path) -> None:
+def fit_together(ensemble: Ensemble, out: Path, module: str | None) -> None:
     """Train several runs in folders below `out`, and say what came of them and how to go on.
 
     Raises:
@@ -230,13 +240,13 @@ def fit_together(ensemble: Ensemble, out: Path) -> None:
         ensemble.fit()
     except KeyboardInterrupt:
         raise Interrupted("stopped; each run stands at its last finished epoch") from None
-    print(summary_of_all(ensemble, out, names))
+    print(summary_of_all(ensemble, out, names, module))
     if ensemble.errors:
         lost = [f"  {names[i]}: {error}" for i, error in ensemble.errors.items()]
         raise NonFiniteError("\n".join([f"{len(lost)} of {len(names)} runs ended early:", *lost]))
 
 
-def summary_of_all(ensemble: Ensemble, out: Path, names: list[str]) -> str:
+def summary_of_all(ensemble: Ensemble, out: Path, names: list[str], module: str | None) -> str:
     """A line a run, where they lie, what to do next."""
     rows = [["run", "status", "epoch", "untrained", "last", "best"]]
     for i, (name, member) in enumerate(zip(names, ensemble.members, strict=True)):
@@ -252,7 +262,7 @@ def summary_of_all(ensemble: Ensemble, out: Path, names: list[str]) -> str:
         "best: in the best epoch on the training states",
         f"training took {seconds:.1f} s in all, evaluation not counted",
         "next:",
-        f"  bptt evaluate {shlex.quote(str(out))}/*",
+        f"  bptt evaluate {shlex.quote(str(out))}/*{with_module(module)}",
     ]
     return "\n".join(lines)
 

@@ -46,6 +46,11 @@ def rgb(color: Color) -> tuple[float, float, float]:
     return red / 255, green / 255, blue / 255
 
 
+def plain_text(text: str) -> str:
+    """A name as matplotlib draws it letter for letter: no formula between dollars, no bytes that are no text."""
+    return text.encode(errors="backslashreplace").decode().replace("$", r"\$")
+
+
 def save_figure(figure: Figure, path: str | Path) -> None:
     """Write a figure as PNG, PDF or SVG, by the suffix of `path`; the file is written whole or not at all.
 

@@ -21,7 +21,7 @@ from bptt_trainers.figures.results import (
 from bptt_trainers.figures.style import save_figure
 from bptt_trainers.records.files import write_atomic
 from bptt_trainers.reproduction.experiments import Experiment, Task
-from bptt_trainers.reproduction.results import read_curves, read_results
+from bptt_trainers.reproduction.results import read_books
 from bptt_trainers.reproduction.study import TaskResults, plain
 from bptt_trainers.reproduction.tables import (
     READING,
@@ -112,8 +112,8 @@ def read_task(folder: Path, study: str, task: Task) -> TaskResults:
         RunFolderError: if a file cannot be read.
     """
     name = f"{study}-{task.name}"
-    found = list(read_results(folder, name).values())
-    return TaskResults(task.name, task.title, found, read_curves(folder, name), task.losses)
+    results, curves = read_books(folder, name)
+    return TaskResults(task.name, task.title, list(results.values()), curves, task.losses)
 
 
 def report_studies(studies: Mapping[str, Sequence[TaskResults]], out: Path) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from bptt_trainers.comparison_table import to_csv
-from bptt_trainers.records.files import RunFolderError, write_atomic
+from bptt_trainers.records.files import RunFolderError, read_text, write_atomic
 
 DIGITS = 5  # significant, of what is measured
 
@@ -160,15 +161,54 @@ def curves_path(folder: Path, experiment: str) -> Path:
     return folder / f"{experiment}.curves.csv"
 
 
+def read_books(folder: Path, experiment: str) -> tuple[dict[Member, Result], dict[str, list[Point]]]:
+    """Both files of an experiment, which must agree: `read_results`, and the curve of each member by `Member.name`.
+
+    A curve without a line counts for nothing: its line was deleted, or the program was killed between the two files.
+
+    Raises:
+        RunFolderError: if a file cannot be read, or a line has no curve or one of other numbers.
+    """
+    results, curves = read_results(folder, experiment), read_curves(folder, experiment)
+    for member, result in results.items():
+        different = _differences(result, curves.get(member.name, []))
+        if different:
+            raise RunFolderError(
+                f"{results_path(folder, experiment)} and {curves_path(folder, experiment).name} disagree about "
+                f"{member.name!r}: {different}. Delete its line to have it trained anew."
+            )
+    return results, {member.name: curves[member.name] for member in results}
+
+
+def _differences(result: Result, curve: Sequence[Point]) -> str:
+    """Where a line says something else than its curve, in words; nothing if they agree."""
+    member = result.member
+    if len(curve) < 2:
+        return f"its curve has {len(curve)} points"
+    if member.epochs and curve[-1].epoch != member.epochs:
+        return f"it has {member.epochs} epochs, and its curve ends after {curve[-1].epoch}"
+    again = result_of(member, curve, result.together, result.versions)
+    pairs = ((name, value, getattr(again, name)) for name, value in vars(result).items() if isinstance(value, float))
+    return ", ".join(
+        f"{name} is {value:g}, and {expected:g} by its curve"
+        for name, value, expected in pairs
+        if not (math.isclose(value, expected, rel_tol=1e-4) or (math.isnan(value) and math.isnan(expected)))
+    )
+
+
 def read_results(folder: Path, experiment: str) -> dict[Member, Result]:
     """The finished members of an experiment; none where there is no file.
 
     Raises:
-        RunFolderError: if the file cannot be read or has other columns.
+        RunFolderError: if the file cannot be read, has other columns or a member twice.
     """
     path = results_path(folder, experiment)
     members = _read(path, RESULT_COLUMNS, lambda row: Member(**_cells(Member, row)))
     results = _read(path, RESULT_COLUMNS, lambda row: _cells(Result, row))
+    names = [member.name for member in members]
+    for name in names:
+        if names.count(name) > 1:
+            raise RunFolderError(f"{path} has {name!r} in {names.count(name)} lines; leave one.")
     return {member: Result(member=member, **result) for member, result in zip(members, results, strict=True)}
 
 
@@ -231,10 +271,19 @@ def _read(path: Path, columns: Sequence[str], make: Callable[[Mapping[str, str]]
     if not path.exists():
         return []
     try:
-        with path.open(newline="") as file:
-            reader = csv.DictReader(file)
-            if tuple(reader.fieldnames or ()) != tuple(columns):
-                raise ValueError(f"its columns are {', '.join(reader.fieldnames or ())}, not {', '.join(columns)}")
-            return [make(row) for row in reader]
-    except (OSError, ValueError, TypeError, csv.Error) as error:
-        raise RunFolderError(f"cannot read {path}: {error}.") from error
+        reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
+        if tuple(reader.fieldnames or ()) != tuple(columns):
+            raise ValueError(f"its columns are {', '.join(reader.fieldnames or ())}, not {', '.join(columns)}")
+        made = []
+        for row in reader:
+            if None in row or None in row.values():
+                raise ValueError(f"line {reader.line_num} has not {len(columns)} cells")
+            try:
+                made.append(make(row))
+            except ValueError as error:
+                raise ValueError(f"line {reader.line_num}: {error}") from error
+        return made
+    except (FileNotFoundError, ValueError, csv.Error) as error:
+        raise RunFolderError(
+            f"cannot read {path}: {error}. A line that is mended or deleted has its run taken up again."
+        ) from error

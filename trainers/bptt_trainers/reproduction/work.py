@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import platform
 import re
-import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
 from importlib.metadata import version
 from multiprocessing.queues import Queue
@@ -27,19 +25,20 @@ from tqdm import tqdm
 import bptt_envs
 from bptt_envs import DifferentiableEnv, System
 from bptt_trainers.callbacks import Callback
+from bptt_trainers.children import end_with_parent, out_of_reach_of_ctrl_c
 from bptt_trainers.config import TrainConfig
 from bptt_trainers.default_controllers import default_controller
 from bptt_trainers.ensemble import SHARED, Ensemble
 from bptt_trainers.methods import RL, Budget
 from bptt_trainers.metrics import EpochMetrics, read_csv
 from bptt_trainers.options import write_options
+from bptt_trainers.records.claim import locked
 from bptt_trainers.records.files import RunFolderError
 from bptt_trainers.reproduction.experiments import EXPERIMENTS, Experiment, Tier, Variant
 from bptt_trainers.reproduction.results import (
     Member,
     Point,
-    read_curves,
-    read_results,
+    read_books,
     result_of,
     results_path,
     write,
@@ -74,8 +73,12 @@ class Run:
     @property
     def trained(self) -> bool:
         """Whether its folder holds all its epochs."""
-        folder = RunFolder(self.folder)
-        return folder.metrics_path.exists() and read_csv(folder.metrics_path)[-1].epoch == self.member.epochs
+        path = RunFolder(self.folder).metrics_path
+        try:
+            rows = read_csv(path) if path.exists() else []
+        except RunFolderError:
+            return False  # whether its folder can be taken up again is for the trainer to say
+        return bool(rows) and rows[-1].epoch == self.member.epochs
 
 
 def runs_of(experiment: Experiment, tier: Tier, folder: Path, *, compile: bool = False) -> list[Run]:
@@ -135,12 +138,12 @@ def missing(runs: Sequence[Run], results: Path) -> list[Run]:
     """Those of an experiment's runs that its file does not hold.
 
     Raises:
-        RunFolderError: if the file holds a run of the same name with other settings.
+        RunFolderError: if the file holds a run of the same name with other settings, or cannot be used.
     """
     if not runs:
         return []
     experiment = runs[0].member.experiment
-    stored = {member.name: member for member in read_results(results, experiment)}
+    stored = {member.name: member for member in read_books(results, experiment)[0]}
     for run in runs:
         other = stored.get(run.member.name, run.member)
         different = [
@@ -165,7 +168,7 @@ def train_missing(
 
     Args:
         runs: of any experiments.
-        results: folder of the files.
+        results: folder of the files; only one process at a time writes them.
         folder: of the run folders; only one process at a time trains into it.
         jobs: processes, each with one thread.
         together: members of an ensemble at most.
@@ -175,14 +178,24 @@ def train_missing(
         RunFolderError: if a file or run folder is of other settings, in use, or cannot be written.
     """
     order = _by_experiment(runs)
-    todo = [run for of_one in order.values() for run in missing(of_one, results)]
-    if not todo:
+    if not any(missing(of_one, results) for of_one in order.values()):
         return
+    with ExitStack() as locks:
+        for path in {one.resolve(): one for one in (folder, results)}.values():
+            locks.enter_context(locked(path))
+        todo = [run for of_one in order.values() for run in missing(of_one, results)]  # now that nobody adds any
+        _train_all(todo, order, results, jobs, together, progress)
+
+
+def _train_all(
+    todo: Sequence[Run], order: Mapping[str, Sequence[Run]], results: Path, jobs: int, together: int, progress: bool
+) -> None:
+    """Train, and add each run to the files as it is finished; those first from which others start."""
     starts = {run.start.member: run.start for run in todo if run.start is not None}
     first = [start for start in starts.values() if not start.trained]
     now = {run.member for run in first}
     waves = (first, [run for run in todo if run.member not in now])
-    with RunFolder(folder).locked(), _workers(jobs, [run for wave in waves for run in wave], progress) as submit:
+    with _workers(jobs, [run for wave in waves for run in wave], progress) as submit:
         for wave in waves:
             units = [unit for group in _groups(wave) for unit in _parts(group, together, jobs)]
             waiting: dict[Future[list[list[Point]]], Sequence[Run]] = {submit(unit): unit for unit in units}
@@ -217,7 +230,7 @@ def _parts(group: Sequence[Run], together: int, jobs: int) -> Iterator[Sequence[
 def _add(of_experiment: Sequence[Run], run: Run, curve: Sequence[Point], together: int, results: Path) -> None:
     """Add a finished run to the files of its experiment, in the order of the experiment."""
     experiment = run.member.experiment
-    stored, curves = read_results(results, experiment), read_curves(results, experiment)
+    stored, curves = read_books(results, experiment)
     stored[run.member] = result_of(run.member, curve, together, VERSIONS)
     places = {one.member: i for i, one in enumerate(of_experiment)}
     ordered = sorted(stored.values(), key=lambda result: places.get(result.member, len(places)))
@@ -266,16 +279,13 @@ def _curve(history: Iterable[EpochMetrics]) -> list[Point]:
 
 
 class _Reporter(Callback):
-    """Tells the parent process how many simulator steps are done, and ends with it."""
+    """Tells the parent process how many simulator steps are done."""
 
     def on_fit_start(self, trainer: Trainer) -> None:
         _report(trainer.history[-1].simulator_steps if trainer.history else 0)
 
     def on_epoch_end(self, trainer: Trainer, metrics: EpochMetrics) -> None:
         _report(trainer.config.train_states * trainer.system.horizon)
-        parent = multiprocessing.parent_process()
-        if parent is not None and not parent.is_alive():  # killed: nobody waits for this; every epoch is saved
-            os._exit(1)
 
 
 _steps: Queue[int] | None = None  # of a worker: where it reports to
@@ -289,15 +299,15 @@ def _report(steps: int) -> None:
 def _begin_work(steps: Queue[int]) -> None:
     global _steps
     _steps = steps
+    end_with_parent()
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the parent, which ends this
 
 
 @contextmanager
 def _workers(
     jobs: int, todo: Sequence[Run], progress: bool
 ) -> Iterator[Callable[[Sequence[Run]], Future[list[list[Point]]]]]:
-    """A pool of processes and a bar of what they report. After an error or Ctrl-C none of them is left."""
+    """A pool of processes and a bar of what they report. None of them is left, however this process ends."""
     context = multiprocessing.get_context("spawn")
     steps: Queue[Any] = context.Queue()
     bar = tqdm(
@@ -314,11 +324,15 @@ def _workers(
         for done in iter(steps.get, None):
             bar.update(done)
 
+    def submit(unit: Sequence[Run]) -> Future[list[list[Point]]]:
+        with out_of_reach_of_ctrl_c():  # it may start a process
+            return executor.submit(_train, unit)
+
     watcher = threading.Thread(target=show, daemon=True)
     executor = ProcessPoolExecutor(jobs, context, _begin_work, (steps,))
     watcher.start()
     try:
-        yield lambda unit: executor.submit(_train, unit)
+        yield submit
     except BrokenProcessPool as error:
         raise ChildProcessError(
             "a training process was ended from outside, perhaps for want of memory; the same command goes on."

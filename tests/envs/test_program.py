@@ -1,0 +1,202 @@
+"""Compiled programs: what is run is the user's own, whole, and made for the layout that it is given."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from bptt_envs import program
+from bptt_envs.program import CACHE_VARIABLE, CompilerError, Program, cache_folder
+
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+posix = pytest.mark.skipif(sys.platform == "win32", reason="modes of POSIX")
+
+INPUTS = [torch.arange(6.0).view(2, 3), torch.ones(2, 3)]
+
+
+def function(x, y):
+    return (x * 2.0 + y.cumsum(0),)
+
+
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory):
+    """A folder that holds the program of `function`."""
+    folder = tmp_path_factory.mktemp("compiled") / "programs"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(CACHE_VARIABLE, str(folder))
+        Program(function, INPUTS)
+    return folder
+
+
+@pytest.fixture
+def folder(compiled, tmp_path, monkeypatch):
+    """A copy of it, in which nothing is really compiled: the program is copied once more."""
+    copy = shutil.copytree(compiled, tmp_path / "programs")
+    (good,) = compiled.glob("*.pt2")
+    monkeypatch.setattr(program, "_compile", lambda graph, inputs, path: shutil.copy(good, path))
+    monkeypatch.setenv(CACHE_VARIABLE, str(copy))
+    return copy
+
+
+def only(folder):
+    (path,) = folder.glob("*.pt2")
+    return path
+
+
+def assert_right(made, x=INPUTS[0], y=INPUTS[1]):
+    torch.testing.assert_close(made(x, y)[0], function(x, y)[0])
+
+
+@posix
+def test_the_folder_and_the_program_are_the_users_alone(compiled):
+    assert {path.stat().st_mode & 0o077 for path in (compiled, only(compiled), compiled / "headers")} == {0}
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGE = {
+    "empty": lambda path: path.write_bytes(b""),
+    "cut short": lambda path: path.write_bytes(path.read_bytes()[:1000]),
+    "one bit": flip,
+    "something else": lambda path: path.write_text("no program\n" * 100),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_program_is_named_and_compiled_anew(damage, folder):
+    DAMAGE[damage](only(folder))
+    with pytest.warns(UserWarning, match=rf"{re.escape(str(only(folder)))} is damaged .*; it is compiled anew"):
+        made = Program(function, INPUTS)
+    assert made.compiled
+    assert_right(made)
+    assert not Program(function, INPUTS).compiled
+
+
+def link(path, to):
+    path.rename(to)
+    path.symlink_to(to)
+
+
+FOREIGN = {
+    "folder others write to": (
+        lambda folder: folder.chmod(0o777),
+        r"programs can be written by others \(mode 777\); chm",
+    ),
+    "folder a group writes to": (
+        lambda folder: folder.chmod(0o770),
+        r"can be written by others \(mode 770\); chmod go-w",
+    ),
+    "program others write to": (lambda folder: only(folder).chmod(0o666), r"pt2 can be written by others \(mode 666\)"),
+    "linked program": (
+        lambda folder: link(only(folder), folder.parent / "other"),
+        "pt2 is not a plain file; remove it",
+    ),
+    "linked folder": (lambda folder: link(folder, folder.parent / "other"), "programs is not a folder; remove it"),
+    "headers others write to": (lambda folder: (folder / "headers").chmod(0o777), "headers can be written by others"),
+}
+
+
+@posix
+@pytest.mark.parametrize("name", FOREIGN)
+def test_what_somebody_else_could_have_written_is_refused(name, folder, monkeypatch):
+    if name.startswith("headers"):
+        monkeypatch.undo()
+        monkeypatch.setenv(CACHE_VARIABLE, str(folder))
+        only(folder).unlink()
+    plant, message = FOREIGN[name]
+    plant(folder)
+    with pytest.raises(CompilerError, match=message):
+        Program(function, INPUTS)
+
+
+@posix
+def test_what_belongs_to_somebody_else_is_refused(folder, monkeypatch):
+    owner = folder.stat().st_uid
+    monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
+    with pytest.raises(
+        CompilerError, match=f"programs belongs to user {owner}; remove it, or name a folder of your own"
+    ):
+        Program(function, INPUTS)
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "file" / "programs"))
+    with pytest.raises(CompilerError, match=r"file/programs, cannot be made .*; name another one in BPTT_CACHE"):
+        Program(function, INPUTS)
+
+
+def test_without_a_home_programs_last_as_long_as_the_process(monkeypatch):
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in (CACHE_VARIABLE, "XDG_CACHE_HOME", "LOCALAPPDATA"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+    program._passing_folder.cache_clear()
+    with pytest.warns(UserWarning, match="there is no home folder .*name a folder for them in BPTT_CACHE"):
+        made = cache_folder()
+    assert made.is_dir()
+    assert cache_folder() == made
+    program._passing_folder.cache_clear()
+    made.rmdir()
+
+
+def test_inputs_of_another_layout_are_laid_out_anew(folder):
+    made = Program(function, INPUTS)
+    x = torch.randn(3, 2).T
+    assert_right(made, x)
+    assert_right(made, torch.randn(2, 6)[:, ::2], torch.randn(1, 1).expand(2, 3))
+    assert_right(made, x.clone().requires_grad_().detach())
+    assert_right(Program(function, [torch.randn(2, 6)[:, ::2], torch.ones(2, 3)]))  # made without the gaps
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ([torch.ones(2, 4), torch.ones(2, 3)], r"input 0 of a program must be of shape \(2, 3\).*got shape \(2, 4\)"),
+        (
+            [torch.ones(2, 3), torch.ones(2, 3).double()],
+            "input 1 of a program must be of .*torch.float32.*torch.float64",
+        ),
+        ([torch.ones(2, 3)], "a program of 2 inputs got 1"),
+    ],
+)
+def test_other_inputs_are_refused(folder, inputs, message):
+    with pytest.raises(ValueError, match=message):
+        Program(function, INPUTS)(*inputs)
+
+
+def test_the_common_temporary_folder_is_not_used(compiled, tmp_path):
+    """Whoever made torch's folder there first could have his library run."""
+    common = tmp_path / "common"
+    common.mkdir()
+    (tmp_path / "programs" / "headers").mkdir(parents=True, mode=0o700)
+    (tmp_path / "programs").chmod(0o700)
+    code = """
+import torch
+torch.set_num_threads(1)
+from bptt_envs.program import Program
+print(Program(lambda x: (x + 1.0,), [torch.ones(2)])(torch.zeros(2)))
+"""
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith(("TORCHINDUCTOR", "TRITON"))},
+        "TMPDIR": str(common),
+        CACHE_VARIABLE: str(tmp_path / "programs"),
+        "USER": "victim",
+    }
+    foreign = common / "torchinductor_victim"  # as somebody else would, who lets nobody in
+    foreign.write_text("")
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "1., 1." in done.stdout
+    assert list(common.iterdir()) == [foreign]

@@ -1,0 +1,158 @@
+"""Whether the parts of the fast engine are what torch's autograd says, at states of a trajectory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from bptt_trainers.adjoint_engine import AdjointEngine, ControllerTape, NotServedError, bound_with_slope, deviation
+from bptt_trainers.compiled_engine import CompiledEngine
+from bptt_trainers.directions.parameter_hooks import unhooked
+from bptt_trainers.rollout import Trajectory, losses
+from bptt_trainers.rules import Directions, Feedback
+
+ROWS = 256  # samples (steps x batch) that are looked at, about
+LOOK_EVERY = 32  # calls of an engine, those of an epoch of the paper: how often its parts are compared with autograd
+SLACK = 10.0  # times the probe's tolerance: at states of a run, more than at those of a probe may be rounding
+ROUNDING = {torch.float32: 1e-3, torch.float64: 1e-9}  # of parts that are zero but for rounding, to the largest part
+
+
+def watched(
+    engine: AdjointEngine | CompiledEngine, initial_states: Tensor, passes: Sequence[Feedback], calls: int
+) -> tuple[Tensor, dict[Feedback, Directions]]:
+    """The losses and directions of an engine, if they can be trusted.
+
+    In every call the actions of the second run of the controller must be those of the rollout; in the first and then
+    every 32nd the engine's parts must be autograd's.
+
+    Args:
+        engine: the engine.
+        initial_states: (B, *state_shape).
+        passes: which paths each backward pass takes.
+        calls: made so far of this engine, or others for the same controller.
+
+    Raises:
+        NotServedError: if they cannot be trusted.
+    """
+    allowed = SLACK * tolerance(initial_states)
+    trajectory = engine.rollout(initial_states)
+    if calls % LOOK_EVERY == 0:
+        different = disagreement(engine.uncompiled, trajectory, allowed)
+        if different is not None:
+            raise NotServedError(different)
+    directions = engine.backward(trajectory, passes)
+    if float(engine.deviation) > allowed:
+        raise NotServedError(SECOND_RUN)
+    return losses(engine.uncompiled.system, trajectory), directions
+
+
+def tolerance(tensor: Tensor) -> float:
+    """Differences up to this share are taken for rounding on the states of a probe."""
+    return 1e-9 if tensor.dtype is torch.float64 else 1e-3
+
+
+SECOND_RUN = "its actions differ when it is run again on the same observations"
+
+
+def disagreement(engine: AdjointEngine, trajectory: Trajectory, tolerance: float, rows: int = ROWS) -> str | None:
+    """In words, what the engine would compute otherwise than autograd; None if they agree.
+
+    At some steps of the trajectory, by one backward pass of random vectors through the controller and one through
+    the physics: the controller's actions and the products with its Jacobian and its parameters, the next states and
+    the products with `System.linearize` or `System.pullback`. The vectors are random so that nothing hides what is
+    looked for: no action at its bound, no slope of the loss that is zero, no sum that nearly is.
+
+    Args:
+        engine: the engine.
+        trajectory: of its controller.
+        tolerance: difference that is taken for rounding, relative to the norm of what is expected.
+        rows: samples to look at, about.
+    """
+    system, batch = engine.system, trajectory.actions.shape[1]
+    count = min(trajectory.horizon, max(1, rows // batch))
+    times = torch.linspace(0, trajectory.horizon - 1, count).round().long().to(trajectory.states.device)
+    state, next_state = (trajectory.states[some].flatten(0, 1) for some in (times, times + 1))
+    action = trajectory.actions[times].flatten(0, 1)
+    with unhooked(engine.controller):
+        found, expected = _controller_parts(engine, state, count)
+    second_run = engine.by_time(expected.pop(ACTIONS), count)
+    if float(deviation(second_run, action.flatten(1))) > tolerance:
+        return SECOND_RUN
+    different = _different(found, expected, tolerance)
+    if different is not None:
+        return f"{different} differs from autograd's"
+    found, expected = _physics_parts(engine, state, action)
+    if float(deviation(expected.pop(STATES), next_state.flatten(1))) > tolerance:
+        return f"{type(system).__name__}.step gives other states when it is run again on the same states and actions"
+    different = _different(found, expected, tolerance)
+    how = "linearize" if system.dense_jacobians else "pullback"
+    return None if different is None else f"{type(system).__name__}.{how}: {different} differs from that of its step"
+
+
+ACTIONS = "the actions"
+STATES = "the next states"
+
+
+def _controller_parts(engine: AdjointEngine, state: Tensor, steps: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Products with the controller's Jacobian and parameters, by the engine's tape and by autograd."""
+    system, controller = engine.system, engine.controller
+    rows = engine.by_member(state, steps)
+    tape = ControllerTape(controller, system, rows, engine.layers)
+    weights = _random(tape.actions.shape, state)
+    products = {name: one.squeeze(0) for name, one in tape.products(weights.unsqueeze(1), engine.others).items()}
+    found = {BY_STATE: (weights.unsqueeze(1) @ tape.jacobian).squeeze(1), **_directions(products)}
+    with torch.enable_grad():
+        leaf = rows.detach().requires_grad_()
+        actions = controller(system.observe(leaf)).flatten(1)
+        named = dict(controller.named_parameters())
+        targets = [leaf, *(named[name] for name in engine.names)]
+        by_state, *by_parameter = _gradients(actions, targets, weights)
+    expected = {BY_STATE: by_state.flatten(1), **_directions(dict(zip(engine.names, by_parameter, strict=True)))}
+    return found, expected | {ACTIONS: actions.detach()}
+
+
+BY_STATE = "the slope of its actions by the state"
+
+
+def _directions(by_name: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"its direction for {name}": one for name, one in by_name.items()}
+
+
+def _physics_parts(engine: AdjointEngine, state: Tensor, action: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Products with the Jacobians of the physics, by the system's own slopes and by autograd."""
+    system = engine.system
+    bounded, _ = bound_with_slope(system, action)
+    with torch.enable_grad():
+        leaves = [one.detach().requires_grad_() for one in (state, bounded)]
+        following = system.step(*leaves).flatten(1)
+        vectors = _random(following.shape, state)
+        by_autograd = _gradients(following, leaves, vectors)
+    if system.dense_jacobians:
+        products = [(vectors.unsqueeze(1) @ one).squeeze(1) for one in system.linearize(state, bounded)]
+    else:
+        products = [one.squeeze(0) for one in system.pullback(state, bounded)(slice(None), vectors.unsqueeze(0))]
+    names = ("the slope by the state", "the slope by the action")
+    found = dict(zip(names, products, strict=True))
+    expected = {name: one.flatten(1) for name, one in zip(names, by_autograd, strict=True)}
+    return found, expected | {STATES: following.detach()}
+
+
+def _gradients(outputs: Tensor, targets: Sequence[Tensor], vectors: Tensor) -> tuple[Tensor, ...]:
+    return torch.autograd.grad((outputs * vectors).sum(), targets, allow_unused=True, materialize_grads=True)
+
+
+def _random(shape: torch.Size, like: Tensor) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(shape, generator=generator, dtype=like.dtype).to(like.device)
+
+
+def _different(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], tolerance: float) -> str | None:
+    """The name of what is not as expected. Slopes that are not finite are the loss's business."""
+    largest = max(float(one.norm()) for one in expected.values())
+    for name, one in expected.items():
+        difference = float((found[name] - one).norm())
+        if difference > tolerance * (float(one.norm()) + ROUNDING.get(one.dtype, 1e-3) * largest):
+            return name
+    return None

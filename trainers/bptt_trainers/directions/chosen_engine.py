@@ -1,0 +1,168 @@
+"""The engine that serves a controller as it is now: chosen by a probe, and again when anything changes."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+from weakref import WeakKeyDictionary, WeakSet
+
+from torch import Tensor, nn
+
+from bptt_envs import System
+from bptt_envs.fingerprint import Token, fingerprint
+from bptt_trainers.adjoint_engine import AdjointEngine, NotServedError
+from bptt_trainers.autograd_engine import AutogradEngine
+from bptt_trainers.compiled_engine import CompiledEngine
+from bptt_trainers.directions.agreement import watched
+from bptt_trainers.directions.surroundings import computing
+from bptt_trainers.probe import Verdict, examine
+from bptt_trainers.rules import Directions, Feedback
+
+EngineName = Literal["auto", "adjoint", "autograd"]
+
+REMEMBERED = 16
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
+
+
+@dataclass
+class Judgement:
+    """A verdict, and how often the engine that it admits was used since."""
+
+    verdict: Verdict
+    calls: int = 0
+
+
+_judgements: WeakKeyDictionary[nn.Module, dict[Token, Judgement]] = WeakKeyDictionary()
+_warned: WeakSet[nn.Module] = WeakSet()
+
+
+def judgement(system: System, controller: nn.Module, initial_states: Tensor, key: Token) -> Judgement:
+    """What a probe finds, kept for each controller under the fingerprint `key` of it and of the system."""
+    known = _judgements.setdefault(controller, {})
+    found = known.get(key)
+    if found is None:
+        with computing(initial_states):
+            found = Judgement(examine(system, controller, initial_states))
+    remember(known, key, found)
+    return found
+
+
+def remember(known: dict[Key, Value], key: Key, value: Value) -> None:
+    """Keep the latest few: what changes in every update, such as a schedule, does not come back."""
+    known.pop(key, None)
+    known[key] = value
+    if len(known) > REMEMBERED:
+        del known[next(iter(known))]
+
+
+class ChosenEngine:
+    """Computes the loss and the directions of a controller by the fastest engine that serves it.
+
+    The choice is made by a probe. It is made again as soon as anything changes that it depends on (parameters and
+    buffers but for the parameters' values, attributes, modes, hooks, the system's settings), so that the directions are
+    those of what the controller and the system are now. What a fingerprint cannot show is watched for: in every call
+    the actions of the adjoint engine's second run of the controller must be those of the rollout, and in the first and
+    then every 32nd its parts must be autograd's. Where they are not, the autograd engine takes over, with a warning.
+
+    Args:
+        system: the physics.
+        controller: from observations (B, *observation_shape) to actions (B, *action_shape).
+        engine: "autograd", "adjoint" or "auto", as in `policy_gradient`.
+        compile: compile the loops of the adjoint engine, see `CompiledEngine`.
+
+    Attributes:
+        reason: why the engine of the last call, or of `choose`.
+    """
+
+    def __init__(
+        self, system: System, controller: nn.Module, engine: EngineName = "auto", compile: bool = False
+    ) -> None:
+        self.system = system
+        self.controller = controller
+        self.reason = "asked for"
+        self._asked = engine
+        self._compile = compile
+        self._autograd = AutogradEngine(system, controller)
+        self._fast: AdjointEngine | CompiledEngine | None = None
+        self._key: Token | None = None
+        self._judgement: Judgement | None = None
+
+    @property
+    def name(self) -> str:
+        """That of the engine in use."""
+        return self._autograd.name if self._fast is None else self._fast.name
+
+    def choose(self, initial_states: Tensor) -> None:
+        """Look at the controller and the system as they are.
+
+        Args:
+            initial_states: (B, *state_shape), of which the probe takes some.
+
+        Raises:
+            ValueError: at the first time, if the adjoint engine or a compiled one is asked for and cannot serve the
+                controller.
+        """
+        if self._asked == "autograd" or self._key == (key := fingerprint(self.controller, self.system)):
+            return
+        first = self._key is None
+        if not first and self._fast is None:
+            return  # what took over serves everything
+        self._key = key
+        self._judgement = judgement(self.system, self.controller, initial_states, key)
+        verdict = self._judgement.verdict
+        if verdict.obstacle is None:
+            asked = "asked for" if self._asked == "adjoint" else "the controller acts on each observation alone"
+            layers = "" if verdict.by_layer else "; its layers need a vector-Jacobian product for each rule"
+            self.reason = f"{asked}{layers}{'; compiled' if self._compile else ''}"
+            adjoint = AdjointEngine(
+                self.system, self.controller, by_layer=verdict.by_layer, inference=verdict.inference
+            )
+            self._fast = CompiledEngine(adjoint) if self._compile else adjoint
+            return
+        if first and (self._asked == "adjoint" or self._compile):
+            asked = "compile=True" if self._compile else "engine='adjoint'"
+            raise ValueError(
+                f"{asked} cannot serve this {type(self.controller).__name__}: {verdict.obstacle}. "
+                f"Use engine='autograd' or 'auto'{', without compile' if self._compile else ''}."
+            )
+        self._step_aside(verdict.obstacle)
+
+    def __call__(
+        self, initial_states: Tensor, passes: tuple[Feedback, ...]
+    ) -> tuple[Tensor, dict[Feedback, Directions]]:
+        """The loss of each episode, (B,), and the directions of every pass for their mean.
+
+        Args:
+            initial_states: (B, *state_shape).
+            passes: which paths each backward pass takes.
+        """
+        self.choose(initial_states)
+        with computing(initial_states):
+            if initial_states.is_inference():
+                initial_states = initial_states.clone()
+            if self._fast is not None:
+                assert self._judgement is not None
+                try:
+                    answer = watched(self._fast, initial_states, passes, self._judgement.calls)
+                except NotServedError as error:
+                    self._step_aside(str(error))
+                else:
+                    self._judgement.calls += 1
+                    return answer
+            return self._autograd(initial_states, passes)
+
+    def _step_aside(self, obstacle: str) -> None:
+        self._fast = None
+        self.reason = f"the adjoint engine cannot serve the controller: {obstacle}"
+        if self._judgement is not None:
+            self._judgement.verdict = Verdict(obstacle)
+        if self.controller not in _warned:
+            _warned.add(self.controller)
+            warnings.warn(
+                f"engine={self._asked!r} falls back to the slower autograd engine for "
+                f"{type(self.controller).__name__}: {obstacle}.",
+                stacklevel=3,
+            )

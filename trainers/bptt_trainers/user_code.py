@@ -1,0 +1,95 @@
+"""Code of the user's own: how a module of it is imported, and whether an error arose in it."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import sysconfig
+import traceback
+from pathlib import Path
+from types import FrameType
+from typing import Literal
+
+import bptt_envs
+from bptt_envs.registration import ENTRIES
+
+OURS = tuple(str(Path(package).parent) + os.sep for package in (bptt_envs.__file__, __file__))
+FROZEN = "<"  # begins the file name of code that is in no file: the import system, what torch generates
+LIBRARIES = (FROZEN, *{sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
+
+
+class UserModuleError(Exception):
+    """A module of the user's cannot be imported; the cause is what it raised."""
+
+
+def import_module(name: str) -> str:
+    """Import a module for what it registers, and return its name; the working directory is searched too.
+
+    Raises:
+        ValueError: if `name` is no name of a module, or there is none of that name.
+        UserModuleError: if the module raises anything; that is the cause.
+    """
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise ValueError(f"a module must be named as import does, such as my_envs or my_package.envs; got {name!r}.")
+    try:
+        here = str(Path.cwd())
+    except FileNotFoundError as error:
+        raise ValueError(f"module {name!r} cannot be looked for: the working directory is gone.") from error
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and f"{name}.".startswith(f"{error.name}."):
+            raise ValueError(f"there is no module {error.name!r} on the Python path or in {here}.") from error
+        raise UserModuleError(f"module {name!r} imports one that is not there.") from error
+    except (Exception, SystemExit) as error:
+        raise UserModuleError(f"module {name!r} cannot be imported.") from error
+    return name
+
+
+def split_id(env: str) -> tuple[str | None, str]:
+    """Split "my_module:MyEnv-v0" into the module that registers the id, if one is named, and the id."""
+    module, colon, env_id = env.rpartition(":")
+    return (module if colon else None), env_id
+
+
+def imported_id(env: str) -> str:
+    """The id of "ID" or "MODULE:ID", after the module, if one is named, is imported.
+
+    Raises:
+        ValueError, UserModuleError: as `import_module`.
+    """
+    module, env_id = split_id(env)
+    if module is not None:
+        import_module(module)
+    return env_id
+
+
+def raised_by_user(error: BaseException) -> bool:
+    """Whether an error arose in code of the user's, or in a library that it called, and not in a check of ours."""
+    if isinstance(error, UserModuleError):
+        return True
+    owners = (_owner(frame) for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))))
+    return next((owner for owner in owners if owner != "library"), "library") == "user"
+
+
+def told(error: BaseException) -> str:
+    """What was raised in code of the user's, in words: the lines from there on, its type and its message."""
+    cause = error.__cause__ if isinstance(error, UserModuleError) and error.__cause__ is not None else error
+    shown = traceback.TracebackException.from_exception(cause, compact=True)
+    owners = [_owner(frame) for frame, _ in traceback.walk_tb(cause.__traceback__)]
+    after = shown.stack[owners.index("user") if "user" in owners else 0 :]
+    shown.stack = traceback.StackSummary.from_list([line for line in after if not line.filename.startswith(FROZEN)])
+    what = "an error in code that is not of bptt:" if cause is error else str(error)
+    return f"{what}\n{''.join(shown.format()).rstrip()}"
+
+
+def _owner(frame: FrameType) -> Literal["bptt", "library", "user"]:
+    """Whose code a frame runs; a system that is registered is its user's wherever it is installed."""
+    path, module = frame.f_code.co_filename, str(frame.f_globals.get("__name__", ""))
+    if path.startswith(OURS):
+        return "bptt"
+    theirs = {entry.system.partition(":")[0].partition(".")[0] for entry in ENTRIES.values()}
+    return "user" if module.partition(".")[0] in theirs or not path.startswith(LIBRARIES) else "library"
