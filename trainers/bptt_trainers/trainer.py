@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from bptt_envs import System, check_system
+from bptt_envs.checks import instance
 from bptt_trainers.analysis.diagnostics import PURPOSE, Diagnostics
 from bptt_trainers.callbacks import Callback, TensorBoardLog
 from bptt_trainers.config import TrainConfig
@@ -65,12 +66,12 @@ class Trainer:
         callbacks: Sequence[Callback] = (),
     ) -> None:
         self.config = config = TrainConfig() if config is None else config
-        _check_type("config", config, TrainConfig, "a TrainConfig")
+        instance("config", config, TrainConfig, "a TrainConfig")
         if controller is not None:
-            _check_type("controller", controller, nn.Module, "a torch.nn.Module; settings are passed as config=")
-        _check_type("callbacks", callbacks, Sequence, "a list of Callback objects")
+            instance("controller", controller, nn.Module, "a torch.nn.Module; settings are passed as config=")
+        instance("callbacks", callbacks, (list, tuple), "a list of Callback objects")
         for callback in callbacks:
-            _check_type("callbacks", callback, Callback, "a list of Callback objects")
+            instance("callbacks", callback, Callback, "a list of Callback objects")
         self.device = available_device(config.device)
         self._on_cuda = self.device.type == "cuda"
         self.system: System = system_of(env)
@@ -406,11 +407,6 @@ class Trainer:
     def _call(self, hook: str, *arguments: Any) -> None:
         for callback in self.callbacks:
             getattr(callback, hook)(self, *arguments)
-
-
-def _check_type(name: str, value: object, kind: type, wanted: str) -> None:
-    if not isinstance(value, kind):
-        raise TypeError(f"{name} must be {wanted}; got {value!r}.")
 
 
 def available_device(name: str) -> torch.device:

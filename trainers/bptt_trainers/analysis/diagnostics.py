@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bptt_envs import System
+from bptt_envs import System, checks
 from bptt_trainers.adjoint_engine import ControllerTape, bound_with_slope
 from bptt_trainers.callbacks import Callback
 from bptt_trainers.directions.surroundings import computing
@@ -86,6 +86,8 @@ def diagnose(system: System, controller: nn.Module, initial_states: Tensor, epoc
     Raises:
         ValueError: if the adjoint engine cannot serve the controller.
     """
+    checks.instance("system", system, System, "a System, such as env.unwrapped.system")
+    epoch = checks.integer("epoch", epoch, 0)
     with computing(initial_states):
         engine = adjoint_engine(system, controller, initial_states, PURPOSE)
         trajectory = rollout(system, controller, initial_states)
