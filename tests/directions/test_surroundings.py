@@ -15,8 +15,10 @@ from bptt_envs import DifferentiableEnv, System
 from bptt_envs.systems import CartPole
 from bptt_trainers import MLP, Callback, Controller, Ensemble, TrainConfig, Trainer, losses, policy_gradient, rollout
 from bptt_trainers.autograd_engine import AutogradEngine
+from bptt_trainers.baselines import BaselineConfig, train_baseline
 from bptt_trainers.directions.snapshot import evaluating, left_as_it_was
 from bptt_trainers.rules import MODIFIED, REGULAR
+from bptt_trainers.start_states import held_out_states
 
 SHORT = {"epochs": 2, "train_states": 16, "test_states": 4}
 
@@ -395,3 +397,17 @@ def test_a_measurement_of_agreement_counts_no_observations():
     for rule in "RC":
         Trainer(CartPole(horizon=4), Counting(), TrainConfig(**SHORT, rule=rule), [Note()]).fit()
     assert counts == [8, 16, 8, 16]  # two updates an epoch, of four steps
+
+
+def test_reinforcement_learning(surroundings):
+    config = BaselineConfig(env_options={"horizon": 8}, steps=64, evaluations=1, test_states=4, overrides=ONE_UPDATE)
+    expected = train_baseline(config, progress=False)
+    with surroundings():
+        found = train_baseline(config, progress=False)
+        states = held_out_states(config.judged_system(), 4)
+        again = found.controller.evaluate(config.judged_system(), states)
+    assert [one.test_loss for one in found.curve] == [one.test_loss for one in expected.curve]
+    assert float(again.mean()) == found.curve[-1].test_loss
+
+
+ONE_UPDATE = {"num_envs": 4, "n_steps": 16, "batch_size": 32, "n_epochs": 1}

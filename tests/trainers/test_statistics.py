@@ -92,3 +92,28 @@ def test_below_five_runs_a_side_there_is_no_verdict():
 def test_what_are_no_losses_is_named(values):
     with pytest.raises(ValueError, match="values must be one or more losses in a row, none of them NaN"):
         spread(values)
+
+
+# How far the intervals hold what they promise, by simulation: of few runs they are too narrow, and the page says so
+
+
+def share_of(event, count=400):
+    generator = np.random.default_rng(7)
+    return sum(event(generator) for _ in range(count)) / count
+
+
+@pytest.mark.parametrize(("runs", "least", "most"), [(5, 0.78, 0.89), (20, 0.89, 0.97)])
+def test_the_coverage_of_the_interval_of_the_mean(runs, least, most):
+    def holds_the_mean(generator):
+        low, high = mean_interval(generator.normal(size=runs))
+        return low <= 0.0 <= high
+
+    assert least <= share_of(holds_the_mean) <= most
+
+
+@pytest.mark.parametrize(("runs", "least", "most"), [(5, 0.05, 0.14), (10, 0.02, 0.09)])
+def test_the_share_of_verdicts_between_equals(runs, least, most):
+    def claims(generator):
+        return improvement(generator.normal(size=runs), generator.normal(size=runs)).verdict != "open"
+
+    assert least <= share_of(claims, 200) <= most

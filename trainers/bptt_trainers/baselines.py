@@ -28,6 +28,7 @@ import bptt_envs
 from bptt_envs import System, checks
 from bptt_envs.registration import ENTRIES, system_class
 from bptt_envs.settings import Count, Seed, among, read
+from bptt_envs.surroundings import own_surroundings
 from bptt_trainers.curve import Curve, CurvePoint, curve_to_csv, read_curve
 from bptt_trainers.presets import PRESETS, Preset, preset
 from bptt_trainers.records.checkpoints import packed, unpacked
@@ -150,7 +151,8 @@ class BaselineController:
         """Actions for observations of an `SB3VecEnv`, with the signature of stable-baselines3's policies."""
         normal = (observation - self.mean) / np.sqrt(self.var + self.EPSILON)
         normal = np.clip(normal, -self.CLIP, self.CLIP).astype(np.float32)
-        return self.policy.predict(normal, state, episode_start, deterministic)
+        with own_surroundings():
+            return self.policy.predict(normal, state, episode_start, deterministic)
 
     def rollout(self, system: System, initial_states: Tensor) -> Trajectory:
         """Run one episode from each of `initial_states`, (B, *state_shape), in the system's own units.
@@ -200,7 +202,7 @@ def train_baseline(config: BaselineConfig, folder: Path | None = None, progress:
 
 
 def _train(config: BaselineConfig, folder: Path | None, progress: bool) -> BaselineRun:
-    with _random_numbers_kept():
+    with _apart():
         model, normalize = _build(config)
         model.set_logger(Logger(folder=None, output_formats=[]))  # its own would make a temporary folder
         evaluation = _Evaluation(config, normalize, progress)
@@ -253,7 +255,7 @@ def _load(folder: Path, config: BaselineConfig) -> BaselineRun:
         widest = max(size for tensor in weights.values() for size in tensor.shape)
         if max(config.preset()["hidden"], default=1) > widest:
             raise ValueError("config.json has wider layers")
-        with _random_numbers_kept():
+        with _apart():
             policy = _policy(config)
         policy.load_state_dict(weights)
         if not mean.shape == var.shape == RLView(config.judged_system()).observation_shape:
@@ -309,11 +311,11 @@ class _Evaluation(BaseCallback):
 
 
 @contextmanager
-def _random_numbers_kept() -> Iterator[None]:
-    """Leave the global generators as they were: stable-baselines3 seeds those of torch, NumPy and Python."""
+def _apart() -> Iterator[None]:
+    """Run stable-baselines3 apart from the caller's surroundings, and leave the random numbers that it seeds."""
     of_numpy, of_python = np.random.get_state(), random.getstate()  # noqa: NPY002, they are what is seeded
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), own_surroundings(), torch.enable_grad():
             yield
     finally:
         np.random.set_state(of_numpy)  # noqa: NPY002

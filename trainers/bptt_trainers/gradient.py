@@ -216,9 +216,11 @@ def _only_watches(layer: Any, system: System) -> bool:
 
 def _check_states(system: System, controller: nn.Module, states: Tensor) -> None:
     checks.instance("controller", controller, nn.Module, "a torch.nn.Module")
+    shape = tuple(states.shape) if isinstance(states, Tensor) else checks.shown(states)
+    if not isinstance(shape, tuple) or shape[1:] != system.state_shape or shape[:1] in ((), (0,)):
+        expected = ", ".join(map(str, system.state_shape))
+        raise ValueError(f"initial_states must be a tensor (B, {expected}) with B >= 1; got {shape}.")
     check_batch("initial_states", states, system.state_shape)
-    if not states.shape[0]:
-        raise ValueError(f"initial_states must hold at least one state; got shape {tuple(states.shape)}.")
     check_parameters(controller)
     trainable = [p for p in controller.parameters() if p.requires_grad]
     if not trainable:
