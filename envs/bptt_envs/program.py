@@ -44,13 +44,17 @@ def cache_folder() -> Path:
     if named:
         return Path(named)
     try:
-        if sys.platform == "darwin":
-            return Path.home() / "Library" / "Caches" / "stable-bptt"
-        if sys.platform == "win32":
-            return Path(os.environ.get("LOCALAPPDATA") or Path.home()) / "stable-bptt" / "cache"
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stable-bptt"
+        return _users_folder()
     except RuntimeError:  # no home folder
         return _passing_folder()
+
+
+def _users_folder() -> Path:
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "stable-bptt"
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home()) / "stable-bptt" / "cache"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stable-bptt"
 
 
 @functools.cache
@@ -135,6 +139,17 @@ def _own_folder() -> Path:
     return path
 
 
+def _headers_folder(programs: Path) -> Path:
+    """The folder of torch's precompiled headers: of the user, for all folders of programs, else beside the programs."""
+    try:
+        folder = _users_folder()
+        _make_own(folder)
+    except RuntimeError:
+        folder = programs
+    _make_own(folder / "headers")
+    return folder / "headers"
+
+
 def _make_own(path: Path) -> None:
     """Make a folder that nobody else can write to."""
     try:
@@ -197,9 +212,7 @@ def _compile(graph: fx.GraphModule, inputs: Sequence[Tensor], path: Path) -> Non
         raise CompilerError(
             "compile=True needs a C++ compiler, and there is no g++ or clang++; install one or use compile=False."
         )
-    headers = path.parent / "headers"
-    _make_own(headers)
-    with _quiet(), _own_headers(headers):
+    with _quiet(), _own_headers(_headers_folder(path.parent)):
         try:
             with tempfile.TemporaryDirectory(dir=path.parent) as folder:
                 exported = torch.export.export(graph, tuple(inputs))
