@@ -146,19 +146,19 @@ def test_what_belongs_to_somebody_else_is_refused(folder, monkeypatch):
 
 
 @posix
-def test_headers_are_the_users_or_beside_the_programs(tmp_path, monkeypatch):
+def test_the_compiler_works_in_a_folder_of_the_user_or_beside_the_programs(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     programs = tmp_path / "programs"
     programs.mkdir(mode=0o700)
-    headers = program._headers_folder(programs)
-    assert headers == tmp_path / "cache" / "stable-bptt" / "headers"
-    assert {path.stat().st_mode & 0o077 for path in (headers, headers.parent)} == {0}
-    headers.chmod(0o777)
-    with pytest.raises(CompilerError, match="headers can be written by others"):
-        program._headers_folder(programs)
+    folder = program._compiler_folder(programs)
+    assert folder == tmp_path / "cache" / "stable-bptt" / "torch"
+    assert {path.stat().st_mode & 0o077 for path in (folder, folder.parent)} == {0}
+    folder.chmod(0o777)
+    with pytest.raises(CompilerError, match="torch can be written by others"):
+        program._compiler_folder(programs)
     monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")  # no folder can be made there
-    assert program._headers_folder(programs) == programs / "headers"
+    assert program._compiler_folder(programs) == programs / "torch"
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path, monkeypatch):
