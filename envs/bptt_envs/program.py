@@ -44,13 +44,17 @@ def cache_folder() -> Path:
     if named:
         return Path(named)
     try:
-        if sys.platform == "darwin":
-            return Path.home() / "Library" / "Caches" / "stable-bptt"
-        if sys.platform == "win32":
-            return Path(os.environ.get("LOCALAPPDATA") or Path.home()) / "stable-bptt" / "cache"
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stable-bptt"
+        return _users_folder()
     except RuntimeError:  # no home folder
         return _passing_folder()
+
+
+def _users_folder() -> Path:
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "stable-bptt"
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home()) / "stable-bptt" / "cache"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stable-bptt"
 
 
 @functools.cache
@@ -88,7 +92,7 @@ class Program:
         inputs = [one.detach().clone() for one in inputs]  # without gaps, in the order of memory that they have
         self._forms = _forms(inputs)
         folder = _own_folder()
-        with tempfile.TemporaryDirectory() as passing, _compiler_caches(Path(passing)), torch.no_grad():
+        with _compiler_works_in(_compiler_folder(folder)), torch.no_grad():
             graph = _recorded(function, inputs)
             path = folder / f"{_digest(graph, inputs)}.pt2"
             run = _found(path)
@@ -133,6 +137,17 @@ def _own_folder() -> Path:
     path = cache_folder()
     _make_own(path)
     return path
+
+
+def _compiler_folder(programs: Path) -> Path:
+    """Where torch's compiler keeps what serves all programs: with the user's other caches, else beside the programs."""
+    try:
+        folder = _users_folder()
+        _make_own(folder)
+    except RuntimeError:
+        folder = programs
+    _make_own(folder / "torch")
+    return folder / "torch"
 
 
 def _make_own(path: Path) -> None:
@@ -197,17 +212,19 @@ def _compile(graph: fx.GraphModule, inputs: Sequence[Tensor], path: Path) -> Non
         raise CompilerError(
             "compile=True needs a C++ compiler, and there is no g++ or clang++; install one or use compile=False."
         )
-    headers = path.parent / "headers"
-    _make_own(headers)
-    with _quiet(), _own_headers(headers):
+    with _quiet():
         try:
-            with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            from torch._inductor.cpu_vec_isa import pick_vec_isa
+
+            pick_vec_isa()  # what the processor can do is found out once, in the folder that is kept
+            with (
+                tempfile.TemporaryDirectory(dir=path.parent) as folder,
+                _compiler_works_in(Path(folder), headers=False),
+            ):
                 exported = torch.export.export(graph, tuple(inputs))
-                made = Path(
-                    torch._inductor.aoti_compile_and_package(exported, package_path=str(Path(folder) / path.name))
-                )
-                made.chmod(0o600)
-                made.replace(path)
+                made = torch._inductor.aoti_compile_and_package(exported, package_path=str(Path(folder) / path.name))
+                Path(made).chmod(0o600)
+                Path(made).replace(path)
         except Exception as error:  # the compiler has errors of many kinds
             raise CompilerError(f"compile=True failed ({_first_line(error)}); use compile=False.") from error
 
@@ -229,37 +246,33 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-# By itself torch's compiler works in the common temporary folder, where whoever made its folder first could put code.
-
-
 @contextmanager
-def _compiler_caches(folder: Path) -> Iterator[None]:
-    """Torch's compiler works in a folder of ours, whatever the environment names."""
+def _compiler_works_in(folder: Path, *, headers: bool = True) -> Iterator[None]:
+    """Torch's compiler works in a folder of ours, whatever the environment names.
+
+    By itself it works in the common temporary folder, where whoever made its folder first could put code of his.
+
+    Args:
+        folder: where it puts what it compiles.
+        headers: whether it also keeps there the headers that it precompiles.
+    """
     before = {name: os.environ.get(name) for name in COMPILER_CACHES}
     os.environ.update({name: str(folder / name.lower()) for name in COMPILER_CACHES})
+    from torch._inductor import codecache  # looks into its folder when it is imported
+
+    kept = codecache._HEADER_DIR, codecache._HEADER_LOCK_DIR
+    if headers:
+        codecache._HEADER_DIR, codecache._HEADER_LOCK_DIR = str(folder / "headers"), str(folder / "headers" / "locks")
+        codecache._precompile_header.cache_clear()  # it remembers where headers are
     try:
         yield
     finally:
+        codecache._HEADER_DIR, codecache._HEADER_LOCK_DIR = kept
         for name, value in before.items():
             if value is None:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-
-
-@contextmanager
-def _own_headers(folder: Path) -> Iterator[None]:
-    """Torch's compiler keeps the headers that it has precompiled in a folder of ours."""
-    from torch._inductor import codecache
-
-    kept = codecache._HEADER_DIR, codecache._HEADER_LOCK_DIR
-    codecache._HEADER_DIR, codecache._HEADER_LOCK_DIR = str(folder), str(folder / "locks")
-    codecache._precompile_header.cache_clear()  # it remembers where headers are
-    try:
-        yield
-    finally:
-        codecache._precompile_header.cache_clear()
-        codecache._HEADER_DIR, codecache._HEADER_LOCK_DIR = kept
 
 
 def _digest(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> str:

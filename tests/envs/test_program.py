@@ -76,7 +76,7 @@ def assert_right(made, x=INPUTS[0], y=INPUTS[1]):
 
 @posix
 def test_the_folder_and_the_program_are_the_users_alone(compiled):
-    assert {path.stat().st_mode & 0o077 for path in (compiled, only(compiled), compiled / "headers")} == {0}
+    assert {path.stat().st_mode & 0o077 for path in (compiled, only(compiled))} == {0}
 
 
 def flip(path):
@@ -123,17 +123,12 @@ FOREIGN = {
         "pt2 is not a plain file; remove it",
     ),
     "linked folder": (lambda folder: link(folder, folder.parent / "other"), "programs is not a folder; remove it"),
-    "headers others write to": (lambda folder: (folder / "headers").chmod(0o777), "headers can be written by others"),
 }
 
 
 @posix
 @pytest.mark.parametrize("name", FOREIGN)
-def test_what_somebody_else_could_have_written_is_refused(name, folder, monkeypatch):
-    if name.startswith("headers"):
-        monkeypatch.undo()
-        monkeypatch.setenv(CACHE_VARIABLE, str(folder))
-        only(folder).unlink()
+def test_what_somebody_else_could_have_written_is_refused(name, folder):
     plant, message = FOREIGN[name]
     plant(folder)
     with pytest.raises(CompilerError, match=message):
@@ -148,6 +143,22 @@ def test_what_belongs_to_somebody_else_is_refused(folder, monkeypatch):
         CompilerError, match=f"programs belongs to user {owner}; remove it, or name a folder of your own"
     ):
         Program(function, INPUTS)
+
+
+@posix
+def test_the_compiler_works_in_a_folder_of_the_user_or_beside_the_programs(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    programs = tmp_path / "programs"
+    programs.mkdir(mode=0o700)
+    folder = program._compiler_folder(programs)
+    assert folder == tmp_path / "cache" / "stable-bptt" / "torch"
+    assert {path.stat().st_mode & 0o077 for path in (folder, folder.parent)} == {0}
+    folder.chmod(0o777)
+    with pytest.raises(CompilerError, match="torch can be written by others"):
+        program._compiler_folder(programs)
+    monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")  # no folder can be made there
+    assert program._compiler_folder(programs) == programs / "torch"
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path, monkeypatch):
