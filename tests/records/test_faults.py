@@ -120,7 +120,7 @@ def fail(folder, monkeypatch, at, how):
 @pytest.mark.parametrize(
     ("how", "stride", "first", "begun"),
     [
-        *(("kill", 3, 0, 0), ("kill", 6, 1, 1), ("full", 12, 0, 0), ("full", 12, 6, 1)),
+        *(("kill", 5, 0, 0), ("kill", 9, 1, 1), ("full", 12, 0, 0), ("full", 12, 6, 1)),
         *((errno.ENOSPC, 12, 1, 0), (errno.EIO, 12, 2, 0), (errno.EIO, 12, 4, 1)),
     ],
 )
