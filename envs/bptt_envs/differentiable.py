@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,9 +11,13 @@ from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 from torch import Tensor
 
-from bptt_envs.checks import nearest, positive_integer
+from bptt_envs import checks
 from bptt_envs.contract import check_system
+from bptt_envs.registration import import_system
+from bptt_envs.surroundings import own_surroundings
 from bptt_envs.system import System
+
+HALF = (torch.float16, torch.bfloat16)  # what a controller gives under autocast
 
 
 def load_system(system: System | str, options: dict[str, Any], owner: str) -> System:
@@ -32,8 +35,7 @@ def load_system(system: System | str, options: dict[str, Any], owner: str) -> Sy
             )
         check_system(system, thorough=False)
         return system
-    module, _, name = system.partition(":")
-    system_class: type[System] = getattr(importlib.import_module(module), name)
+    system_class = import_system(system)
     system_class.check_options(options, owner)
     built = system_class(**options)
     check_system(built, thorough=False)
@@ -76,36 +78,39 @@ class Differentiable:
             end of an episode costs (all of it with objective "final") is the business of `final_reward`.
 
         Raises:
-            ValueError: if a shape is wrong.
+            ValueError: if a shape is wrong, or the tensors do not hold floating-point numbers on one device.
         """
-        _check_batch("state", state, self.system.state_shape)
-        _check_batch("action", action, self.system.action_shape)
+        check_batch("state", state, self.system.state_shape)
+        check_batch("action", action, self.system.action_shape, (torch.float32, torch.float64, *HALF))
         if state.shape[0] != action.shape[0]:
             raise ValueError(
                 f"state and action must hold the same number of samples; got {state.shape[0]} and {action.shape[0]}."
             )
-        action = self.system.bound(action)
-        next_state = self.system.step(state, action)
-        return next_state, -self.system.running_cost(state, action, next_state)
+        if state.device != action.device:
+            raise ValueError(f"state and action must be on one device; got {state.device} and {action.device}.")
+        with own_surroundings(state.dtype, state.device):
+            action = self.system.bound(action)
+            next_state = self.system.step(state, action)
+            return next_state, -self.system.running_cost(state, action, next_state)
 
     def final_reward(self, state: Tensor) -> Tensor:
         """Reward of the state at the end of an episode, (B,): minus the final cost. Differentiable."""
-        _check_batch("state", state, self.system.state_shape)
-        return -self.system.final_cost(state)
+        check_batch("state", state, self.system.state_shape)
+        with own_surroundings(state.dtype, state.device):
+            return -self.system.final_cost(state)
 
     def initial_states(self, batch: int, generator: torch.Generator | None = None) -> Tensor:
         """Draw (batch, *state_shape) start states, from torch's own generator if none is handed in."""
-        if generator is not None and not isinstance(generator, torch.Generator):
-            raise ValueError(
-                f"generator must be a torch.Generator, such as torch.Generator().manual_seed(0); got {generator!r}."
-            )
-        count = positive_integer("batch", batch)
-        return self.system.initial_states(count, torch.default_generator if generator is None else generator)
+        drawn = checks.generator("generator", generator)
+        count = checks.in_memory("batch", checks.positive_integer("batch", batch), self.system.state_size)
+        with own_surroundings():
+            return self.system.initial_states(count, torch.default_generator if drawn is None else drawn)
 
     def observe(self, state: Tensor) -> Tensor:
         """What a controller sees of `state`, (B, *observation_shape). Differentiable."""
-        _check_batch("state", state, self.system.state_shape)
-        return self.system.observe(state)
+        check_batch("state", state, self.system.state_shape)
+        with own_surroundings(state.dtype, state.device):
+            return self.system.observe(state)
 
 
 def observation_space(system: System) -> spaces.Box:
@@ -136,10 +141,22 @@ def as_state(state: Any, shape: Sequence[int]) -> Tensor:
 
 def check_reset_options(options: dict[str, Any] | None, known: Sequence[str]) -> dict[str, Any]:
     """Return the reset options, an empty dict for None; raise ValueError for a name that is not `known`."""
-    for name in options or {}:
+    if options is None:
+        return {}
+    if not isinstance(options, dict):
+        raise ValueError(
+            f"options must be a dict of reset options ({', '.join(known)}) or None; got {checks.shown(options)}."
+        )
+    for name in options:
         if name not in known:
-            raise ValueError(f"reset has no option {name!r}.{nearest(name, known)} Its options: {', '.join(known)}.")
-    return options or {}
+            hint = checks.nearest(name, known)
+            raise ValueError(f"reset has no option {checks.shown(name)}.{hint} Its options: {', '.join(known)}.")
+    return options
+
+
+def check_reset_seed(seed: Any) -> int | None:
+    """Return the seed of a reset as an int, or None; raise ValueError for anything else."""
+    return None if seed is None else checks.seed("seed", seed)
 
 
 def episode_generator(np_random: np.random.Generator) -> torch.Generator:
@@ -148,21 +165,27 @@ def episode_generator(np_random: np.random.Generator) -> torch.Generator:
 
 
 def _as_finite_tensor(name: str, value: Any, shape: Sequence[int]) -> Tensor:
-    if isinstance(value, Tensor):
-        value = value.detach().cpu().numpy()
-    try:
-        with np.errstate(over="ignore"):  # too large for float32 is infinite, which is refused below
-            array = np.array(value, dtype=np.float32, order="C")  # a copy: torch shares what it is handed
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name} must be numbers of shape {tuple(shape)}; got {value!r}.") from error
-    if array.shape != tuple(shape):
-        raise ValueError(f"{name} must have shape {tuple(shape)}; got shape {array.shape}.")
+    given = checks.as_array(value)
+    if given is not None and given.shape != tuple(shape):
+        raise ValueError(f"{name} must have shape {tuple(shape)}; got shape {given.shape}.")
+    numbers = checks.real_array(given)
+    if numbers is None:
+        raise ValueError(f"{name} must be numbers of shape {tuple(shape)}; got {checks.shown(value)}.")
+    with np.errstate(over="ignore"):  # too large for float32 is infinite, which is refused below
+        array = np.array(numbers, dtype=np.float32, order="C")  # a copy: torch shares what it is handed
     if not np.isfinite(array).all():
-        raise ValueError(f"{name} must be finite; got {value!r}.")
+        raise ValueError(f"{name} must be finite; got {checks.shown(value)}.")
     return torch.from_numpy(array)
 
 
-def _check_batch(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
-    if not isinstance(tensor, Tensor) or tensor.shape[1:] != shape or tensor.dim() != len(shape) + 1:
-        got = f"shape {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else repr(tensor)
-        raise ValueError(f"{name} must be a tensor of shape (B, {', '.join(map(str, shape))}); got {got}.")
+def check_batch(
+    name: str, tensor: Tensor, shape: tuple[int, ...], dtypes: Sequence[torch.dtype] = (torch.float32, torch.float64)
+) -> None:
+    """Raise ValueError unless `tensor` has shape (B, *shape) and one of the dtypes."""
+    wanted = f"{name} must be a tensor of shape (B, {', '.join(map(str, shape))})"
+    if not isinstance(tensor, Tensor) or tensor.layout is not torch.strided or tensor.is_nested:
+        raise ValueError(f"{wanted}; got {checks.shown(tensor)}.")
+    if tensor.shape[1:] != shape or tensor.dim() != len(shape) + 1:
+        raise ValueError(f"{wanted}; got shape {tuple(tensor.shape)}.")
+    if tensor.dtype not in dtypes:
+        raise ValueError(f"{wanted}, of {' or '.join(map(str, dtypes))}; got {tensor.dtype}.")

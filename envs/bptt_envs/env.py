@@ -17,6 +17,7 @@ from bptt_envs.differentiable import (
     as_action,
     as_state,
     check_reset_options,
+    check_reset_seed,
     episode_generator,
     load_system,
     observation_space,
@@ -76,7 +77,7 @@ class DifferentiableEnv(Differentiable, gym.Env[np.ndarray, np.ndarray]):
         Raises:
             ValueError: if an option is unknown, or the state has a wrong shape or is not finite.
         """
-        super().reset(seed=seed)
+        super().reset(seed=check_reset_seed(seed))
         if self._state is None:
             self._warn_of_time_limit()
         options = check_reset_options(options, known=["state"])

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
 import gymnasium as gym
 
-from bptt_envs.checks import nearest
+from bptt_envs.checks import nearest, shown, string
 from bptt_envs.system import System
 
 
@@ -36,8 +37,13 @@ def register(env_id: str, system: str, summary: str, **defaults: Any) -> None:
     Raises:
         ValueError: if `system` is not an import path, or the id is taken by another system.
     """
-    if not isinstance(system, str) or system.count(":") != 1:
-        raise ValueError(f'system must be an import path "module:Class"; got {system!r}.')
+    try:
+        gym.envs.registration.parse_env_id(string("env_id", env_id))
+    except gym.error.Error as error:
+        raise ValueError(f"env_id must be one such as 'DiffCartPole-v0'; got {shown(env_id)}.") from error
+    string("summary", summary)
+    if not isinstance(system, str) or not re.fullmatch(r"[^:]+:[^:]+", system):
+        raise ValueError(f'system must be an import path "module:Class"; got {shown(system)}.')
     if env_id in ENTRIES and ENTRIES[env_id].system != system:
         raise ValueError(f"env_id {env_id!r} is taken by {ENTRIES[env_id].system}; choose another one.")
     ENTRIES[env_id] = Entry(system, summary, defaults)
@@ -55,15 +61,26 @@ def system_class(env_id: str) -> type[System]:
     Raises:
         ValueError: if the id is not registered here (the message suggests the nearest), or with what is no `System`.
     """
-    if env_id not in ENTRIES:
+    if not isinstance(env_id, str) or env_id not in ENTRIES:
         raise ValueError(
-            f"unknown environment id {env_id!r}.{nearest(env_id, ENTRIES)} Registered: {', '.join(ENTRIES)}. "
+            f"unknown environment id {shown(env_id)}.{nearest(env_id, ENTRIES)} Registered: {', '.join(ENTRIES)}. "
             "One of your own is registered by importing its module (bptt: --module)."
         )
-    module, _, name = ENTRIES[env_id].system.partition(":")
+    return import_system(ENTRIES[env_id].system)
+
+
+def import_system(path: str) -> type[System]:
+    """The system at an import path "module:Class".
+
+    Raises:
+        ValueError: if there is no such class, or it is no system.
+    """
+    module, _, name = string("system", path).partition(":")
+    if not module or not name:
+        raise ValueError(f'system must be a System or an import path "module:Class"; got {shown(path)}.')
     found = getattr(importlib.import_module(module), name, None)
     if not (isinstance(found, type) and issubclass(found, System)):
-        raise ValueError(f"{env_id} is registered with {ENTRIES[env_id].system}, which is no System; got {found!r}.")
+        raise ValueError(f"system must be the import path of a System; {path}, which is no System, is {shown(found)}.")
     return found
 
 

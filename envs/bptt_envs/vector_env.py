@@ -12,13 +12,14 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
-from bptt_envs.checks import flag, one_of, positive_integer
+from bptt_envs.checks import as_array, flag, in_memory, one_of, positive_integer, shown
 from bptt_envs.differentiable import (
     Differentiable,
     action_space,
     as_action,
     as_state,
     check_reset_options,
+    check_reset_seed,
     episode_generator,
     load_system,
     observation_space,
@@ -75,6 +76,7 @@ class DifferentiableVectorEnv(Differentiable, VectorEnv[np.ndarray, np.ndarray, 
     ) -> None:
         self.system = load_system(system, options, owner=type(self).__name__)
         self.num_envs = positive_integer("num_envs", num_envs)
+        in_memory("num_envs", self.num_envs, self.system.state_size)
         if max_episode_steps is not None and positive_integer("max_episode_steps", max_episode_steps) < self.horizon:
             raise ValueError(
                 f"max_episode_steps must not be less than the horizon, {self.horizon}, where the final cost is paid; "
@@ -264,10 +266,11 @@ class DifferentiableVectorEnv(Differentiable, VectorEnv[np.ndarray, np.ndarray, 
         if seed is None and self._generator is not None:
             return self.system.initial_states(self.num_envs, self._generator)
         seeds: list[int | None]
-        if seed is None or isinstance(seed, (int, np.integer)):
-            seeds = [None if seed is None else int(seed) + i for i in range(self.num_envs)]
+        if isinstance(seed, (list, tuple)) or (isinstance(seed, np.ndarray) and seed.ndim == 1):
+            seeds = [check_reset_seed(one) for one in seed]
         else:
-            seeds = list(seed)
+            first = check_reset_seed(seed)
+            seeds = [None if first is None else first + i for i in range(self.num_envs)]
         if len(seeds) != self.num_envs:
             raise ValueError(f"seed must hold one seed for each of the {self.num_envs} environments; got {len(seeds)}.")
         self._np_random, self._np_random_seed = seeding.np_random(seeds[0])
@@ -279,13 +282,11 @@ class DifferentiableVectorEnv(Differentiable, VectorEnv[np.ndarray, np.ndarray, 
     def _reset_mask(self, mask: Any) -> np.ndarray:
         if mask is None:
             return np.ones(self.num_envs, dtype=np.bool_)
-        mask = np.asarray(mask)
-        if mask.shape != (self.num_envs,) or mask.dtype != np.bool_:
-            raise ValueError(
-                f"options['reset_mask'] must be a bool array of shape ({self.num_envs},); got "
-                f"{mask.dtype}, {mask.shape}."
-            )
-        return np.array(mask)
+        array = as_array(mask)
+        if array is None or array.shape != (self.num_envs,) or array.dtype != np.bool_:
+            got = shown(mask) if array is None else f"{array.dtype}, {array.shape}"
+            raise ValueError(f"options['reset_mask'] must be a bool array of shape ({self.num_envs},); got {got}.")
+        return np.array(array)
 
 
 def _by_env(rows: np.ndarray, mask: np.ndarray) -> np.ndarray:

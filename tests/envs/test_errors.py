@@ -38,8 +38,8 @@ BAD_OPTIONS = [
     ("DiffQuantumControl-v0", {"target": 3, "n_points": 2}, "an eigenstate from 1 to n_points = 2; got 3"),
     ("DiffQuantumControl-v0", {"n_points": 1}, "n_points must be at least 2, for the two eigenstates .*; got 1"),
     ("DiffQuantumControl-v0", {"box_length": 0.0}, "box_length must be a finite number above 0; got 0.0"),
-    ("DiffQuantumControl-v0", {"weighting": 1.5}, "weighting must be None or a number from 0 to 1; got 1.5"),
-    ("DiffQuantumControl-v0", {"weighting": "even"}, "weighting must be a finite number; got 'even'"),
+    ("DiffQuantumControl-v0", {"weighting": 1.5}, "weighting must be a number from 0 to 1; got 1.5"),
+    ("DiffQuantumControl-v0", {"weighting": "even"}, "weighting must be a number from 0 to 1; got 'even'"),
     ("DiffQuantumControl-v0", {"max_control": -1.0}, "max_control must be a finite number above 0; got -1.0"),
     (
         "DiffQuantumControl-v0",

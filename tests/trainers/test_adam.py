@@ -263,19 +263,9 @@ def test_parameters_of_half_precision_and_complex_ones_are_refused(dtype):
         optimizer({"w": nn.Parameter(torch.zeros(2, dtype=dtype))})
 
 
-def test_a_parameter_without_a_shape_is_refused():
-    with pytest.raises(ValueError, match="parameter weight without a shape; call the controller once"):
-        optimizer(dict(nn.LazyLinear(1).named_parameters()))
-
-
 def test_nothing_to_train_is_refused():
     with pytest.raises(ValueError, match="no parameters to train"):
         optimizer({})
     adam = optimizer({"w": nn.Parameter(torch.zeros(2))})
     with pytest.raises(ValueError, match="no parameters to train"):
         adam.follow({})
-
-
-def test_an_epsilon_that_the_parameters_dtype_does_not_hold_is_refused():
-    with pytest.raises(ValueError, match=r"adam_epsilon must be at least 1.2e-38 for parameters of torch.float32"):
-        Optimizer({"w": nn.Parameter(torch.zeros(2))}, TrainConfig(adam_epsilon=1e-50), updates=1)

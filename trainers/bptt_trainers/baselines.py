@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import stable_baselines3
@@ -25,11 +25,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import bptt_envs
-from bptt_envs import System
-from bptt_envs.checks import positive_integer
+from bptt_envs import System, checks
 from bptt_envs.registration import ENTRIES, system_class
+from bptt_envs.settings import Count, Seed, among, read
 from bptt_trainers.curve import Curve, CurvePoint, curve_to_csv, read_curve
-from bptt_trainers.presets import Preset, preset
+from bptt_trainers.presets import PRESETS, Preset, preset
 from bptt_trainers.records.checkpoints import packed, unpacked
 from bptt_trainers.records.claim import Claim, in_words, locked, same
 from bptt_trainers.records.files import RunFolderError, exists, read_bytes, understanding, write_atomic
@@ -65,7 +65,7 @@ class BaselineConfig:
         ValueError: if a setting is unknown or out of range; the message names it.
     """
 
-    method: str = "PPO"
+    method: Annotated[str, among(PRESETS)] = "PPO"
     """PPO or SAC."""
 
     env: str = "DiffCartPole-v0"
@@ -74,24 +74,23 @@ class BaselineConfig:
     env_options: Mapping[str, Any] = field(default_factory=dict)
     """Options of the environment; its objective is that which the controller is judged by."""
 
-    steps: int = 1_000_000
+    steps: Count = 1_000_000
     """Simulator steps, rounded up to whole updates."""
 
-    seed: int = 0
+    seed: Seed = 0
     """Seeds the weights, the exploration and the start states."""
 
-    evaluations: int = 50
+    evaluations: Count = 50
     """How often the controller is judged while it learns."""
 
-    test_states: int = 256
+    test_states: Count = 256
     """Held-out start states, the same for every seed and method."""
 
     overrides: Mapping[str, Any] = field(default_factory=dict)
     """Entries of the method's preset that are to differ, by name."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "evaluations", "test_states"):
-            positive_integer(name, getattr(self, name))
+        read(self)
         self.judged_system()
         self.preset()
 
@@ -190,6 +189,8 @@ def train_baseline(config: BaselineConfig, folder: Path | None = None, progress:
     Raises:
         RunFolderError: if the folder holds a run of another configuration, is in use, or cannot be written.
     """
+    checks.instance("config", config, BaselineConfig, "a BaselineConfig")
+    folder = None if folder is None else checks.path("folder", folder)
     with nullcontext() if folder is None else locked(folder):
         if folder is not None:
             _claim(folder).take(_describe(config))
@@ -222,6 +223,7 @@ def load_baseline(folder: Path) -> BaselineRun:
     Raises:
         RunFolderError: if there is no finished run, or it cannot be read.
     """
+    folder = checks.path("folder", folder)
     with understanding(folder / "config.json"):
         stored = _claim(folder).read()
         objects = objects_in(stored["env_options"])

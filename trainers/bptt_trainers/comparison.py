@@ -11,8 +11,9 @@ from typing import Annotated, Any
 
 from tyro.conf import Suppress
 
-from bptt_envs.checks import nearest, positive, positive_integer
+from bptt_envs.checks import each_once, one_of
 from bptt_envs.registration import system_class
+from bptt_envs.settings import Count, Positive, Seed, among, read
 from bptt_trainers.callbacks import ProgressBar
 from bptt_trainers.comparison_table import RunSummary, method_rows, run_rows, summarize, to_csv, to_markdown
 from bptt_trainers.config import TrainConfig
@@ -49,29 +50,29 @@ class ComparisonConfig:
     env_options: Annotated[Mapping[str, Any], Suppress] = field(default_factory=dict)
     """Options of the environment, the same for every method; its objective is that which all are judged by."""
 
-    methods: tuple[str, ...] = ("R", "M", "S", "C", "PPO", "SAC", "zero", "random")
+    methods: tuple[Annotated[str, among(METHODS)], ...] = ("R", "M", "S", "C", "PPO", "SAC", "zero", "random")
     """Methods: the update rules R, M, S, C; PPO, SAC; zero and random, which learn nothing."""
 
-    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    seeds: tuple[Seed, ...] = (0, 1, 2, 3, 4)
     """Seeds; each method runs once with each."""
 
-    steps: int = 2_560_000
+    steps: Count = 2_560_000
     """Simulator steps a run trains on, 100 epochs of the paper's setting, rounded to whole epochs and updates (at
     least one); SAC takes 200 thousand at most."""
 
-    evaluations: int = 100
+    evaluations: Count = 100
     """How often PPO and SAC are judged while they learn; the update rules are judged after every epoch."""
 
-    test_states: int = 256
+    test_states: Count = 256
     """Held-out start states, the same for every method and seed."""
 
-    losses: tuple[float, ...] = (0.1, 0.01, 0.001)
+    losses: tuple[Positive, ...] = (0.1, 0.01, 0.001)
     """Losses for which the table says after how many steps and seconds they were reached."""
 
     overrides: Annotated[Mapping[str, Mapping[str, Any]], Suppress] = field(default_factory=dict)
     """Settings of single methods that are to differ from their defaults: {"PPO": {"num_envs": 32}}."""
 
-    threads: int = 1
+    threads: Count = 1
     """Threads of torch; with the small networks here a second one costs more time than it gives."""
 
     together: bool = True
@@ -82,25 +83,13 @@ class ComparisonConfig:
     """Folder of the comparison."""
 
     def __post_init__(self) -> None:
+        read(self)
         object.__setattr__(self, "env", imported_id(self.env))
         system_class(self.env).check_options(dict(self.env_options), self.env)
-        for name in ("methods", "seeds"):
-            values = getattr(self, name)
-            if not values or len(set(values)) < len(values):
-                raise ValueError(f"{name} must be at least one, each once; got {values!r}.")
-        for name, named in (("methods", self.methods), ("overrides", self.overrides)):
-            for method in named:
-                if method not in METHODS:
-                    raise ValueError(
-                        f"{name} must be among {', '.join(METHODS)}; got {method!r}.{nearest(method, METHODS)}"
-                    )
-        for seed in self.seeds:
-            if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-                raise ValueError(f"seeds must be integers of at least 0; got {seed!r}.")
-        for name in ("steps", "evaluations", "test_states", "threads"):
-            positive_integer(name, getattr(self, name))
-        for loss in self.losses:
-            positive("losses", loss)
+        each_once("methods", self.methods)
+        each_once("seeds", self.seeds)
+        for method in self.overrides:
+            one_of("overrides", method, METHODS)
         self.settings()
 
     @property

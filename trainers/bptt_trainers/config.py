@@ -5,27 +5,45 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from bptt_envs.checks import not_negative, one_of, positive, positive_integer
-from bptt_trainers.default_controllers import CONTROLLER_NAMES, ControllerName
+from bptt_envs.checks import shown
+from bptt_envs.settings import By, Count, Decay, NotNegative, Positive, Seed, among, read
+from bptt_trainers.default_controllers import ControllerName
 from bptt_trainers.directions.chosen_engine import EngineName
-from bptt_trainers.gradient import ENGINES
-from bptt_trainers.rules import COMBINE, RULES, Combine
+from bptt_trainers.networks import widths
+from bptt_trainers.rules import RULES, Combine
 
 Clip = Literal["none", "value", "norm"]
 OnNonfinite = Literal["stop", "skip"]
+
+
+def _device(name: str, value: Any) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"cpu|cuda(:[0-9]{1,2})?", value):
+        raise ValueError(f"{name} must be 'cpu', 'cuda' or one such as 'cuda:1'; got {shown(value)}.")
+    return str(value)
+
+
+def _hidden(name: str, value: Any) -> tuple[int, ...] | None:
+    return None if value is None else widths(name, value, "a tuple of widths, such as (100, 100), or None")
+
+
+Device = Annotated[str, By(_device)]
+RuleName = Annotated[str, among(RULES)]
+Hidden = Annotated[tuple[int, ...] | None, By(_hidden)]
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """Settings of one run. The defaults are those of arXiv 2405.02041.
 
+    Numbers of NumPy become Python's, lists tuples, a str for a path a Path.
+
     Raises:
-        ValueError: if a setting is out of range; the message names it.
+        ValueError: if a setting is of another type or out of range; the message names it.
     """
 
-    rule: str = "C"
+    rule: RuleName = "C"
     """Update rule: R (regular), M (modified), S (stopped) or C (combined)."""
 
     combine: Combine = "modified"
@@ -35,43 +53,43 @@ class TrainConfig:
     clip: Clip = "none"
     """Clipping of the direction: none, by value (each component to [-1, 1]) or by global norm (to 1)."""
 
-    epochs: int = 1000
+    epochs: Count = 1000
     """Passes over the training states."""
 
-    batch_size: int = 8
+    batch_size: Count = 8
     """Start states an update."""
 
-    train_states: int = 256
+    train_states: Count = 256
     """Start states for training, drawn from the seed, visited in a fixed order."""
 
-    test_states: int = 256
+    test_states: Count = 256
     """Held-out start states, the same for every seed and method. They choose nothing."""
 
-    learning_rate: float = 1e-3
+    learning_rate: Positive = 1e-3
     """Step size of Adam."""
 
-    final_learning_rate: float | None = None
+    final_learning_rate: NotNegative | None = None
     """To where the step size falls along half a cosine over all updates of epochs, 0 for none left. None: constant."""
 
-    adam_epsilon: float = 1e-7
+    adam_epsilon: Positive = 1e-7
     """Epsilon of Adam."""
 
-    adam_betas: tuple[float, float] = (0.9, 0.999)
+    adam_betas: tuple[Decay, Decay] = (0.9, 0.999)
     """Decay an update of Adam's means of the direction and of its square."""
 
     amsgrad: bool = False
     """Divide by the largest mean square so far in place of the latest: AMSGrad."""
 
-    average: float = 0.0
+    average: Decay = 0.0
     """Decay an update of a moving average of the weights, which is judged and kept in their place; 0 for none."""
 
     controller: ControllerName = "default"
     """The controller, unless one is given: the paper's for the environment (default), mlp or conv."""
 
-    hidden: tuple[int, ...] | None = None
+    hidden: Hidden = None
     """Widths of its hidden layers. None: the paper's, 100 100 for an MLP and 60 60 channels for conv."""
 
-    seed: int = 0
+    seed: Seed = 0
     """Seeds the controller's weights and the training states."""
 
     engine: EngineName = "auto"
@@ -80,13 +98,13 @@ class TrainConfig:
     compile: bool = False
     """Compile the loops of the adjoint engine: needs a C++ compiler; compiled code is kept on disk."""
 
-    device: str = "cpu"
+    device: Device = "cpu"
     """Where to compute: cpu, cuda or, of several GPUs, one such as cuda:1."""
 
     on_nonfinite: OnNonfinite = "stop"
     """At a non-finite loss or direction: stop the run, or skip the update and count it."""
 
-    keep_every: int | None = None
+    keep_every: Count | None = None
     """Keep the untrained controller and that after every so many epochs in checkpoints/; None keeps none."""
 
     diagnostics: bool = False
@@ -102,42 +120,11 @@ class TrainConfig:
     """The run folder. None: in Python, everything stays in memory; bptt train makes one in runs/ and names it."""
 
     def __post_init__(self) -> None:
-        one_of("rule", self.rule, RULES)
-        one_of("combine", self.combine, COMBINE)
-        one_of("clip", self.clip, ("none", "value", "norm"))
-        one_of("engine", self.engine, ENGINES)
-        if not isinstance(self.device, str) or not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
-            raise ValueError(f"device must be 'cpu', 'cuda' or one such as 'cuda:1'; got {self.device!r}.")
-        one_of("on_nonfinite", self.on_nonfinite, ("stop", "skip"))
-        for name in ("epochs", "batch_size", "train_states", "test_states"):
-            positive_integer(name, getattr(self, name))
-        if self.keep_every is not None:
-            positive_integer("keep_every", self.keep_every)
-        for name in ("learning_rate", "adam_epsilon"):
-            positive(name, getattr(self, name))
-        if self.final_learning_rate is not None:
-            not_negative("final_learning_rate", self.final_learning_rate)
-            if self.final_learning_rate > self.learning_rate:
-                raise ValueError(
-                    f"final_learning_rate must be at most learning_rate ({self.learning_rate}); "
-                    f"got {self.final_learning_rate}."
-                )
-        if not isinstance(self.adam_betas, tuple) or len(self.adam_betas) != 2:
-            raise ValueError(f"adam_betas must be a tuple of two, such as (0.9, 0.999); got {self.adam_betas!r}.")
-        for beta in self.adam_betas:
-            _decay("adam_betas", beta)
-        _decay("average", self.average)
-        one_of("controller", self.controller, CONTROLLER_NAMES)
-        if self.hidden is not None and not isinstance(self.hidden, tuple):
-            raise ValueError(f"hidden must be a tuple of widths, such as (100, 100), or None; got {self.hidden!r}.")
-        for width in self.hidden or ():
-            positive_integer("hidden", width)
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
-            raise ValueError(f"seed must be an integer of at least 0; got {self.seed!r}.")
+        read(self)
+        if self.final_learning_rate is not None and self.final_learning_rate > self.learning_rate:
+            raise ValueError(
+                f"final_learning_rate must be at most learning_rate ({self.learning_rate}); "
+                f"got {self.final_learning_rate}."
+            )
         if self.batch_size > self.train_states:
             raise ValueError(f"batch_size must be at most train_states ({self.train_states}); got {self.batch_size}.")
-
-
-def _decay(name: str, value: float) -> None:
-    if not_negative(name, value) >= 1.0:
-        raise ValueError(f"{name} must be a number of at least 0 and below 1; got {value!r}.")

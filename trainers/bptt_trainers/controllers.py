@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from bptt_envs.checks import real_array, shape, shown
 from bptt_envs.surroundings import own_surroundings
 from bptt_trainers.directions.snapshot import evaluating
 
@@ -21,12 +22,15 @@ class Controller(nn.Module):
     Args:
         observation_shape: shape of one observation.
         action_shape: shape of one action.
+
+    Raises:
+        ValueError: if a shape is not a tuple of integers of at least 1.
     """
 
     def __init__(self, observation_shape: Sequence[int], action_shape: Sequence[int]) -> None:
         super().__init__()
-        self.observation_shape = tuple(observation_shape)
-        self.action_shape = tuple(action_shape)
+        self.observation_shape = shape("observation_shape", observation_shape)
+        self.action_shape = shape("action_shape", action_shape)
 
     def predict(
         self,
@@ -51,13 +55,15 @@ class Controller(nn.Module):
         Raises:
             ValueError: if the observation has a wrong shape.
         """
-        shape = np.shape(observation)
-        single = shape == self.observation_shape
-        if not single and shape[1:] != self.observation_shape:
+        array = real_array(observation)
+        got = None if array is None else array.shape
+        single = got == self.observation_shape
+        if array is None or not (single or array.shape[1:] == self.observation_shape):
             expected = ", ".join(map(str, self.observation_shape))
-            raise ValueError(f"observation must have shape ({expected}) or (N, {expected}); got {shape}.")
+            what = shown(observation) if got is None else got
+            raise ValueError(f"observation must be numbers of shape ({expected}) or (N, {expected}); got {what}.")
         parameter = next(self.parameters())
         with own_surroundings(parameter.dtype, parameter.device), torch.no_grad(), evaluating(self):
-            batch = torch.as_tensor(np.asarray(observation), dtype=parameter.dtype, device=parameter.device)
+            batch = torch.as_tensor(array, dtype=parameter.dtype, device=parameter.device)
             actions: np.ndarray = self(batch.unsqueeze(0) if single else batch).cpu().numpy()
         return (actions[0] if single else actions), state

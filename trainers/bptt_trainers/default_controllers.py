@@ -7,8 +7,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from bptt_envs import System
-from bptt_envs.checks import one_of
+from bptt_envs import System, checks
 from bptt_envs.surroundings import own_surroundings
 from bptt_envs.systems import QuantumControl
 from bptt_trainers.controllers import Controller
@@ -36,9 +35,11 @@ def default_controller(
         kind: "default", "mlp" or "conv".
 
     Raises:
-        ValueError: if the kind is unknown or does not fit the observation.
+        TypeError: if `system` is none.
+        ValueError: if the kind is unknown or does not fit the observation, or another argument is wrong.
     """
-    one_of("controller", kind, CONTROLLER_NAMES)
+    checks.instance("system", system, System, "a System, such as env.unwrapped.system")
+    checks.one_of("controller", kind, CONTROLLER_NAMES)
     if kind == "default":
         names = (DEFAULTS[base] for base in type(system).__mro__ if base in DEFAULTS)
         name = next(names, "mlp")
@@ -46,5 +47,5 @@ def default_controller(
         name = kind
     given: dict[str, Any] = {} if hidden is None else {"hidden": hidden}
     with own_surroundings():
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(checks.seed("seed", seed))
         return CONTROLLERS[name](system.observation_shape, system.action_shape, generator=generator, **given)

@@ -15,10 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bptt_envs import checks
 from bptt_envs.fingerprint import Token, fingerprint
+from bptt_envs.settings import Positive, Seed, read_value
 from bptt_trainers.adjoint_engine import NotServedError
 from bptt_trainers.callbacks import Callback
-from bptt_trainers.config import Clip, TrainConfig
+from bptt_trainers.config import Clip, RuleName, TrainConfig
 from bptt_trainers.directions.agreement import tolerance
 from bptt_trainers.directions.chosen_engine import remember
 from bptt_trainers.directions.parameter_hooks import after_hooks, hooked
@@ -83,6 +85,10 @@ class Ensemble:
         controllers: Sequence[nn.Module] | None = None,
     ) -> None:
         _check_configs(configs, own_controllers=controllers is not None)
+        if controllers is not None and (
+            not isinstance(controllers, Sequence) or not all(isinstance(one, nn.Module) for one in controllers)
+        ):
+            raise TypeError(f"controllers must be a list of torch modules or None; got {checks.shown(controllers)}.")
         if controllers is not None and len(controllers) != len(configs):
             raise ValueError(f"controllers must be one for each of the {len(configs)} configs; got {len(controllers)}.")
         modules = [None] * len(configs) if controllers is None else controllers
@@ -302,15 +308,18 @@ def variations(
     If `config.out` is set, each has a folder in it that is named by what was given, such as C-none-lr0.001-seed3.
 
     Raises:
+        TypeError: if `config` is no TrainConfig.
         ValueError: if nothing is given, a value is out of range or given twice.
     """
+    checks.instance("config", config, TrainConfig, "a TrainConfig")
     given = {"rules": rules, "clips": clips, "learning_rates": learning_rates, "seeds": seeds}
-    axes = {name: tuple(values) for name, values in given.items() if values is not None}
+    axes = {
+        name: checks.each_once(name, read_value(name, values, _VARIED[name]))
+        for name, values in given.items()
+        if values is not None
+    }
     if not axes:
         raise ValueError(f"variations needs values for at least one of {', '.join(given)}.")
-    for name, values in axes.items():
-        if not values or len(set(values)) < len(values):
-            raise ValueError(f"{name} must be at least one, each once; got {values!r}.")
     members = []
     for values in product(*axes.values()):
         settings: dict[str, Any] = {name.removesuffix("s"): value for name, value in zip(axes, values, strict=True)}
@@ -319,6 +328,12 @@ def variations(
     return members
 
 
+_VARIED: dict[str, Any] = {
+    "rules": tuple[RuleName, ...],
+    "clips": tuple[Clip, ...],
+    "learning_rates": tuple[Positive, ...],
+    "seeds": tuple[Seed, ...],
+}
 _PREFIXES = {"rule": "", "clip": "", "learning_rate": "lr", "seed": "seed"}
 
 
@@ -369,7 +384,7 @@ def _kind(value: Any) -> str:
 
 def _check_configs(configs: Sequence[TrainConfig], own_controllers: bool) -> None:
     if not isinstance(configs, Sequence) or not configs or not all(isinstance(c, TrainConfig) for c in configs):
-        raise TypeError(f"configs must be a list of TrainConfig, at least one; got {configs!r}.")
+        raise TypeError(f"configs must be a list of TrainConfig, at least one; got {checks.shown(configs)}.")
     first = configs[0]
     for i, config in enumerate(configs):
         for name in SHARED:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bptt_envs import System
+from bptt_envs import System, checks
 
 
 class ZeroController:
@@ -33,7 +33,7 @@ class RandomController:
 
     def __init__(self, system: System, seed: int = 0) -> None:
         self.system = system
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generator = torch.Generator().manual_seed(checks.seed("seed", seed))
 
     def __call__(self, observation: Tensor) -> Tensor:
         """Observations (B, ...) -> actions (B, *action_shape)."""

@@ -8,8 +8,8 @@ from typing import Any, get_args
 import gymnasium as gym
 from torch import Generator, Tensor, nn
 
-from bptt_envs import System
-from bptt_envs.checks import one_of
+from bptt_envs import System, checks
+from bptt_envs.differentiable import check_batch
 from bptt_envs.fingerprint import fingerprint
 from bptt_trainers.adjoint_engine import AdjointEngine
 from bptt_trainers.directions.chosen_engine import ChosenEngine, EngineName, judgement
@@ -85,7 +85,8 @@ def policy_gradient(
     """
     system = system_of(env)
     rule = get_rule(rule)
-    one_of("combine", combine, COMBINE)
+    checks.one_of("combine", combine, COMBINE)
+    checks.generator("generator", generator)
     choice = choose_engine(system, controller, initial_states, engine)
     losses, passes = choice.engine(initial_states, rule.passes)
     with computing(initial_states):
@@ -114,7 +115,7 @@ def choose_engine(
     Raises:
         ValueError: as `policy_gradient`, and if `compile` is asked for and the adjoint engine is not the choice.
     """
-    one_of("engine", engine, ENGINES)
+    checks.one_of("engine", engine, ENGINES)
     _check_states(system, controller, initial_states)
     if engine == "autograd" and compile:
         raise ValueError(
@@ -182,7 +183,7 @@ def system_of(env: gym.Env[Any, Any] | gym.vector.VectorEnv[Any, Any, Any] | Sys
         return env
     system = getattr(getattr(env, "unwrapped", None), "system", None)
     if not isinstance(system, System):
-        raise ValueError(f"env must be a differentiable environment of bptt_envs or a System; got {env!r}.")
+        raise ValueError(f"env must be a differentiable environment of bptt_envs or a System; got {checks.shown(env)}.")
     layer: Any = env
     while layer is not env.unwrapped:
         if not _only_watches(layer, system):
@@ -214,10 +215,10 @@ def _only_watches(layer: Any, system: System) -> bool:
 
 
 def _check_states(system: System, controller: nn.Module, states: Tensor) -> None:
-    shape = tuple(states.shape) if isinstance(states, Tensor) else type(states).__name__
-    if not isinstance(shape, tuple) or shape[1:] != system.state_shape or shape[:1] in ((), (0,)):
-        expected = ", ".join(map(str, system.state_shape))
-        raise ValueError(f"initial_states must be a tensor (B, {expected}) with B >= 1; got {shape}.")
+    checks.instance("controller", controller, nn.Module, "a torch.nn.Module")
+    check_batch("initial_states", states, system.state_shape)
+    if not states.shape[0]:
+        raise ValueError(f"initial_states must hold at least one state; got shape {tuple(states.shape)}.")
     check_parameters(controller)
     trainable = [p for p in controller.parameters() if p.requires_grad]
     if not trainable:

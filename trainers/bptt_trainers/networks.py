@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bptt_envs.checks import positive_integer
+from bptt_envs import checks
 from bptt_trainers.controllers import Controller
 
 
@@ -25,7 +25,7 @@ class MLP(Controller):
         generator: draws the weights; torch's global one by default.
 
     Raises:
-        ValueError: if a width is not an integer of at least 1.
+        ValueError: if a width is not an integer of at least 1, or another argument not what it should be.
     """
 
     def __init__(
@@ -38,11 +38,12 @@ class MLP(Controller):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__(observation_shape, action_shape)
-        self.bias = bias
-        self.hidden = _widths(hidden)
-        widths = [math.prod(self.observation_shape), *self.hidden, math.prod(self.action_shape)]
+        checks.generator("generator", generator)
+        self.bias = checks.flag("bias", bias)
+        self.hidden = widths("hidden", hidden)
+        sizes = [math.prod(self.observation_shape), *self.hidden, math.prod(self.action_shape)]
         layers: list[nn.Module] = []
-        for inputs, outputs in pairwise(widths):
+        for inputs, outputs in pairwise(sizes):
             layers += [_glorot_linear(inputs, outputs, generator, bias=bias), Tanh()]
         self.layers = nn.Sequential(*layers[:-1])
 
@@ -86,7 +87,8 @@ class ConvNet(Controller):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__(observation_shape, action_shape)
-        self.hidden = _widths(hidden)
+        checks.generator("generator", generator)
+        self.hidden = widths("hidden", hidden)
         if len(self.observation_shape) != 2:
             raise ValueError(
                 f"observation_shape must be (length, channels) for a ConvNet; got {self.observation_shape}. "
@@ -181,14 +183,16 @@ class _Patches(torch.autograd.Function):
         return slope
 
 
-def _widths(hidden: Sequence[int]) -> tuple[int, ...]:
-    return tuple(positive_integer("hidden", width) for width in hidden)
+def widths(name: str, value: Any, wanted: str = "a tuple of widths, such as (100, 100)") -> tuple[int, ...]:
+    """Return `value` as the widths of hidden layers, else raise ValueError that says what is `wanted`."""
+    return checks.each(name, value, checks.positive_integer, wanted)
 
 
 def _glorot_linear(
     inputs: int, outputs: int, generator: torch.Generator | None, *, bias: bool = True, kernel: int = 1
 ) -> nn.Linear:
     """A linear layer with Glorot-uniform weights, those of a convolution if `kernel` is above 1; zero bias."""
+    checks.in_memory("hidden", outputs, inputs)
     with torch.random.fork_rng(devices=()):  # draws no global random numbers; skip_init would import sympy, seconds
         linear = nn.Linear(inputs, outputs, bias=bias)
     nn.init.xavier_uniform_(linear.weight.view(outputs, inputs // kernel, kernel), generator=generator)

@@ -121,7 +121,7 @@ class Optimizer:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint, whose parameters are there already."""
-        names = state.get("trained", list(self._parameters))  # without names: of version 0.2 or before
+        names = dict(enumerate(state.get("trained", self._parameters)))  # older checkpoints do not name them
         self._take_over({names[i]: moments for i, moments in state["optimizer"]["state"].items()})
         self._trained = self._average = None
         if self.config.average and any(self._adam.steps):
@@ -130,7 +130,7 @@ class Optimizer:
 
     def _bind(self, parameters: Mapping[str, nn.Parameter]) -> None:
         """Start with parameters of which nothing is known."""
-        _check_trainable(parameters, self.config)
+        _check_trainable(parameters)
         self._parameters = dict(parameters)
         self._kinds = _kinds(parameters)
         self._shapes = [parameter.shape for parameter in parameters.values()]  # a parameter's own may change
@@ -192,20 +192,12 @@ def _kinds(parameters: Mapping[str, nn.Parameter]) -> list[tuple[Any, ...]]:
     return [(name, id(one), one.shape, one.dtype, one.device) for name, one in parameters.items()]
 
 
-def _check_trainable(parameters: Mapping[str, nn.Parameter], config: TrainConfig) -> None:
+def _check_trainable(parameters: Mapping[str, nn.Parameter]) -> None:
     if not parameters:
         raise ValueError("controller has no parameters to train: none has requires_grad.")
     for name, parameter in parameters.items():
-        if isinstance(parameter, nn.parameter.UninitializedParameter):
-            raise ValueError(f"controller has a parameter {name} without a shape; call the controller once before.")
         if parameter.dtype not in (torch.float32, torch.float64):
             raise ValueError(
                 f"controller has a parameter {name} of {parameter.dtype}; train in float32 or float64, such as by "
                 "controller.float(). Half precision loses small steps to rounding."
-            )
-        smallest = torch.finfo(parameter.dtype).tiny
-        if config.adam_epsilon < smallest:
-            raise ValueError(
-                f"adam_epsilon must be at least {smallest:.2g} for parameters of {parameter.dtype}, such as {name}, or "
-                f"it is 0 there; got {config.adam_epsilon}."
             )

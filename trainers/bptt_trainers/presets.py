@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from bptt_envs.checks import nearest, one_of, positive, positive_integer
+from bptt_envs.checks import finite, integer, mapping, nearest, not_negative, one_of, shown, string
+from bptt_envs.settings import By, Count, NotNegative, Positive, Seed, Share, among, read_value
 from bptt_envs.system import OBJECTIVES
+from bptt_trainers.networks import widths
 
 Preset = dict[str, Any]
 
@@ -61,8 +64,52 @@ ENV_PRESETS: dict[tuple[str, str], Preset] = {
     ("PPO", "DiffGuidance-v0"): _STEPS_PAY | {"n_steps": 60, "batch_size": 640},
 }
 
-_NUMBERS = (int, float)
-_ALSO = {"ent_coef": _NUMBERS, "target_entropy": _NUMBERS}  # types besides that of the table's value
+
+def _entropy_coefficient(name: str, value: Any) -> float | str:
+    if not isinstance(value, str):
+        return not_negative(name, value)
+    if not re.fullmatch(r"auto(_(\d+\.?\d*|\.\d+)(e-?\d+)?)?", value) or not float(value[5:] or 1.0):
+        raise ValueError(f"{name} must be a number, 'auto' or one such as 'auto_0.02'; got {shown(value)}.")
+    return str(value)
+
+
+def _target_entropy(name: str, value: Any) -> float | str:
+    return one_of(name, value, ("auto",)) if isinstance(value, str) else finite(name, value)
+
+
+def _gradient_steps(name: str, value: Any) -> int:
+    number = integer(name, value, -1)
+    if number == 0:
+        raise ValueError(f"{name} must be at least 1, or -1 for as many as there were steps; got 0.")
+    return number
+
+
+#: How a setting is read; of any other, values are of the type of the table's.
+_KINDS: dict[str, Any] = {
+    "num_envs": Count,
+    "max_steps": Count,
+    "objective": Annotated[str, among(("same", *OBJECTIVES))],
+    "hidden": Annotated[tuple[int, ...], By(widths)],
+    "activation": Literal["relu", "tanh"],
+    "learning_rate": Positive,
+    "final_learning_rate": NotNegative,
+    "gamma": Share,
+    "gae_lambda": Share,
+    "n_steps": Count,
+    "batch_size": Count,
+    "n_epochs": Count,
+    "clip_range": Positive,
+    "ent_coef": NotNegative,
+    "vf_coef": NotNegative,
+    "max_grad_norm": Positive,
+    "train_freq": Count,
+    "gradient_steps": Annotated[int, By(_gradient_steps)],
+    "buffer_size": Count,
+    "learning_starts": Seed,
+    "target_entropy": Annotated[float | str, By(_target_entropy)],
+    "tau": Share,
+}
+_OF_SAC: dict[str, Any] = {"ent_coef": Annotated[float | str, By(_entropy_coefficient)]}
 
 
 def preset(method: str, env_id: str, overrides: Mapping[str, Any] | None = None) -> Preset:
@@ -71,12 +118,15 @@ def preset(method: str, env_id: str, overrides: Mapping[str, Any] | None = None)
     Raises:
         ValueError: if the method or an entry is unknown, or a value has a wrong type or range.
     """
-    row = PRESETS[one_of("method", method, PRESETS)] | ENV_PRESETS.get((method, env_id), {})
-    for name, value in (overrides or {}).items():
+    method = one_of("method", method, PRESETS)
+    row = PRESETS[method] | ENV_PRESETS.get((method, string("env_id", env_id)), {})
+    kinds = _KINDS | (_OF_SAC if method == "SAC" else {})
+    for name, value in mapping("overrides", {} if overrides is None else overrides).items():
         if name not in row:
             raise ValueError(f"{method} has no setting {name!r}.{nearest(name, row)} Its settings: {', '.join(row)}.")
-        row[name] = _checked(f"{method} {name}", value, row[name], _ALSO.get(name, ()))
-    _check_ranges(method, row)
+        row[name] = read_value(f"{method} {name}", value, kinds.get(name, type(row[name])))
+    if "n_steps" in row:
+        _check_batch(method, row)
     return row
 
 
@@ -103,32 +153,10 @@ def _literal(text: str) -> Any:
         return {"true": True, "false": False}.get(text.lower(), text)
 
 
-def _checked(name: str, value: Any, default: Any, also: tuple[type, ...]) -> Any:
-    """`value` if it has the type of `default` or one of `also`; an int serves as a float, a list as a tuple."""
-    if isinstance(default, tuple) and isinstance(value, list):
-        value = tuple(value)
-    kind = type(default)
-    allowed = {kind, *also} | ({int} if kind is float else set())
-    if type(value) not in allowed:
-        names = " or ".join(sorted(one.__name__ for one in allowed))
-        raise ValueError(f"{name} must be of type {names}, such as {default!r}; got {value!r}.")
-    return float(value) if kind is float else value
-
-
-def _check_ranges(method: str, row: Preset) -> None:
-    for name in ("num_envs", "max_steps", "batch_size"):
-        positive_integer(f"{method} {name}", row[name])
-    for width in row["hidden"]:
-        positive_integer(f"{method} hidden", width)
-    positive(f"{method} learning_rate", row["learning_rate"])
-    one_of(f"{method} objective", row["objective"], ("same", *OBJECTIVES))
-    one_of(f"{method} activation", row["activation"], ("relu", "tanh"))
-    if not 0.0 <= row["gamma"] <= 1.0:
-        raise ValueError(f"{method} gamma must be between 0 and 1; got {row['gamma']!r}.")
-    if "n_steps" in row:
-        samples = row["num_envs"] * positive_integer(f"{method} n_steps", row["n_steps"])
-        if samples % row["batch_size"]:
-            raise ValueError(
-                f"{method} batch_size must divide num_envs * n_steps, here {row['num_envs']} * {row['n_steps']} = "
-                f"{samples}; got {row['batch_size']}."
-            )
+def _check_batch(method: str, row: Preset) -> None:
+    samples = row["num_envs"] * row["n_steps"]
+    if samples % row["batch_size"] or row["batch_size"] < 2:
+        raise ValueError(
+            f"{method} batch_size must divide num_envs * n_steps, here {row['num_envs']} * {row['n_steps']} = "
+            f"{samples}, and be at least 2; got {row['batch_size']}."
+        )

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from bptt_envs import System
+from bptt_envs import System, checks
 from bptt_trainers.rollout import Trajectory
 
 
@@ -29,9 +29,10 @@ class RLView(System):
     """
 
     def __init__(self, system: System, *, dense: bool = False) -> None:
+        checks.instance("system", system, System, "a System, such as env.unwrapped.system")
         super().__init__(horizon=system.horizon, dt=system.dt, objective=system.objective, max_action=1.0)
         self.system = system
-        self.dense = dense
+        self.dense = checks.flag("dense", dense)
         self.state_shape = (system.state_size + 1,)
         self.action_shape = system.action_shape
         self.state_labels = (*system.state_labels, "steps")

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from bptt_envs import System
+from bptt_envs import System, checks
+from bptt_envs.differentiable import check_batch
 from bptt_envs.surroundings import own_surroundings
 
 Policy = Callable[[Tensor], Tensor]
@@ -47,8 +48,18 @@ def rollout(
             systems that take no gradients of their own.
 
     Raises:
-        ValueError: if the policy's actions do not have shape (B, *action_shape) or another dtype than the states.
+        TypeError, ValueError: if an argument is not what it should be, or the policy's actions do not have shape
+            (B, *action_shape) or another dtype than the states.
     """
+    checks.instance("system", system, System, "a System, such as env.unwrapped.system")
+    if not callable(policy):
+        raise TypeError(f"policy must be a torch module or another function; got {checks.shown(policy)}.")
+    check_batch("initial_states", initial_states, system.state_shape)
+    parameter = next(policy.parameters(), None) if isinstance(policy, nn.Module) else None
+    if parameter is not None and parameter.device != initial_states.device:
+        raise ValueError(f"initial_states must be on {parameter.device} like the policy; got {initial_states.device}.")
+    steps = system.horizon if steps is None else checks.positive_integer("steps", steps)
+    checks.in_memory("steps", steps + 1, initial_states.shape[0] * system.state_size)
     states: list[Tensor] = []
     actions: list[Tensor] = []
 
@@ -64,12 +75,14 @@ def rollout(
         states.append(initial_states.clone() if initial_states.is_inference() else initial_states)
         advance(1)
         with torch.inference_mode() if inference else nullcontext():
-            advance((system.horizon if steps is None else steps) - 1)
+            advance(steps - 1)
         return Trajectory(torch.stack(states), torch.stack(actions))
 
 
 def losses(system: System, trajectory: Trajectory) -> Tensor:
     """The loss of each episode, (B,)."""
+    checks.instance("system", system, System, "a System, such as env.unwrapped.system")
+    checks.instance("trajectory", trajectory, Trajectory, "what `rollout` returns")
     states = trajectory.states
     horizon, batch = trajectory.actions.shape[:2]
     with own_surroundings(states.dtype, states.device), torch.no_grad():

@@ -9,7 +9,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from bptt_envs.checks import one_of
+from bptt_envs.checks import one_of, shown, string
+from bptt_envs.settings import read
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,9 @@ class Feedback:
 
     physics: bool
     controller: bool
+
+    def __post_init__(self) -> None:
+        read(self)
 
 
 REGULAR = Feedback(physics=True, controller=True)
@@ -48,6 +52,9 @@ class Rule:
     summary: str
 
     def __post_init__(self) -> None:
+        string("name", self.name)
+        if not isinstance(self.passes, tuple) or not all(isinstance(one, Feedback) for one in self.passes):
+            raise TypeError(f"passes of rule {self.name!r} must be a tuple of Feedback; got {shown(self.passes)}.")
         if len(self.passes) not in (1, 2):
             raise ValueError(f"passes of rule {self.name!r} must be one or two; got {len(self.passes)}.")
 

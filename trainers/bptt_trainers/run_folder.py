@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import bptt_envs
-from bptt_envs import DifferentiableEnv, System
+from bptt_envs import DifferentiableEnv, System, checks
 from bptt_envs.registration import ENTRIES, system_class
 from bptt_trainers.config import TrainConfig
 from bptt_trainers.default_controllers import CONTROLLERS
@@ -157,7 +157,7 @@ class RunFolder:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = Path(path)
+        self.path = checks.path("path", path)
         self.metrics_path = self.path / "metrics.csv"
         self.config_path = self.path / "config.json"
         self._claim = Claim(self.config_path, "run", differences)
@@ -471,7 +471,7 @@ class RunFolder:
         return locked(self.path)
 
     def understanding(self, name: str) -> AbstractContextManager[None]:
-        """Turn into words what a damaged file, or one of another version, raises."""
+        """Turn into words what a damaged file, or one of another version, raises; an error of user's code stays one."""
         return understanding(self.path / name)
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from bptt_envs import System, check_system
+from bptt_envs.checks import instance
 from bptt_trainers.analysis.diagnostics import PURPOSE, Diagnostics
 from bptt_trainers.callbacks import Callback, TensorBoardLog
 from bptt_trainers.config import TrainConfig
@@ -65,12 +66,12 @@ class Trainer:
         callbacks: Sequence[Callback] = (),
     ) -> None:
         self.config = config = TrainConfig() if config is None else config
-        _check_type("config", config, TrainConfig, "a TrainConfig")
+        instance("config", config, TrainConfig, "a TrainConfig")
         if controller is not None:
-            _check_type("controller", controller, nn.Module, "a torch.nn.Module; settings are passed as config=")
-        _check_type("callbacks", callbacks, Sequence, "a list of Callback objects")
+            instance("controller", controller, nn.Module, "a torch.nn.Module; settings are passed as config=")
+        instance("callbacks", callbacks, (list, tuple), "a list of Callback objects")
         for callback in callbacks:
-            _check_type("callbacks", callback, Callback, "a list of Callback objects")
+            instance("callbacks", callback, Callback, "a list of Callback objects")
         self.device = available_device(config.device)
         self._on_cuda = self.device.type == "cuda"
         self.system: System = system_of(env)
@@ -261,12 +262,16 @@ class Trainer:
     def _follow(self) -> None:
         """Train the parameters that require gradients now: a callback may have frozen or replaced a layer."""
         found = {n: p for n, p in self.controller.named_parameters() if p.requires_grad}
-        if found.keys() != self.parameters.keys() or any(found[name] is not p for name, p in self.parameters.items()):
-            check_parameters(self.controller)
-            if not found:
-                raise ValueError("no parameter of the controller requires a gradient any more.")
-            self._optimizer.follow(found)
-            self.parameters = found
+        if not found:
+            raise ValueError("no parameter of the controller requires a gradient any more.")
+        like = next(iter(found.values()))
+        if like.dtype is not self.train_states.dtype or like.device != self.train_states.device:
+            raise ValueError(
+                f"the controller is trained in {self.train_states.dtype} on {self.train_states.device}; its parameters "
+                f"are {like.dtype} on {like.device} now. Convert it before it is trained."
+            )
+        self._optimizer.follow(found)
+        self.parameters = found
 
     def _direction_query(self, states: Tensor, number: int, compare: bool) -> DirectionQuery:
         generator = None
@@ -402,11 +407,6 @@ class Trainer:
     def _call(self, hook: str, *arguments: Any) -> None:
         for callback in self.callbacks:
             getattr(callback, hook)(self, *arguments)
-
-
-def _check_type(name: str, value: object, kind: type, wanted: str) -> None:
-    if not isinstance(value, kind):
-        raise TypeError(f"{name} must be {wanted}; got {value!r}.")
 
 
 def available_device(name: str) -> torch.device:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from bptt_envs.checks import one_of, positive, positive_integer
+from bptt_envs.checks import in_memory, one_of, positive, positive_integer
 from bptt_envs.rendering import BACKGROUND, CYCLE, FAINT, INK
 from bptt_envs.system import System
 
@@ -73,6 +73,7 @@ class MultiPole(System):
         max_force = None if max_force is None else positive("max_force", max_force)
         super().__init__(horizon=horizon, dt=dt, objective=objective, max_action=max_force)
         self.n_poles = positive_integer("n_poles", n_poles)
+        in_memory("n_poles", self.n_poles, self.n_poles)  # the mass matrix
         self.dynamics = one_of("dynamics", dynamics, DYNAMICS)
         self.observation = one_of("observation", observation, OBSERVATIONS)
         self.state_shape = (2 + 2 * self.n_poles,)

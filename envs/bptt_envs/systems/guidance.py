@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bptt_envs.charts import Chart, Curves, NamedCurves, Paths
-from bptt_envs.checks import finite_pair, not_negative, one_of, positive, positive_integer
+from bptt_envs.checks import finite_pair, in_memory, not_negative, one_of, positive, positive_integer
 from bptt_envs.rendering import ACTION, CYCLE, MUTED, SIZE, Point, round_up
 from bptt_envs.system import Pullback, System, constant_like
 
@@ -77,6 +77,8 @@ class Guidance(System):
         super().__init__(horizon=horizon, dt=dt, objective=objective, max_action=max_control)
         self.n_drivers = positive_integer("n_drivers", n_drivers)
         self.n_evaders = positive_integer("n_evaders", n_evaders)
+        in_memory("n_drivers", self.n_drivers, 4 * self.n_drivers)  # forces between each two
+        in_memory("n_evaders", self.n_evaders, 4 * self.n_evaders)
         self.control_weight = not_negative("control_weight", control_weight)
         self.target = finite_pair("target", target)
         self.flocking = one_of("flocking", flocking, FLOCKINGS)

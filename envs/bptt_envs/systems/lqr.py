@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bptt_envs.checks import flag
+from bptt_envs.checks import LARGEST, flag, in_memory, real_array, shown
 from bptt_envs.rendering import CYCLE, FAINT, INK, MUTED, round_up
 from bptt_envs.system import System, constant_like
 
@@ -79,15 +79,15 @@ class LQR(System):
         if self.B.shape[0] != n:
             default = ", the default" if B is None else ""
             raise ValueError(f"B must have {n} rows, as A has; got shape {tuple(self.B.shape)}{default}.")
-        m = self.B.shape[1]
+        m = in_memory("columns of B", self.B.shape[1], 2 * self.B.shape[1])  # R is a matrix of them
         self.Q = _weight("Q", self.dt * np.eye(n) if Q is None else Q, n)
         self.R = _weight("R", 0.1 * self.dt * np.eye(m) if R is None else R, m, definite=True)
         self.Q_T = _weight("Q_T", np.eye(n) if Q_T is None else Q_T, n)
-        self.state_shape, self.action_shape = (n + clock,), (m,)
+        self.state_shape, self.action_shape = (n + self.clock,), (m,)
         self.is_block = A is None and B is None
         labels = [f"x_{i + 1}" for i in range(n)], [f"u_{i + 1}" for i in range(m)]
         x, u = (["position [m]", "velocity [m/s]"], ["force [N]"]) if self.is_block else labels
-        self.state_labels, self.action_labels = (*x, *["steps"] * clock), tuple(u)
+        self.state_labels, self.action_labels = (*x, *["steps"] * self.clock), tuple(u)
 
     def step(self, state: Tensor, action: Tensor) -> Tensor:
         A, B = _like(state, self.A, self.B)
@@ -192,14 +192,10 @@ def _quadratic(x: Tensor, weight: Tensor) -> Tensor:
 
 def _matrix(name: str, value: Matrix) -> Tensor:
     """Return `value` as a matrix of its own in float64, else raise ValueError."""
-    numbers = value.tolist() if isinstance(value, Tensor) else value
-    try:
-        array = np.array(numbers, dtype=np.float64)
-    except (TypeError, ValueError):
-        array = np.empty(0)
-    if array.ndim != 2 or array.size == 0 or not np.isfinite(array).all():
-        raise ValueError(f"{name} must be a matrix of finite numbers, such as [[1, 0.1], [0, 1]]; got {value!r}.")
-    return torch.from_numpy(array)
+    array = real_array(value)
+    if array is None or array.ndim != 2 or array.size == 0 or not (np.abs(array) <= LARGEST).all():
+        raise ValueError(f"{name} must be a matrix of finite numbers, such as [[1, 0.1], [0, 1]]; got {shown(value)}.")
+    return torch.from_numpy(np.array(array, dtype=np.float64))
 
 
 def _weight(name: str, value: Matrix, size: int, *, definite: bool = False) -> Tensor:
@@ -209,10 +205,10 @@ def _weight(name: str, value: Matrix, size: int, *, definite: bool = False) -> T
         raise ValueError(f"{name} must have shape {(size, size)} to fit A and B; got shape {tuple(W.shape)}.")
     kind = "symmetric and positive definite" if definite else "symmetric and positive semi-definite"
     if not torch.allclose(W, W.mT, rtol=ROUNDING, atol=ROUNDING * float(W.abs().max())):
-        raise ValueError(f"{name} must be {kind}; got {W.tolist()}, which is not symmetric.")
+        raise ValueError(f"{name} must be {kind}; got {shown(W.tolist())}, which is not symmetric.")
     W = (W + W.mT) / 2
     eigenvalues = torch.linalg.eigvalsh(W)
     smallest, largest = float(eigenvalues.min()), float(eigenvalues.abs().max())
     if smallest < -ROUNDING * largest or (definite and smallest <= SMALLEST * largest):
-        raise ValueError(f"{name} must be {kind}; got {W.tolist()}, with the eigenvalue {smallest:.3g}.")
+        raise ValueError(f"{name} must be {kind}; got {shown(W.tolist())}, with the eigenvalue {smallest:.3g}.")
     return W

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bptt_envs.charts import Chart, Curves, Field, NamedCurves
-from bptt_envs.checks import finite, positive, positive_integer
+from bptt_envs.checks import in_memory, positive, positive_integer, share
 from bptt_envs.rendering import ACTION, FAINT, INK, Color, Point
 from bptt_envs.system import Pullback, System, constant_like
 
@@ -88,13 +88,12 @@ class QuantumControl(System):
         self.n_points = positive_integer("n_points", n_points)
         if self.n_points < 2:
             raise ValueError(f"n_points must be at least 2, for the two eigenstates of the start; got {n_points!r}.")
+        in_memory("n_points", self.n_points, 4 * self.n_points)  # a complex matrix in float64
         self.target = positive_integer("target", target)
         if self.target > self.n_points:
             raise ValueError(f"target must be an eigenstate from 1 to n_points = {self.n_points}; got {target!r}.")
         self.box_length = positive("box_length", box_length)
-        self.weighting = None if weighting is None else finite("weighting", weighting)
-        if self.weighting is not None and not 0.0 <= self.weighting <= 1.0:
-            raise ValueError(f"weighting must be None or a number from 0 to 1; got {weighting!r}.")
+        self.weighting = None if weighting is None else share("weighting", weighting)
         self.state_shape = (self.n_points, 2)
         self.state_labels = tuple(f"{part} psi_{j}" for j in range(1, self.n_points + 1) for part in ("Re", "Im"))
         self._operator(torch.device("cpu"))  # refuses what cannot be stepped

@@ -16,8 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bptt_envs import System
-from bptt_envs.checks import positive, positive_integer
+from bptt_envs import System, checks
 from bptt_trainers.analysis.planes import Plane
 from bptt_trainers.gradient import stacked_engine
 from bptt_trainers.records.files import RunFolderError, read_text
@@ -77,9 +76,8 @@ def grid(center: tuple[float, float], radius: float, size: int) -> Tensor:
     Raises:
         ValueError: if the radius is not above 0, or the size not an integer above 1.
     """
-    positive("radius", radius)
-    if positive_integer("size", size) < 2:
-        raise ValueError(f"size must be an integer of at least 2; got {size}.")
+    radius, size = checks.positive("radius", radius), checks.integer("size", size, 2)
+    checks.in_memory("size", size, 8 * size)
     offsets = torch.linspace(-radius, radius, size, dtype=torch.float64)
     b, a = torch.meshgrid(center[1] + offsets, center[0] + offsets, indexing="ij")
     return torch.stack([a.flatten(), b.flatten()], dim=1)

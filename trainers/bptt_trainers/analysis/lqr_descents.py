@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from bptt_envs import System
-from bptt_envs.checks import positive, positive_integer
+from bptt_envs.settings import Count, Decay, Positive, Seed, read
 from bptt_trainers.analysis.descent import descend, falling
 from bptt_trainers.analysis.linear_gains import TimeVaryingGains
 from bptt_trainers.networks import MLP
@@ -32,24 +32,21 @@ class StudyConfig:
         ValueError: if a setting is out of range; the message names it.
     """
 
-    starts: int = 64
+    starts: Count = 64
     """Random starting gains of each class."""
-    steps: int = 800
+    steps: Count = 800
     """Steps of a descent."""
-    learning_rate: float = 0.3
+    learning_rate: Positive = 0.3
     """Of Adam, at first; it falls to 0."""
-    betas: tuple[float, float] = (0.5, 0.9)
+    betas: tuple[Decay, Decay] = (0.5, 0.9)
     """Of Adam. It forgets within some ten steps, as the first directions can be 1e9 times the last."""
-    spread: float = 3.0
+    spread: Positive = 3.0
     """Every component of the starting gains is drawn from N(0, spread^2)."""
-    seed: int = 0
+    seed: Seed = 0
     """Seeds the starting gains."""
 
     def __post_init__(self) -> None:
-        positive_integer("starts", self.starts)
-        positive_integer("steps", self.steps)
-        positive("learning_rate", self.learning_rate)
-        positive("spread", self.spread)
+        read(self)
 
 
 @dataclass(frozen=True)

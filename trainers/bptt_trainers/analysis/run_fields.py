@@ -8,14 +8,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from bptt_envs import System
-from bptt_envs.checks import one_of, positive, positive_integer
+from bptt_envs.settings import Count, Positive, Seed, at_least, read
 from bptt_trainers.analysis.fields import (
     STENCIL_STEP,
     Table,
@@ -53,31 +53,23 @@ class FieldsConfig:
     directions: PlaneName = "path"
     """Plane: along the path of training, random (filter-normalised), or spanned by R and M (rules)."""
 
-    size: int = 21
+    size: Annotated[int, at_least(2)] = 21
     """Points of the grid along each axis."""
 
-    states: int = 32
+    states: Count = 32
     """Start states: the first of the run's training states; all if there are fewer."""
 
-    radius: float | None = None
+    radius: Positive | None = None
     """Half the width of the square, a distance in parameter space. None: the path fits; a tenth of it for rules."""
 
-    checkpoints: int = 6
+    checkpoints: Count = 6
     """How many of the checkpoints: the last, the first, and others spaced evenly between."""
 
-    seed: int = 0
+    seed: Seed = 0
     """Seeds random directions."""
 
     def __post_init__(self) -> None:
-        one_of("directions", self.directions, RADII)
-        for name in ("size", "states", "checkpoints"):
-            positive_integer(name, getattr(self, name))
-        if self.size < 2:
-            raise ValueError(f"size must be an integer of at least 2; got {self.size}.")
-        if self.radius is not None:
-            positive("radius", self.radius)
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
-            raise ValueError(f"seed must be an integer of at least 0; got {self.seed!r}.")
+        read(self)
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal, get_args
 
 from tyro.conf import Suppress
 
-from bptt_envs.checks import nearest, one_of, positive, positive_integer
+from bptt_envs.checks import each_once
 from bptt_envs.registration import system_class
+from bptt_envs.settings import Count, Positive, read
 from bptt_trainers.user_code import imported_id
 
 GIB = 2**30
@@ -41,61 +42,46 @@ class BenchmarkConfig:
     env_options: Annotated[Mapping[str, Any], Suppress] = field(default_factory=dict)
     """Options of that environment."""
 
-    batch_sizes: tuple[int, ...] = (8, 64, 256, 1024)
+    batch_sizes: tuple[Count, ...] = (8, 64, 256, 1024)
     """Start states an update, in the part updates."""
 
     peers: tuple[PeerName, ...] = PEER_NAMES
     """Ways of computing an update that take turns."""
 
-    unrolled_batches: tuple[int, ...] = (8,)
+    unrolled_batches: tuple[Count, ...] = (8,)
     """Batch sizes of the part updates at which autograd-loss-compiled takes part: its compilation takes minutes."""
 
-    threads: tuple[int, ...] = (1, 2)
+    threads: tuple[Count, ...] = (1, 2)
     """Cores that a process may use, and threads of torch. Parts with one number of threads take the most; memory the
     least."""
 
     device: Device = "cpu"
     """Where updates and ensembles run: cpu or cuda. Other parts need the cpu."""
 
-    repeats: int = 15
+    repeats: Count = 15
     """Most times that anything is timed; the median counts."""
 
-    seconds: float = 30.0
+    seconds: Positive = 30.0
     """Seconds of timing for what takes turns together. What is slow is timed less often, three times at least."""
 
-    envs: tuple[int, ...] = (1, 8, 64, 1024)
+    envs: tuple[Count, ...] = (1, 8, 64, 1024)
     """Environments that are stepped together, in the part stepping."""
 
-    members: int = 8
+    members: Count = 8
     """Controllers that are trained together, in the part ensembles."""
 
-    horizons: tuple[int, ...] = (100, 300, 1000, 3000, 10000)
+    horizons: tuple[Count, ...] = (100, 300, 1000, 3000, 10000)
     """Steps of an episode, in the part memory."""
 
-    memory_gib: float = 10.0
+    memory_gib: Positive = 10.0
     """Memory that an update by autograd may take, in GiB: where it needs more, it is left out."""
 
     def __post_init__(self) -> None:
+        read(self)
         object.__setattr__(self, "env", imported_id(self.env))
         system_class(self.env).check_options(dict(self.env_options), self.env)
-        for name, known in (("parts", PART_NAMES), ("peers", PEER_NAMES)):
-            for value in getattr(self, name):
-                if value not in known:
-                    raise ValueError(
-                        f"{name} must be among {', '.join(known)}; got {value!r}.{nearest(str(value), known)}"
-                    )
-        one_of("device", self.device, get_args(Device))
-        for name in ("batch_sizes", "threads", "envs", "horizons", "unrolled_batches"):
-            for value in getattr(self, name):
-                positive_integer(name, value)
         for name in ("parts", "peers", "batch_sizes", "threads", "envs", "horizons"):
-            values = getattr(self, name)
-            if not values or len(set(values)) < len(values):
-                raise ValueError(f"{name} must be at least one, each once; got {values!r}.")
-        for name in ("repeats", "members"):
-            positive_integer(name, getattr(self, name))
-        for name in ("seconds", "memory_gib"):
-            positive(name, getattr(self, name))
+            each_once(name, getattr(self, name))
 
 
 def file_of(out: Path, part: str, suffix: str) -> Path:

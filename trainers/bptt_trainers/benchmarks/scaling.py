@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from bptt_envs.checks import one_of, positive_integer
-from bptt_trainers.config import TrainConfig
+from bptt_envs.checks import each_once
+from bptt_envs.settings import Count, among, read
+from bptt_trainers.config import Device, RuleName
 from bptt_trainers.directions.chosen_engine import EngineName
 from bptt_trainers.trainer import available_device
 
@@ -165,10 +166,10 @@ class ScalingConfig:
         ValueError: if a setting is unknown or out of range; the message names it.
     """
 
-    axes: tuple[str, ...] = tuple(AXES)
+    axes: tuple[Annotated[str, among(AXES)], ...] = tuple(AXES)
     """Axes along which the task grows."""
 
-    rule: str = "C"
+    rule: RuleName = "C"
     """Update rule: R, M, S or C."""
 
     engine: EngineName = "adjoint"
@@ -177,32 +178,27 @@ class ScalingConfig:
     compile: bool = False
     """Compile the loops of the adjoint engine: for every point, which takes many minutes the first time."""
 
-    threads: int = 1
+    threads: Count = 1
     """Threads of torch."""
 
-    device: str = "cpu"
+    device: Device = "cpu"
     """Where to compute: cpu, cuda or, of several GPUs, one such as cuda:1."""
 
-    repeats: int = 7
+    repeats: Count = 7
     """Updates timed at each point, in turns with the other points of the axis."""
 
-    updates: int = 32
+    updates: Count = 32
     """Updates after which the held-out loss is taken."""
 
-    test_states: int = 256
+    test_states: Count = 256
     """Held-out start states."""
 
     out: Path = Path("runs/scaling")
     """Folder for tables and figures."""
 
     def __post_init__(self) -> None:
-        if not self.axes or len(set(self.axes)) < len(self.axes):
-            raise ValueError(f"axes must be at least one, each once; got {self.axes!r}.")
-        for name in self.axes:
-            one_of("axes", name, AXES)
-        for name in ("threads", "repeats", "updates", "test_states"):
-            positive_integer(name, getattr(self, name))
-        TrainConfig(rule=self.rule, engine=self.engine, device=self.device)
+        read(self)
+        each_once("axes", self.axes)
         available_device(self.device)
         if self.compile and self.engine == "autograd":
             raise ValueError("compile=True compiles the adjoint engine; engine must be 'adjoint' or 'auto'.")
