@@ -175,7 +175,7 @@ def processes():
             try:
                 state, parent = (folder / "stat").read_text().rpartition(")")[2].split()[:2]
                 if state != "Z":
-                    found[int(folder.name)] = int(parent), (folder / "cmdline").read_bytes().decode()
+                    found[int(folder.name)] = int(parent), (folder / "cmdline").read_bytes().decode(errors="replace")
             except OSError:
                 continue
     return found
