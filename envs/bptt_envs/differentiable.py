@@ -14,6 +14,7 @@ from torch import Tensor
 from bptt_envs import checks
 from bptt_envs.contract import check_system
 from bptt_envs.registration import import_system
+from bptt_envs.surroundings import own_surroundings
 from bptt_envs.system import System
 
 HALF = (torch.float16, torch.bfloat16)  # what a controller gives under autocast
@@ -87,25 +88,29 @@ class Differentiable:
             )
         if state.device != action.device:
             raise ValueError(f"state and action must be on one device; got {state.device} and {action.device}.")
-        action = self.system.bound(action)
-        next_state = self.system.step(state, action)
-        return next_state, -self.system.running_cost(state, action, next_state)
+        with own_surroundings(state.dtype, state.device):
+            action = self.system.bound(action)
+            next_state = self.system.step(state, action)
+            return next_state, -self.system.running_cost(state, action, next_state)
 
     def final_reward(self, state: Tensor) -> Tensor:
         """Reward of the state at the end of an episode, (B,): minus the final cost. Differentiable."""
         check_batch("state", state, self.system.state_shape)
-        return -self.system.final_cost(state)
+        with own_surroundings(state.dtype, state.device):
+            return -self.system.final_cost(state)
 
     def initial_states(self, batch: int, generator: torch.Generator | None = None) -> Tensor:
         """Draw (batch, *state_shape) start states, from torch's own generator if none is handed in."""
         drawn = checks.generator("generator", generator)
         count = checks.in_memory("batch", checks.positive_integer("batch", batch), self.system.state_size)
-        return self.system.initial_states(count, torch.default_generator if drawn is None else drawn)
+        with own_surroundings():
+            return self.system.initial_states(count, torch.default_generator if drawn is None else drawn)
 
     def observe(self, state: Tensor) -> Tensor:
         """What a controller sees of `state`, (B, *observation_shape). Differentiable."""
         check_batch("state", state, self.system.state_shape)
-        return self.system.observe(state)
+        with own_surroundings(state.dtype, state.device):
+            return self.system.observe(state)
 
 
 def observation_space(system: System) -> spaces.Box:

@@ -18,6 +18,7 @@ Token = tuple[Hashable, ...]
 SMALL = 4096  # numbers of a tensor up to which its content is looked at; of a larger one, its place and version
 
 _PLAIN = (bool, int, str, bytes, type(None), complex, type, torch.dtype, torch.device, torch.Size, slice)
+_PHYSICS = ("step", "linearize", "pullback", "observe", "state_cost", "running_cost", "final_cost")  # of a system
 _INTERNAL = frozenset(vars(nn.Module()))
 _HOOKS = tuple(sorted(name for name in _INTERNAL if name.endswith("_hooks")))
 _GLOBAL_HOOKS = tuple(getattr(torch_module, name) for name in vars(torch_module) if name.endswith("_hooks"))
@@ -85,7 +86,9 @@ class _Walk:
             named = [name for base in type(value).__mro__ for name in getattr(base, "__slots__", ())]
             slots = ((name, self.token(getattr(value, name, None))) for name in named if isinstance(name, str))
             return type(value), *(slots if named else (id(value),))
-        return type(value), *((name, self.token(one)) for name, one in list(attributes.items()))
+        kind = type(value)
+        of_class = (id(getattr(kind, name, None)) for name in _PHYSICS) if hasattr(kind, "initial_states") else ()
+        return kind, *of_class, *((name, self.token(one)) for name, one in list(attributes.items()))
 
     def _cell(self, cell: types.CellType) -> Hashable:
         try:

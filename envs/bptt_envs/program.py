@@ -12,7 +12,6 @@ import sys
 import tempfile
 import warnings
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +22,7 @@ from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
 Tensors = tuple[Tensor, ...]
+Run = Callable[[list[Tensor]], list[Tensor]]
 
 CACHE_VARIABLE = "BPTT_CACHE"  # names the folder of the compiled programs
 
@@ -91,10 +91,12 @@ class Program:
         with tempfile.TemporaryDirectory() as passing, _compiler_caches(Path(passing)), torch.no_grad():
             graph = _recorded(function, inputs)
             path = folder / f"{_digest(graph, inputs)}.pt2"
-            self.compiled = not _is_whole(path)
-            if self.compiled:
+            run = _found(path)
+            self.compiled = run is None
+            if run is None:
                 _compile(graph, inputs, path)
-            self._run = _loaded(path)
+                run = _loaded(path)
+            self._run = run
 
     def __call__(self, *inputs: Tensor) -> list[Tensor]:
         """Run it, without gradients.
@@ -163,19 +165,20 @@ def _check_own(path: Path, is_kind: Callable[[int], bool], kind: str) -> None:
     )
 
 
-def _is_whole(path: Path) -> bool:
-    """Whether a program is on disk; warns and removes it if it is damaged."""
+def _found(path: Path) -> Run | None:
+    """The program at `path`; None if there is none, or, with a warning, if it is damaged."""
     if not os.path.lexists(path):
-        return False
+        return None
     _check_own(path, stat.S_ISREG, "a plain file")
     try:
         with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-    except (OSError, zipfile.BadZipFile, EOFError, NotImplementedError, zlib.error) as error:
-        damaged = str(error)
-    if damaged is not None:
-        warnings.warn(f"the compiled program {path} is damaged ({damaged}); it is compiled anew.", stacklevel=3)
-    return damaged is None
+            damaged = archive.testzip()  # by the checksums, before anything of it is run
+        if damaged is None:
+            return _loaded(path)
+    except Exception as error:  # noqa: BLE001, damage has many forms
+        damaged = _first_line(error)
+    warnings.warn(f"the compiled program {path} is damaged ({damaged}); it is compiled anew.", stacklevel=3)
+    return None
 
 
 def _recorded(function: Callable[..., Tensors], inputs: Sequence[Tensor]) -> fx.GraphModule:
@@ -209,10 +212,10 @@ def _compile(graph: fx.GraphModule, inputs: Sequence[Tensor], path: Path) -> Non
             raise CompilerError(f"compile=True failed ({_first_line(error)}); use compile=False.") from error
 
 
-def _loaded(path: Path) -> Callable[[list[Tensor]], list[Tensor]]:
+def _loaded(path: Path) -> Run:
     with _quiet():
         try:
-            run: Callable[[list[Tensor]], list[Tensor]] = torch._inductor.aoti_load_package(str(path)).loader.run
+            run: Run = torch._inductor.aoti_load_package(str(path)).loader.run
         except Exception as error:
             raise CompilerError(f"the compiled program {path} cannot be loaded ({_first_line(error)}).") from error
     return run

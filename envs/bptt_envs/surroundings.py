@@ -23,10 +23,14 @@ def own_surroundings(dtype: torch.dtype = torch.float32, device: torch.device | 
         device: what a default device that the caller has set is replaced by, that of the tensors that are worked on.
             Where the caller has set none, none is: it would slow down every operation.
     """
+    if torch.compiler.is_compiling():  # torch.compile guards what is switched on, and cannot look at it
+        yield
+        return
     own_dtype = torch.get_default_dtype() is dtype
     own_device = torch._C._len_torch_function_stack() == 0 or torch.get_default_device() == torch.device(device)
     inference = torch.is_inference_mode_enabled()
-    cast = [kind for kind in AUTOCAST_DEVICES if torch.is_autocast_enabled(kind)]
+    any_cast = torch._C._is_any_autocast_enabled()
+    cast = [kind for kind in AUTOCAST_DEVICES if torch.is_autocast_enabled(kind)] if any_cast else []
     if own_dtype and own_device and not inference and not cast:
         yield
         return

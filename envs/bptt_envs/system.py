@@ -27,6 +27,9 @@ Bound = float | Sequence[float] | np.ndarray | Tensor | None
 
 Bounds = tuple[float | Tensor | None, float | Tensor | None]
 
+FINAL = ("bound", "action_low", "action_high", "has_bounds", "action_range", "action_at")
+"""What a subclass of System cannot override."""
+
 Pullback = Callable[[slice, Tensor], tuple[Tensor, Tensor]]
 """From samples and vectors to their products with the Jacobians of a step, see `System.pullback`."""
 
@@ -92,8 +95,9 @@ class System(metaclass=_InOwnSurroundings):
         action_low: Bound = None,
         action_high: Bound = None,
     ) -> None:
-        if type(self).bound is not System.bound:
-            raise ValueError(overridden_bound(self))
+        for name in FINAL:
+            if getattr(type(self), name) is not getattr(System, name):
+                raise ValueError(replaced(self, name))
         self.horizon = positive_integer("horizon", horizon)
         self.dt = positive("dt", dt)
         self.objective = one_of("objective", objective, OBJECTIVES)
@@ -105,8 +109,8 @@ class System(metaclass=_InOwnSurroundings):
             vars(self).update(action_low=low, action_high=high)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == "bound":
-            raise ValueError(overridden_bound(self))
+        if name in FINAL:
+            raise ValueError(replaced(self, name))
         if name == "max_action" and value is not None:
             value = positive(name, value)
         super().__setattr__(name, value)
@@ -333,17 +337,19 @@ def constant_like(constant: Tensor, like: Tensor) -> Tensor:
     It is moved there once, and again when it has been changed in place; of more than 256 numbers that is seen if torch
     has changed them, not NumPy. A copy to a GPU in each step would make the host wait.
     """
+    if torch.compiler.is_compiling():  # torch.compile cannot look into memory
+        return constant.to(like.device, like.dtype)
     memory = _memory(constant)
     if memory is not None:
         return _moved(constant, memory.tobytes(), like.device, like.dtype)
     return _moved(constant, 0 if constant.is_inference() else constant._version, like.device, like.dtype)
 
 
-def overridden_bound(system: System) -> str:
-    """What is said to a system that replaces `bound`."""
+def replaced(system: System, name: str) -> str:
+    """What is said to a system that replaces what is final."""
     return (
-        f"{type(system).__name__} must not replace System.bound, whose slopes the engines know; pass the bounds to "
-        "super().__init__: action_low=0.0, action_high=1.0, or max_action=1.0 for both."
+        f"{type(system).__name__} must not replace System.{name}: the engines know the slopes of bounds. Pass them to "
+        "super().__init__, as action_low=0.0, action_high=1.0, or as max_action=1.0 for both."
     )
 
 

@@ -139,6 +139,23 @@ class Resting(Pendulum):
         return torch.nn.functional.pad(torch.rand(batch, 1, generator=generator, dtype=dtype), (1, 0))
 
 
+class Strict(Pendulum):
+    """Takes no states but its own, on the circle, of which it does not use the length."""
+
+    def step(self, state, action):
+        if not torch.allclose(state.norm(dim=1), torch.ones(len(state), dtype=state.dtype)):
+            raise ValueError("not on the circle")
+        angle = torch.atan2(state[:, 1], state[:, 0]) + self.dt * action[:, 0]
+        return torch.stack([angle.cos(), angle.sin()], dim=1)
+
+    def initial_states(self, batch, generator, dtype=torch.float32):
+        angle = torch.rand(batch, generator=generator, dtype=dtype)
+        return torch.stack([angle.cos(), angle.sin()], dim=1)
+
+    def state_cost(self, state):
+        return state[:, 0]
+
+
 class Stairs(Pendulum):
     def step(self, state, action):
         return state + self.dt * StraightThrough.apply(10 * action)
@@ -159,7 +176,7 @@ class Delayed(Plain):
         return state[:, -1].square()
 
 
-@pytest.mark.parametrize("kind", [Pendulum, Resting, Stairs, Delayed])
+@pytest.mark.parametrize("kind", [Pendulum, Resting, Strict, Stairs, Delayed])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_unusual_systems_keep_it(kind, dtype):
     check_system(kind(horizon=30, dt=0.1), dtype=dtype)
@@ -258,6 +275,13 @@ def test_start_states_follow_the_dtype_they_are_asked_for(monkeypatch):
 def test_shapes_are_tuples(name, shape):
     kind = type("Shaped", (Plain,), {name: shape})
     with pytest.raises(ValueError, match=rf"Shaped.{name} must be a tuple of positive integers, such as \(2,\); got"):
+        DifferentiableEnv(kind(horizon=3, dt=0.1))
+
+
+def test_start_states_without_a_dtype_are_named():
+    kind = type("Single", (Plain,), {"initial_states": lambda self, batch, generator: torch.rand(batch, 2)})
+    message = r"Single.initial_states must take \(batch, generator, dtype\); too many positional arguments"
+    with pytest.raises(ValueError, match=message):
         DifferentiableEnv(kind(horizon=3, dt=0.1))
 
 
@@ -446,10 +470,14 @@ def test_both_kinds_of_bounds_at_once_are_refused():
 
 
 def test_bound_cannot_be_replaced(monkeypatch):
-    message = "must not replace System.bound.*action_low=0.0, action_high=1.0"
+    message = "must not replace System.bound: .*action_low=0.0, action_high=1.0"
     with pytest.raises(ValueError, match=f"Own {message}"):
         type("Own", (Plain,), {"bound": lambda self, action: action.clamp(0, 1)})(horizon=3, dt=0.1)
+    with pytest.raises(ValueError, match=r"Own must not replace System\.action_low: "):
+        type("Own", (Plain,), {"action_low": 0.0})(horizon=3, dt=0.1)
     system = Plain(horizon=3, dt=0.1)
+    with pytest.raises(ValueError, match=r"Plain must not replace System\.action_low: "):
+        system.action_low = 0.0
     with pytest.raises(ValueError, match=f"Plain {message}"):
         system.bound = lambda action: action.clamp(0, 1)
     monkeypatch.setattr(Plain, "bound", lambda self, action: action.clamp(0, 1))
@@ -531,3 +559,22 @@ def test_own_surroundings_leave_what_they_found():
         assert torch.get_default_dtype() is torch.float64
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("env_id", ENTRIES)
+def test_step_differentiable_is_the_same_under_autocast(env_id):
+    env = gym.make(env_id).unwrapped
+    states, actions = env.initial_states(3), torch.ones(3, *env.system.action_shape)
+    expected = env.step_differentiable(states, actions)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = env.step_differentiable(states, actions)
+    assert all(map(torch.equal, found, expected))
+
+
+@pytest.mark.parametrize("env_id", ["DiffCartPole-v0", "DiffLQR-v0"])
+def test_what_looks_around_does_not_stop_torchs_compiler(env_id):
+    env = gym.make(env_id).unwrapped
+    states, actions = env.initial_states(3), torch.ones(3, *env.system.action_shape)
+    compiled = torch.compile(env.step_differentiable, fullgraph=True, backend="eager")(states, actions)
+    for one, other in zip(compiled, env.step_differentiable(states, actions), strict=True):
+        torch.testing.assert_close(one, other)

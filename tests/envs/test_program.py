@@ -23,13 +23,35 @@ def function(x, y):
     return (x * 2.0 + y.cumsum(0),)
 
 
+IN_ANOTHER_PROCESS = """
+import torch
+torch.set_num_threads(1)
+from bptt_envs.program import Program
+inputs = [torch.arange(6.0).view(2, 3), torch.ones(2, 3)]
+Program(lambda x, y: (x * 2.0 + y.cumsum(0),), inputs)
+"""
+
+
 @pytest.fixture(scope="session")
-def compiled(tmp_path_factory):
-    """A folder that holds the program of `function`."""
+def common(tmp_path_factory):
+    """A common temporary folder in which somebody else has taken the name of torch's folder."""
+    folder = tmp_path_factory.mktemp("common")
+    (folder / "torchinductor_victim").write_text("not a folder, so that whoever would use it fails")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory, common):
+    """A folder that holds the program of `function`, compiled by another process."""
     folder = tmp_path_factory.mktemp("compiled") / "programs"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(CACHE_VARIABLE, str(folder))
-        Program(function, INPUTS)
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("TORCHINDUCTOR", "TRITON"))
+    }
+    environment |= {"TMPDIR": str(common), "USER": "victim", "LOGNAME": "victim", CACHE_VARIABLE: str(folder)}
+    done = subprocess.run(
+        [sys.executable, "-c", IN_ANOTHER_PROCESS], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
     return folder
 
 
@@ -176,27 +198,12 @@ def test_other_inputs_are_refused(folder, inputs, message):
         Program(function, INPUTS)(*inputs)
 
 
-def test_the_common_temporary_folder_is_not_used(compiled, tmp_path):
+def test_the_common_temporary_folder_is_not_used(compiled, common):
     """Whoever made torch's folder there first could have his library run."""
-    common = tmp_path / "common"
-    common.mkdir()
-    (tmp_path / "programs" / "headers").mkdir(parents=True, mode=0o700)
-    (tmp_path / "programs").chmod(0o700)
-    code = """
-import torch
-torch.set_num_threads(1)
-from bptt_envs.program import Program
-print(Program(lambda x: (x + 1.0,), [torch.ones(2)])(torch.zeros(2)))
-"""
-    environment = {
-        **{name: value for name, value in os.environ.items() if not name.startswith(("TORCHINDUCTOR", "TRITON"))},
-        "TMPDIR": str(common),
-        CACHE_VARIABLE: str(tmp_path / "programs"),
-        "USER": "victim",
-    }
-    foreign = common / "torchinductor_victim"  # as somebody else would, who lets nobody in
-    foreign.write_text("")
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "1., 1." in done.stdout
-    assert list(common.iterdir()) == [foreign]
+    assert [path.name for path in common.iterdir()] == ["torchinductor_victim"]
+
+
+def test_a_program_of_another_process_is_taken(folder):
+    made = Program(function, INPUTS)
+    assert not made.compiled
+    assert_right(made)

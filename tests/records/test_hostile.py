@@ -217,7 +217,7 @@ def test_a_wrong_value_at_any_place_of_the_config_is_an_error_in_words_or_no_mat
     config = json.loads((honest / "config.json").read_text())
     cases = [(path, value) for path in leaves(config) if path[0] != "versions" for value in [*WRONG, KeyError]]
     random.Random(0).shuffle(cases)
-    for i, (path, value) in enumerate(cases if LONG else cases[:60]):
+    for i, (path, value) in enumerate(cases if LONG else cases[:25]):
         run = Path(shutil.copytree(honest, tmp_path / str(i)))
         edited = json.loads((honest / "config.json").read_text())
         part = edited
@@ -313,7 +313,7 @@ def test_a_checkpoint_of_another_form_is_an_error_in_words_and_runs_no_code(run,
     monkeypatch.chdir(tmp_path)
     honest = torch.load(run / "last.pt")
     weights = honest["controller"]
-    first = next(iter(weights))
+    first, needed = next(iter(weights)), honest.keys() - {"config", "trained"}  # which earlier versions did not say
     bad = [
         *(None, 3, [], {}, "x", torch.zeros(3), Harmful(), {"epoch": 2}),
         *(honest | {"epoch": value} for value in (None, -1, 1.5, "2", math.nan, torch.tensor(2), 10**30, True)),
@@ -326,11 +326,7 @@ def test_a_checkpoint_of_another_form_is_an_error_in_words_and_runs_no_code(run,
                 *(expanded((10**10, 1)), torch.zeros(4, 1).to_sparse(), torch.zeros(4, 1, device="meta"), Harmful()),
             )
         ),
-        *(
-            {name: one for name, one in honest.items() if name != left}
-            for left in honest
-            if left not in ("config", "trained")
-        ),
+        *({name: one for name, one in honest.items() if name != left} for left in needed),
         *(honest | {"config": value} for value in (3, "x", "[]", '{"training": 3}', "[" * 10**5)),
         *(honest | {"optimizer": value} for value in (None, {}, 3, {"steps": "x"})),
         *(honest | {"rng_state": value} for value in (None, torch.zeros(3), torch.zeros(3, dtype=torch.uint8))),

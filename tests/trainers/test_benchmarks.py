@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -498,3 +499,13 @@ def test_the_tables_beside_the_page_show_what_its_files_hold():
     for name in measured_parts():
         assert read_lines(file_of(RESULTS, name, "csv"))
         assert file_of(RESULTS, name, "json").exists()
+
+
+@pytest.mark.parametrize("change", [("16.5", "many"), ("milliseconds", "minutes"), ("adjoint,R", "adjoint")])
+def test_damaged_numbers_are_an_error_in_words(tmp_path, change):
+    path = tmp_path / "updates.csv"
+    shutil.copy(RESULTS / "updates.csv", path)
+    tables(tmp_path)
+    path.write_text(path.read_text().replace(*change))
+    with pytest.raises(RunFolderError, match=r"updates\.csv"):
+        tables(tmp_path)

@@ -306,3 +306,20 @@ def test_the_figure_shows_a_band_a_single_run_a_floor_and_a_run_that_diverged(tm
     assert [line.get_label() for line in steps.lines] == ["C", "PPO", "R", "zero"]
     assert len(steps.collections) == len(seconds.collections) == 1
     save_figure(figure, tmp_path / "figure.png")
+
+
+def test_books_of_a_run_that_disagree_are_an_error_in_words(tmp_path):
+    config = tiny(tmp_path, methods=("C",), seeds=(0,))
+    compare(config, progress=False)
+    path = member_folder(config.out, "C", 0) / "curve.csv"
+    whole = path.read_text()
+    for damaged in ("", whole.splitlines()[0] + "\n", whole.rpartition(",")[0], whole.rstrip("\n") + ",7\n"):
+        path.write_text(damaged)
+        with pytest.raises(RunFolderError, match=r"Deleted, it is made anew"):
+            compare(config, progress=False)
+    path.write_text("".join(whole.splitlines(keepends=True)[:-1]))
+    with pytest.raises(RunFolderError, match=r"curve.csv and metrics.csv disagree. Deleted, curve.csv is made anew"):
+        compare(config, progress=False)
+    path.unlink()
+    compare(config, progress=False)
+    assert path.read_text() == whole

@@ -21,8 +21,8 @@ needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a
 
 @pytest.fixture(scope="session")
 def programs(tmp_path_factory):
-    """One folder of compiled programs for all tests."""
-    return tmp_path_factory.mktemp("programs")
+    """One folder of compiled programs for all tests, those of the environments, too."""
+    return tmp_path_factory.getbasetemp() / "programs"
 
 
 @pytest.fixture(autouse=True)

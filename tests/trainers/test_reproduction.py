@@ -14,19 +14,23 @@ import pytest
 from bptt_trainers.cli import main
 from bptt_trainers.commands.reproduce import choose
 from bptt_trainers.methods import BPTT, RL
+from bptt_trainers.metrics import to_csv
 from bptt_trainers.page import PLACE, filled
+from bptt_trainers.records.claim import locked
 from bptt_trainers.records.files import RunFolderError
 from bptt_trainers.reproduction import work
 from bptt_trainers.reproduction.experiments import EXPERIMENTS, TIERS, Amount, Experiment, Task, Variant
-from bptt_trainers.reproduction.report import read_studies, tables_of
+from bptt_trainers.reproduction.report import read_studies, read_task, tables_of
 from bptt_trainers.reproduction.results import (
     Member,
     Point,
     curves_path,
+    read_books,
     read_curves,
     read_results,
     result_of,
     results_path,
+    write,
 )
 from bptt_trainers.reproduction.work import missing, runs_of, train_missing
 
@@ -180,6 +184,85 @@ def test_a_loss_that_is_no_number_is_infinite():
     result = result_of(MEMBER, [point(0, 2.0, 2.0), point(1, 0.1, 0.4), point(2, NAN, NAN)], 1, "v")
     assert (result.final_loss, result.final_train_loss, result.mean_loss) == (math.inf, math.inf, math.inf)
     assert (result.best_loss, result.best_train_loss) == (0.4, 0.1)
+
+
+# Books that disagree
+
+
+@pytest.fixture
+def books():
+    """Both files of two finished runs, as lists of lines."""
+    curves = {one.member.name: [point(0, 2.0, 2.0), point(1, 0.3, 0.4), point(2, 0.2, 0.1)] for one in tiny_runs()[:2]}
+    write(RESULTS, [result_of(one.member, curves[one.member.name], 1, "v") for one in tiny_runs()[:2]], curves)
+    return [path.read_text().splitlines(keepends=True) for path in PATHS]
+
+
+PATHS = (results_path(RESULTS, TINY.name), curves_path(RESULTS, TINY.name))
+
+
+def rewrite(results, curves):
+    for path, lines in zip(PATHS, (results, curves), strict=True):
+        path.write_text("".join(lines))
+
+
+def test_books_that_agree_are_read(books):
+    results, curves = read_books(RESULTS, TINY.name)
+    assert [member.name for member in results] == list(curves) == ["R seed 0", "C norm seed 0"]
+    assert [run.member.name for run in missing(tiny_runs()[:3], RESULTS)] == ["M seed 0"]
+
+
+@pytest.mark.parametrize("read", [lambda: missing(tiny_runs(), RESULTS), lambda: read_task(RESULTS, "rules", TASK)])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda results, curves: (results, curves[:4]), "disagree about 'C norm seed 0': its curve has 0 points"),
+        (lambda results, curves: (results, curves[:1]), "disagree about 'R seed 0': its curve has 0 points"),
+        (lambda results, curves: (results, curves[:-1]), "it has 2 epochs, and its curve ends after 1"),
+        (
+            lambda results, curves: (results, [line.replace(",0.1,", ",0.7,") for line in curves]),
+            "final_loss is 0.1, and 0.7 by its curve",
+        ),
+        (lambda results, curves: ([*results, results[1]], curves), "has 'R seed 0' in 2 lines; leave one"),
+        (lambda results, curves: ([*results[:2], results[2][:40]], curves), "line 3 has not"),
+        (lambda results, curves: ([*results[:2], results[2].rpartition(",")[0] + "\n"], curves), "line 3 has not"),
+        (
+            lambda results, curves: ([results[0], results[1].replace(",1,v", ",many,v"), *results[2:]], curves),
+            "line 2:",
+        ),
+        (lambda results, curves: (results, [*curves[:2], "9" * 5000 + "," * 9 + "\n"]), "line 3:"),
+        (lambda results, curves: ([], curves), "its columns are"),
+        (lambda results, curves: (["\x00\x1b"], curves), "its columns are"),
+    ],
+)
+def test_books_that_disagree_are_an_error_in_words(books, read, change, said):
+    rewrite(*change(*books))
+    with pytest.raises(RunFolderError) as caught:
+        read()
+    assert said in str(caught.value)
+
+
+def test_a_curve_without_a_line_is_of_a_run_that_is_taken_up_again(books):
+    results, curves = books
+    rewrite([results[0], results[2]], curves)
+    assert [run.member.name for run in missing(tiny_runs()[:2], RESULTS)] == ["R seed 0"]
+    assert list(read_task(RESULTS, "rules", TASK).curves) == ["C norm seed 0"]
+
+
+@pytest.mark.parametrize("text", ["", "epoch,train_loss\n", to_csv([]), to_csv([]) + "1,2\n", "\x00"])
+def test_a_start_run_whose_metrics_say_nothing_is_not_trained(text):
+    run = tiny_runs()[0]
+    assert not run.trained
+    run.folder.mkdir(parents=True)
+    (run.folder / "metrics.csv").write_text(text)
+    assert not run.trained
+
+
+@pytest.mark.skipif(os.name != "posix", reason="locks are of POSIX")
+def test_two_commands_do_not_write_into_one_folder_of_results(books):
+    before = files()
+    with locked(RESULTS), pytest.raises(RunFolderError, match="results is in use by another process"):
+        train_missing(tiny_runs(), RESULTS, folder=Path("others"), jobs=1, together=1, progress=False)
+    assert files() == before
 
 
 def test_unknown_names_are_refused_in_words(capsys):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import gymnasium as gym
 import pytest
+import torch
 
 from bptt_envs.registration import ENTRIES
 from bptt_trainers import RunFolder
@@ -53,15 +54,19 @@ bptt_envs.register("Own-v0", "own_envs:Own", "one of my own")
 @pytest.fixture(autouse=True)
 def place(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)  # a module is written anew within the second
     Path("own_envs.py").write_text(SYSTEM)
-    importlib.invalidate_caches()
     yield
-    for env_id in set(ENTRIES) & {"Own-v0"}:
+    forget("own_envs", "broken")
+
+
+def forget(*modules):
+    """As in a process that has not imported them."""
+    for env_id in set(ENTRIES) & {"Own-v0", "Other-v0"}:
         del ENTRIES[env_id]
         del gym.registry[env_id]
-    for name in ("own_envs", "broken"):
+    for name in modules:
         sys.modules.pop(name, None)
 
 
@@ -143,7 +148,7 @@ def test_a_check_of_ours_is_misuse_by_way_of_the_users_code_too(bptt):
 
 def test_an_error_met_while_a_run_is_opened_is_no_damaged_folder(bptt):
     bptt(f"train --env own_envs:Own-v0 {SMALL} --out run")
-    sys.modules.pop("own_envs")
+    forget("own_envs")
     Path("own_envs.py").write_text(SYSTEM.replace("        self.fault = fault\n", '        {}["key"]\n'))
     importlib.invalidate_caches()
     said = bptt("evaluate run --module own_envs", code=1)
@@ -155,20 +160,18 @@ def test_an_error_met_while_a_run_is_opened_is_no_damaged_folder(bptt):
 def test_an_error_in_a_library_is_that_of_who_called_it():
     import own_envs
 
-    system = own_envs.Own()
     with pytest.raises(RuntimeError) as caught:
-        system.step = lambda state, action: state.reshape(7)
-        system.step(next(iter(system.initial_states(2))), None)
+        own_envs.Own().step(torch.zeros(2, 1), torch.zeros(3, 1))
     assert raised_by_user(caught.value)
-    with pytest.raises(ValueError, match="horizon") as ours:
+    with pytest.raises(ValueError, match="horizon") as caught:
         own_envs.Own(horizon=0)
-    assert not raised_by_user(ours.value)
+    assert not raised_by_user(caught.value)
 
 
 def test_a_worker_knows_the_users_ids_and_shows_his_line(bptt):
+    config = BenchmarkConfig(env="own_envs:Own-v0", env_options={"fault": "step"})
+    cell = {"env": "Own-v0", "options": "fault='step'", "device": "cpu", "threads": 1, "batch": 8}
     with pytest.raises(ChildProcessError) as caught:
-        config = BenchmarkConfig(env="own_envs:Own-v0", env_options={"fault": "step"})
-        cell = {"env": "Own-v0", "options": "fault='step'", "device": "cpu", "threads": 1, "batch": 8}
         measure_apart("updates", config, cell)
     assert f'own_envs.py", line {line_of("raise ValueError", SYSTEM)}, in fail' in str(caught.value)
 
@@ -205,5 +208,5 @@ def test_the_form_of_gymnasium_works_in_python():
 
 
 def test_an_id_registered_with_what_is_no_system_is_refused_in_words(bptt):
-    Path("broken.py").write_text("import bptt_envs\nbptt_envs.register('Own-v0', 'own_envs:None_such', 'a')\n")
-    assert "own_envs:None_such, which is no System" in bptt(f"train --env broken:Own-v0 {SMALL}", code=2)
+    Path("broken.py").write_text("import bptt_envs\nbptt_envs.register('Other-v0', 'own_envs:None_such', 'a')\n")
+    assert "own_envs:None_such, which is no System" in bptt(f"train --env broken:Other-v0 {SMALL}", code=2)

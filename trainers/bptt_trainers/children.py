@@ -15,16 +15,18 @@ PR_SET_PDEATHSIG = 1  # of Linux' prctl
 
 
 @contextmanager
-def out_of_reach_of_ctrl_c() -> Iterator[None]:
-    """Within, a process that is started never sees a terminal's Ctrl-C: that is for this one, which ends it."""
+def out_of_reach_of_the_terminal() -> Iterator[None]:
+    """Within, a process that is started sees no Ctrl-C and no closed terminal: they are for this one, which ends it."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
     from multiprocessing import resource_tracker  # only where there are signals
 
-    resource_tracker.ensure_running()  # its start, at the first process, would lift the mask
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    signals = {signal.SIGINT, signal.SIGHUP}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
+        resource_tracker.ensure_running()  # its start, with the first process, lifts the mask
+        signal.pthread_sigmask(signal.SIG_BLOCK, signals)
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -23,7 +23,7 @@ from bptt_trainers.figures.comparison import curves_figure
 from bptt_trainers.figures.style import plain_text, save_figure
 from bptt_trainers.methods import BPTT, METHODS, Budget, learning_curve
 from bptt_trainers.records.claim import Claim, in_words, locked, same
-from bptt_trainers.records.files import exists, understanding, write_atomic
+from bptt_trainers.records.files import RunFolderError, exists, understanding, write_atomic
 from bptt_trainers.records.plain import plain
 from bptt_trainers.threads import threads
 from bptt_trainers.user_code import imported_id
@@ -179,7 +179,11 @@ def _run(config: ComparisonConfig, method: str, seed: int, progress: bool) -> Cu
     folder = member_folder(config.out, method, seed)
     finished = folder / FINISHED
     if exists(finished):
-        return read_curve(finished)
+        done = read_curve(finished)
+        books = folder / "metrics.csv"  # of an update rule; it has these columns too
+        if exists(books) and not same([vars(one) for one in read_curve(books)], [vars(one) for one in done]):
+            raise RunFolderError(f"{finished} and {books.name} disagree. Deleted, {finished.name} is made anew.")
+        return done
     title = f"{method} seed {seed}" if progress else None
     curve = METHODS[method].run(config.budget, config.overrides.get(method, {}), seed, folder, title)
     write_atomic(finished, curve_to_csv(curve).encode())

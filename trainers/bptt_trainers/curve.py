@@ -46,9 +46,11 @@ def read_curve(path: Path) -> list[CurvePoint]:
         RunFolderError: if it cannot be read, lacks a column or holds no evaluation.
     """
     try:
+        rows = list(csv.DictReader(read_text(path).splitlines()))
+        if any(None in row or None in row.values() for row in rows):
+            raise ValueError("a line of it has not as many cells as there are columns")
         curve = [
-            CurvePoint(int(row["simulator_steps"]), float(row["seconds"]), float(row["test_loss"]))
-            for row in csv.DictReader(read_text(path).splitlines())
+            CurvePoint(int(row["simulator_steps"]), float(row["seconds"]), float(row["test_loss"])) for row in rows
         ]
     except KeyError as error:
         raise RunFolderError(f"cannot read {path}: it has no column {error}. {_REMEDY}") from error

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
 
 from bptt_envs import System
 from bptt_envs.contract import linear_backward
@@ -92,6 +93,8 @@ def _judge(system: System, controller: nn.Module, states: Tensor, by_layer: bool
 
 def _hooked(controller: nn.Module) -> str | None:
     """Which hook changes slopes within the controller; None if there is none."""
+    if torch_module._global_backward_hooks or torch_module._global_backward_pre_hooks:
+        return "all modules have a backward hook"
     for name, part in controller.named_modules():
         if part._backward_hooks or part._backward_pre_hooks:
             return f"its part {name or type(part).__name__} has a backward hook"

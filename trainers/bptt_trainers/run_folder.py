@@ -471,7 +471,7 @@ class RunFolder:
         return locked(self.path)
 
     def understanding(self, name: str) -> AbstractContextManager[None]:
-        """Turn into words what a damaged file, or one of another version, raises."""
+        """Turn into words what a damaged file, or one of another version, raises; an error of user's code stays one."""
         return understanding(self.path / name)
 
 

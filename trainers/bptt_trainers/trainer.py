@@ -262,12 +262,16 @@ class Trainer:
     def _follow(self) -> None:
         """Train the parameters that require gradients now: a callback may have frozen or replaced a layer."""
         found = {n: p for n, p in self.controller.named_parameters() if p.requires_grad}
-        if found.keys() != self.parameters.keys() or any(found[name] is not p for name, p in self.parameters.items()):
-            check_parameters(self.controller)
-            if not found:
-                raise ValueError("no parameter of the controller requires a gradient any more.")
-            self._optimizer.follow(found)
-            self.parameters = found
+        if not found:
+            raise ValueError("no parameter of the controller requires a gradient any more.")
+        like = next(iter(found.values()))
+        if like.dtype is not self.train_states.dtype or like.device != self.train_states.device:
+            raise ValueError(
+                f"the controller is trained in {self.train_states.dtype} on {self.train_states.device}; its parameters "
+                f"are {like.dtype} on {like.device} now. Convert it before it is trained."
+            )
+        self._optimizer.follow(found)
+        self.parameters = found
 
     def _direction_query(self, states: Tensor, number: int, compare: bool) -> DirectionQuery:
         generator = None

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from bptt_envs import System, checks
 from bptt_trainers.adjoint_engine import ControllerTape, bound_with_slope
 from bptt_trainers.callbacks import Callback
+from bptt_trainers.directions.surroundings import computing
 from bptt_trainers.gradient import adjoint_engine
 from bptt_trainers.metrics import EpochMetrics
 from bptt_trainers.records.files import RunFolderError, exists, read_bytes, write_atomic
@@ -87,11 +88,12 @@ def diagnose(system: System, controller: nn.Module, initial_states: Tensor, epoc
     """
     checks.instance("system", system, System, "a System, such as env.unwrapped.system")
     epoch = checks.integer("epoch", epoch, 0)
-    engine = adjoint_engine(system, controller, initial_states, PURPOSE)
-    trajectory = rollout(system, controller, initial_states)
-    arriving: list[Tensor] = []
-    passes = engine.backward(trajectory, (REGULAR, MODIFIED), lambda sweep: arriving.append(sweep.arriving))
-    directions = {name: combined(get_rule(name), passes) for name in RULES_SHOWN}
+    with computing(initial_states):
+        engine = adjoint_engine(system, controller, initial_states, PURPOSE)
+        trajectory = rollout(system, controller, initial_states)
+        arriving: list[Tensor] = []
+        passes = engine.backward(trajectory, (REGULAR, MODIFIED), lambda sweep: arriving.append(sweep.arriving))
+        directions = {name: combined(get_rule(name), passes) for name in RULES_SHOWN}
     batch = initial_states.shape[0]
     adjoints = batch * torch.cat(arriving[::-1]).norm(dim=-1).mean(-1).t()  # of an episode's loss, not of the mean's
     layers = _layers(directions["R"])

@@ -8,12 +8,23 @@ from bptt_trainers.benchmarks.config import file_of
 from bptt_trainers.benchmarks.parts import PARTS
 from bptt_trainers.benchmarks.table import markdown, read_lines
 from bptt_trainers.benchmarks.targets import judge
+from bptt_trainers.records.files import understanding
 
 TARGETS = "targets"
 
 
 def tables(out: Path) -> dict[str, str]:
-    """The Markdown of every part that a folder holds, and of the targets."""
-    found = {name: read_lines(file_of(out, name, "csv")) for name in PARTS}
-    shown = {name: PARTS[name].markdown(lines) for name, lines in found.items() if lines}
-    return shown | {TARGETS: markdown(judge(out))}
+    """The Markdown of every part that a folder holds, and of the targets.
+
+    Raises:
+        RunFolderError: if a file cannot be read, or is damaged.
+    """
+    shown = {}
+    for name, part in PARTS.items():
+        path = file_of(out, name, "csv")
+        lines = read_lines(path)
+        if lines:
+            with understanding(path):
+                shown[name] = part.markdown(lines)
+    with understanding(out):
+        return shown | {TARGETS: markdown(judge(out))}

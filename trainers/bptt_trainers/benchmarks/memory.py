@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bptt_envs.checks import positive_integer
-from bptt_trainers.children import end_with_parent, out_of_reach_of_ctrl_c
+from bptt_trainers.children import end_with_parent, out_of_reach_of_the_terminal
 
 MIB = 2**20
 LEAVE = 10.0  # seconds that a process has for its own end, before it is ended
@@ -67,7 +67,7 @@ def peak_memory(target: Callable[..., Program], *, limit: int | None = None, **k
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_measure, args=(sender, target, kwargs, limit), daemon=True)
-    with out_of_reach_of_ctrl_c():
+    with out_of_reach_of_the_terminal():
         process.start()
     sender.close()
     try:

@@ -18,7 +18,7 @@ from bptt_trainers.benchmarks.table import Line, Row, matches, read_lines
 from bptt_trainers.benchmarks.worker import available_cores, measure_apart
 from bptt_trainers.comparison_table import to_csv
 from bptt_trainers.records.claim import Claim, locked, plain_differences
-from bptt_trainers.records.files import RunFolderError, exists, remove, write_atomic
+from bptt_trainers.records.files import RunFolderError, exists, remove, understanding, write_atomic
 
 
 def run(config: BenchmarkConfig, out: Path, *, redo: bool = False) -> dict[PartName, list[Line]]:
@@ -88,12 +88,8 @@ def _add(out: Path, name: PartName, rows: list[Row], order: list[Row]) -> None:
     lines: list[Any] = [*read_lines(path), *rows]
     places = {id(line): next((i for i, cell in enumerate(order) if matches(line, cell)), len(order)) for line in lines}
     write_atomic(path, to_csv(sorted(lines, key=lambda line: places[id(line)])).encode())
-    try:
+    with understanding(path):
         table = PARTS[name].markdown(read_lines(path))
-    except (KeyError, ValueError, IndexError) as error:
-        raise RunFolderError(
-            f"cannot use {path}: a line of it is damaged ({error!r}). --redo measures it anew."
-        ) from error
     write_atomic(file_of(out, name, "md"), (table + "\n").encode())
 
 

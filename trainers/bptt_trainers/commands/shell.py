@@ -56,7 +56,7 @@ def safe_output() -> Iterator[Sink | None]:
     sinks: dict[str, Sink] = {}
     before = {name: getattr(sys, name) for name in ("stdout", "stderr")}
     for descriptor, name in enumerate(before, start=1):
-        if before[name] is getattr(sys, f"__{name}__"):
+        if before[name] is getattr(sys, f"__{name}__") and not _of_windows(before[name]):
             sinks[name] = Sink(descriptor)
             setattr(sys, name, _text(sinks[name], before[name]))
     try:
@@ -65,6 +65,11 @@ def safe_output() -> Iterator[Sink | None]:
         for name in sinks:
             getattr(sys, name).flush()
             setattr(sys, name, before[name])
+
+
+def _of_windows(stream: TextIO | None) -> bool:
+    """Whether a stream is the console of Windows, which takes characters and not bytes."""
+    return sys.platform == "win32" and stream is not None and stream.isatty()
 
 
 def _text(sink: Sink, like: TextIO | None) -> TextIO:

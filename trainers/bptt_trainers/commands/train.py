@@ -174,7 +174,9 @@ def default_folder(env_id: str, options: dict[str, Any], config: TrainConfig, se
 def _short(value: Any) -> str:
     """A value as part of a file name; of one that is not a number or a word, such as a matrix, a digest."""
     text = str(value)
-    return text if re.fullmatch(r"[\w.+-]{1,20}", text) else hashlib.sha256(text.encode()).hexdigest()[:8]
+    if re.fullmatch(r"[\w.+-]{1,20}", text):
+        return text
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:8]
 
 
 def fit(trainer: Trainer, out: Path, module: str | None) -> None:

@@ -29,7 +29,7 @@ except ImportError:  # Windows
 
 Settings = dict[str, Any]
 
-_TAKEN = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
+_TAKEN = (errno.EWOULDBLOCK, errno.EAGAIN)
 
 
 class Claim:
@@ -128,7 +128,10 @@ def locked(folder: Path) -> Iterator[None]:
     """
     with held(folder), ExitStack() as stack:
         if fcntl is not None:
-            descriptor = os.open(folder, os.O_RDONLY)
+            try:
+                descriptor = os.open(folder, os.O_RDONLY)
+            except OSError as error:
+                raise RunFolderError(f"cannot read {folder}: {error.strerror or error}.") from error
             stack.callback(os.close, descriptor)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -19,7 +19,7 @@ from typing import Any
 from bptt_trainers.user_code import raised_by_user
 
 TEXT_LIMIT = 2**28  # bytes, of settings and tables
-DATA_LIMIT = 2**30  # bytes, of checkpoints and arrays
+DATA_LIMIT = 2**32  # bytes, of checkpoints and arrays
 
 _CHUNK = 2**20
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
@@ -233,7 +233,11 @@ def is_leftover(path: Path) -> bool:
     """Whether a write that a kill cut short left this, or somebody planted it in that place."""
     if not _LEFTOVER.fullmatch(path.name):
         return False
-    mode = os.lstat(path).st_mode
+    with _in_words(f"cannot read {path}: "):
+        try:
+            mode = os.lstat(path).st_mode
+        except FileNotFoundError:  # it was finished or deleted meanwhile
+            return True
     return stat.S_ISREG(mode) or stat.S_ISLNK(mode)
 
 

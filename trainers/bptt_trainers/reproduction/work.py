@@ -25,7 +25,7 @@ from tqdm import tqdm
 import bptt_envs
 from bptt_envs import DifferentiableEnv, System
 from bptt_trainers.callbacks import Callback
-from bptt_trainers.children import end_with_parent, out_of_reach_of_ctrl_c
+from bptt_trainers.children import end_with_parent, out_of_reach_of_the_terminal
 from bptt_trainers.config import TrainConfig
 from bptt_trainers.default_controllers import default_controller
 from bptt_trainers.ensemble import SHARED, Ensemble
@@ -309,7 +309,8 @@ def _workers(
 ) -> Iterator[Callable[[Sequence[Run]], Future[list[list[Point]]]]]:
     """A pool of processes and a bar of what they report. None of them is left, however this process ends."""
     context = multiprocessing.get_context("spawn")
-    steps: Queue[Any] = context.Queue()
+    with out_of_reach_of_the_terminal():  # it starts a process, too
+        steps: Queue[Any] = context.Queue()
     bar = tqdm(
         total=sum(run.member.steps for run in todo),
         desc=f"{len(todo)} runs",
@@ -325,7 +326,7 @@ def _workers(
             bar.update(done)
 
     def submit(unit: Sequence[Run]) -> Future[list[list[Point]]]:
-        with out_of_reach_of_ctrl_c():  # it may start a process
+        with out_of_reach_of_the_terminal():  # it may start a process
             return executor.submit(_train, unit)
 
     watcher = threading.Thread(target=show, daemon=True)
