@@ -23,7 +23,7 @@ import pytest
 import torch
 from torch import nn
 
-from bptt_envs import DifferentiableEnv, DifferentiableVectorEnv, register, registration
+from bptt_envs import DifferentiableEnv, DifferentiableVectorEnv, System, register, registration
 from bptt_envs.systems import LQR, CartPole, Guidance, Integrator, MultiPole, QuantumControl
 from bptt_trainers import (
     MLP,
@@ -300,6 +300,19 @@ def gradient(**arguments):
     return policy_gradient(cart_pole(), **given)
 
 
+class Bounded(System):
+    state_shape, action_shape = (1,), (1,)
+
+    def __init__(self, **bounds):
+        super().__init__(horizon=2, dt=0.1, **bounds)
+
+    def step(self, state, action):
+        return state + action
+
+    def initial_states(self, batch, generator, dtype=torch.float32):
+        return torch.randn(batch, 1, generator=generator, dtype=dtype)
+
+
 # A door, the argument that it names, and the values that it takes
 DOORS = [
     ("seed", lambda v: cart_pole().reset(seed=v), {"None"} | SEEDS),
@@ -315,6 +328,8 @@ DOORS = [
         {"None", "array of bools", "list of bools"},
     ),
     ("action", lambda v: envs().step(v), set()),
+    ("action_low", lambda v: Bounded(action_low=v, action_high=2.0**100), None),
+    ("action_high", lambda v: Bounded(action_high=v), None),
     ("state", lambda v: cart_pole().step_differentiable(v, ACTIONS), set()),
     ("action", lambda v: cart_pole().step_differentiable(STATES, v), set()),
     ("state", lambda v: cart_pole().final_reward(v), {"tensor meta"}),

@@ -113,9 +113,7 @@ def positive(name: str, value: Any) -> float:
     number = _as_float(value)
     if not 0.0 < number < math.inf:
         raise ValueError(f"{name} must be a finite number above 0; got {shown(value)}.")
-    if not SMALLEST <= number <= LARGEST:
-        raise ValueError(f"{name} must be a number from {SMALLEST:.2g} to {LARGEST:.2g}; got {shown(value)}.")
-    return number
+    return _in_float32(name, number)
 
 
 def not_negative(name: str, value: Any) -> float:
@@ -281,6 +279,9 @@ def _as_float(value: Any) -> float:
 
 
 def _in_float32(name: str, number: float) -> float:
-    if abs(number) > LARGEST:
-        raise ValueError(f"{name} must be a number of at most {LARGEST:.2g} in size; got {number!r}.")
+    """Return `number` if float32 can hold it, else raise ValueError."""
+    if number != 0.0 and not SMALLEST <= abs(number) <= LARGEST:
+        raise ValueError(
+            f"{name} must be of a size that float32 can hold, {SMALLEST:.1e} to {LARGEST:.1e}; got {number!r}."
+        )
     return number

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bptt_envs.charts import Chart, Curves
-from bptt_envs.checks import finite, nearest, one_of, positive, positive_integer
+from bptt_envs.checks import finite, nearest, one_of, positive, positive_integer, real_array, shown
 from bptt_envs.surroundings import own_surroundings
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class System(metaclass=_InOwnSurroundings):
             if getattr(type(self), name) is not getattr(System, name):
                 raise ValueError(replaced(self, name))
         self.horizon = positive_integer("horizon", horizon)
-        self.dt = _in_float32("dt", positive("dt", dt))
+        self.dt = positive("dt", dt)
         self.objective = one_of("objective", objective, OBJECTIVES)
         self.max_action = max_action
         if action_low is not None or action_high is not None:
@@ -112,7 +112,7 @@ class System(metaclass=_InOwnSurroundings):
         if name in FINAL:
             raise ValueError(replaced(self, name))
         if name == "max_action" and value is not None:
-            value = _in_float32(name, positive(name, value))
+            value = positive(name, value)
         super().__setattr__(name, value)
 
     @abstractmethod
@@ -353,19 +353,12 @@ def replaced(system: System, name: str) -> str:
     )
 
 
-def _in_float32(name: str, value: float) -> float:
-    """Return `value` if float32 can hold it, else raise ValueError."""
-    smallest, largest = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
-    if value != 0.0 and not smallest <= abs(value) <= largest:
-        raise ValueError(
-            f"{name} must be of a size that float32 can hold, {smallest:.1e} to {largest:.1e}; got {value!r}."
-        )
-    return value
-
-
 def _bounds(low: Bound, high: Bound) -> Bounds:
     """Bounds as two numbers or two tensors; a side without any is None, or infinite in a tensor."""
     low, high = _as_bound("action_low", low), _as_bound("action_high", high)
+    if isinstance(low, Tensor) and isinstance(high, Tensor) and low.shape != high.shape:
+        shapes = f"{tuple(low.shape)} and {tuple(high.shape)}"
+        raise ValueError(f"action_low and action_high must have one shape; got {shapes}.")
     if isinstance(low, Tensor) or isinstance(high, Tensor):
         shape = low.shape if isinstance(low, Tensor) else torch.as_tensor(high).shape
         low, high = (
@@ -378,15 +371,12 @@ def _bounds(low: Bound, high: Bound) -> Bounds:
 
 
 def _as_bound(name: str, value: Bound) -> float | Tensor | None:
-    if value is None or isinstance(value, (int, float, str)):
-        return None if value is None else _in_float32(name, finite(name, value))
-    try:
-        bound = torch.as_tensor(value, dtype=torch.float64, device="cpu").clone()
-    except (TypeError, ValueError, RuntimeError):
-        bound = torch.tensor(math.nan)
-    if bound.isnan().any():
-        raise ValueError(f"{name} must be None, a finite number or numbers of action_shape; got {value!r}.")
-    return bound if bound.dim() else finite(name, float(bound))
+    if value is None or isinstance(value, (bool, int, float, np.generic)):
+        return None if value is None else finite(name, value)
+    bound = real_array(value)
+    if bound is None or np.isnan(bound).any():
+        raise ValueError(f"{name} must be None, a finite number or numbers of action_shape; got {shown(value)}.")
+    return torch.from_numpy(bound.astype(np.float64)) if bound.ndim else finite(name, bound[()])
 
 
 def _labelled(labels: Sequence[str], kind: str, values: Tensor) -> list[tuple[str, Tensor]]:

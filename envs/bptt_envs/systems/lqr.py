@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bptt_envs.checks import LARGEST, flag, in_memory, real_array, shown
+from bptt_envs.checks import flag, in_memory, real_array, shown
 from bptt_envs.rendering import CYCLE, FAINT, INK, MUTED, round_up
 from bptt_envs.system import System, constant_like
 
@@ -193,7 +193,7 @@ def _quadratic(x: Tensor, weight: Tensor) -> Tensor:
 def _matrix(name: str, value: Matrix) -> Tensor:
     """Return `value` as a matrix of its own in float64, else raise ValueError."""
     array = real_array(value)
-    if array is None or array.ndim != 2 or array.size == 0 or not (np.abs(array) <= LARGEST).all():
+    if array is None or array.ndim != 2 or array.size == 0 or not np.isfinite(array).all():
         raise ValueError(f"{name} must be a matrix of finite numbers, such as [[1, 0.1], [0, 1]]; got {shown(value)}.")
     return torch.from_numpy(np.array(array, dtype=np.float64))
 
