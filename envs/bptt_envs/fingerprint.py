@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import array
 import functools
 import types
+import weakref
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,9 +18,10 @@ from torch.nn.modules import module as torch_module
 Token = tuple[Hashable, ...]
 
 SMALL = 4096  # numbers of a tensor up to which its content is looked at; of a larger one, its place and version
+# (of a large array, which has no version, so many of its numbers)
 
 _PLAIN = (bool, int, str, bytes, type(None), complex, type, torch.dtype, torch.device, torch.Size, slice)
-_PHYSICS = ("step", "linearize", "pullback", "observe", "state_cost", "running_cost", "final_cost")  # of a system
+_METHODS = (types.FunctionType, property, classmethod, staticmethod)
 _INTERNAL = frozenset(vars(nn.Module()))
 _HOOKS = tuple(sorted(name for name in _INTERNAL if name.endswith("_hooks")))
 _GLOBAL_HOOKS = tuple(getattr(torch_module, name) for name in vars(torch_module) if name.endswith("_hooks"))
@@ -27,25 +30,42 @@ _GLOBAL_HOOKS = tuple(getattr(torch_module, name) for name in vars(torch_module)
 def fingerprint(*things: Any, identity: bool = True) -> Token:
     """What the behaviour of `things` (modules, systems, values) depends on, in a hashable form.
 
-    Of a module and its parts: types, modes, forwards and hooks; of parameters everything but their values (shape,
-    stride, dtype, device, requires_grad, hooks); of buffers and other tensors their values, too; of every other
-    attribute its value, through containers, objects and closures. Of a system and any other object the same.
-    What is global, or behind what Python cannot look into, is not seen.
+    Of a module and its parts: types, modes, forwards and hooks; of its parameters everything but their values (shape,
+    stride, dtype, device, requires_grad, hooks); of buffers and other tensors their values, too, and of the parameters
+    of modules that it holds unregistered; of every other attribute its value, through containers, objects and closures,
+    those of classes among them. Of a system and any other object the same. What is global, or behind what Python cannot
+    look into, is not seen.
 
     Args:
         things: what is judged.
-        identity: whether another parameter, equal in all of this, counts as a change, and hooks of parameters do.
-            Without it, objects that do the same but for the values of their parameters have equal fingerprints.
+        identity: whether another part or parameter, equal in all of this, counts as a change, and hooks of parameters
+            do. Without it, objects that do the same but for the values of the parameters that they train have equal
+            fingerprints.
     """
-    walk = _Walk(identity)
-    return (*(walk.token(thing) for thing in things), *(tuple(map(id, hooks.values())) for hooks in _GLOBAL_HOOKS))
+    modules = [thing for thing in things if isinstance(thing, nn.Module)]
+    own = {id(one) for module in modules for one in module.parameters() if identity or one.requires_grad}
+    walk = _Walk(identity, own)
+    return (*(walk.token(thing) for thing in things), *(walk.hooks(hooks) for hooks in _GLOBAL_HOOKS))
+
+
+def slot_names(value: Any) -> list[str]:
+    """The names in which an object holds something outside of its `__dict__`."""
+    named = [vars(base).get("__slots__", ()) for base in type(value).__mro__]
+    slots = [one for names in named for one in ((names,) if isinstance(names, str) else names)]
+    return [one for one in slots if one not in ("__dict__", "__weakref__")]
 
 
 class _Walk:
-    """One pass over things, which visits each object once."""
+    """One pass over things, which visits each object once.
 
-    def __init__(self, identity: bool) -> None:
+    Args:
+        identity: as that of `fingerprint`.
+        own: the ids of the parameters whose values do not count.
+    """
+
+    def __init__(self, identity: bool, own: set[int]) -> None:
         self.identity = identity
+        self.own = own
         self.seen: dict[int, int] = {}
 
     def token(self, value: Any) -> Hashable:
@@ -59,36 +79,63 @@ class _Walk:
         if id(value) in self.seen:
             return "seen", self.seen[id(value)]
         self.seen[id(value)] = len(self.seen)
+        if kind in weakref.ProxyTypes:
+            return kind, id(value)
         if isinstance(value, nn.Module):
             return self._module(value)
         if isinstance(value, np.ndarray):
-            return value.shape, value.dtype.str, hash(value.tobytes())
-        if isinstance(value, dict):
+            return self._array(value)
+        if isinstance(value, (dict, types.MappingProxyType)):
             return kind, *((self.token(key), self.token(one)) for key, one in list(value.items()))
         if isinstance(value, (list, tuple, deque)):
             return kind, *map(self.token, list(value))
         if isinstance(value, (set, frozenset)):
             return kind, frozenset(map(self.token, value))
         if isinstance(value, types.FunctionType):
-            cells = value.__closure__ or ()
-            return id(value.__code__), self.token(value.__defaults__), *(self._cell(cell) for cell in cells)
+            return value.__code__, *map(self.token, _held_by(value)), *map(self._cell, value.__closure__ or ())
         if isinstance(value, types.MethodType):
             return self.token(value.__func__), self.token(value.__self__)
         if isinstance(value, functools.partial):
             return kind, self.token(value.func), self.token(value.args), self.token(value.keywords)
+        if isinstance(value, weakref.ReferenceType):
+            return kind, self.token(value())
+        if isinstance(value, (bytearray, array.array)):
+            return kind, bytes(value)
         return self._object(value)
 
+    def hooks(self, hooks: Mapping[int, Any]) -> Token:
+        """What is called, in order; each has a number of its own."""
+        return tuple((number if self.identity else None, self.token(hook)) for number, hook in hooks.items())
+
     def _object(self, value: Any) -> Token:
-        attributes = getattr(value, "__dict__", None)
-        if isinstance(value, (types.ModuleType, types.BuiltinFunctionType)) or not isinstance(attributes, dict):
-            if isinstance(value, np.generic):
-                return value.dtype.str, value.tobytes()
-            named = [name for base in type(value).__mro__ for name in getattr(base, "__slots__", ())]
-            slots = ((name, self.token(getattr(value, name, None))) for name in named if isinstance(name, str))
-            return type(value), *(slots if named else (id(value),))
+        if isinstance(value, np.generic):
+            return value.dtype.str, value.tobytes()
         kind = type(value)
-        of_class = (id(getattr(kind, name, None)) for name in _PHYSICS) if hasattr(kind, "initial_states") else ()
-        return kind, *of_class, *((name, self.token(one)) for name, one in list(attributes.items()))
+        attributes = getattr(value, "__dict__", None)
+        slots = slot_names(value)
+        opaque = isinstance(value, (types.ModuleType, types.BuiltinFunctionType))
+        if opaque or not (slots or isinstance(attributes, dict)):
+            by_value = kind.__hash__ not in (None, object.__hash__)  # such as a range: what is equal does the same
+            return kind, value if by_value and not opaque else id(value)
+        held = list(attributes.items()) if isinstance(attributes, dict) else []
+        held += [(name, getattr(value, name, None)) for name in slots]
+        return kind, *self._class(kind), *((name, self.token(one)) for name, one in held)
+
+    def _class(self, kind: type) -> Iterator[Hashable]:
+        """What a class holds, but for one of torch's or Python's own, of which it is the forward."""
+        if id(kind) in self.seen:
+            return
+        self.seen[id(kind)] = len(self.seen)
+        for base in kind.__mro__:
+            held = vars(base)
+            if base.__module__.partition(".")[0] in _OTHERS:
+                yield held.get("forward")
+                continue
+            for name, one in list(held.items()):
+                if isinstance(one, _METHODS):
+                    yield one
+                elif not name.startswith(("__", "_abc_")):
+                    yield name, self.token(one)
 
     def _cell(self, cell: types.CellType) -> Hashable:
         try:
@@ -101,13 +148,14 @@ class _Walk:
         kind = type(module)
         return (
             kind,
-            id(kind.forward),
-            held["training"],
-            *((name, *map(id, held[name].values())) for name in _HOOKS if held[name]),
-            *((name, p if p is None else self._parameter(p)) for name, p in held["_parameters"].items()),
-            *((name, b if b is None else self._tensor(b)) for name, b in held["_buffers"].items()),
+            id(module) if self.identity else None,
+            *self._class(kind),
+            module.training,
+            *((name, self.hooks(held[name])) for name in _HOOKS if held.get(name)),
+            *((name, p if p is None else self._parameter(p)) for name, p in module._parameters.items()),
+            *((name, b if b is None else self._tensor(b)) for name, b in module._buffers.items()),
             *((name, self.token(one)) for name, one in held.items() if name not in _INTERNAL),
-            *((name, self.token(part)) for name, part in held["_modules"].items()),
+            *((name, self.token(part)) for name, part in module._modules.items()),
         )
 
     def _parameter(self, parameter: Tensor) -> Token:
@@ -115,12 +163,28 @@ class _Walk:
         place = id(parameter) if self.identity else self.seen.setdefault(id(parameter), len(self.seen))
         if type(parameter) in _UNBORN:
             return type(parameter), place
-        return (place, *_form(parameter), *_hooks(parameter)) if self.identity else (place, *_form(parameter))
+        values = None if id(parameter) in self.own else _content(parameter, self.identity)
+        return place, *_form(parameter), *(_hooks(parameter) if self.identity else ()), values
 
     def _tensor(self, tensor: Tensor) -> Token:
         if isinstance(tensor, nn.Parameter):
             return self._parameter(tensor)
         return *_form(tensor), *_hooks(tensor), _content(tensor, self.identity)
+
+    def _array(self, array: np.ndarray) -> Token:
+        form = array.shape, array.strides, array.dtype.str
+        if array.dtype.hasobject:
+            return *form, *map(self.token, array.reshape(-1).tolist())
+        if not self.identity or array.size <= SMALL:
+            return *form, hash(array.tobytes())
+        return *form, array.ctypes.data, hash(array.flat[:: array.size // SMALL].tobytes())
+
+
+_OTHERS = ("torch", "builtins", "abc", "typing", "collections", "enum", "numpy")
+
+
+def _held_by(function: types.FunctionType) -> tuple[Any, ...]:
+    return function.__defaults__, function.__kwdefaults__, vars(function) or None
 
 
 _UNBORN = (nn.UninitializedParameter, nn.UninitializedBuffer)
@@ -133,7 +197,7 @@ def _form(tensor: Tensor) -> Token:
 
 def _hooks(tensor: Tensor) -> Token:
     hooks = (tensor._backward_hooks, getattr(tensor, "_post_accumulate_grad_hooks", None))
-    return tuple(tuple(map(id, of.values())) for of in hooks if of)
+    return tuple(tuple(of) for of in hooks if of)  # each has a number of its own
 
 
 def _content(tensor: Tensor, by_place: bool) -> Hashable:

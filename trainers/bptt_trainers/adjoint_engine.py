@@ -230,6 +230,7 @@ class ControllerTape:
             ]
         self.jacobian = torch.stack([row[0].flatten(1) for row in slopes], dim=1)
         self._controller = controller
+        self._layers = layers
         self._calls = calls
         self._output_slopes = [[row[1 + i] for row in slopes] for i in range(len(calls))]
 
@@ -246,8 +247,11 @@ class ControllerTape:
             for name, product in ((call.layer.weight, by_weight), (call.layer.bias, by_bias)):
                 if name is not None:
                     totals[name] = totals[name] + product if name in totals else product
+        parameters = dict(self._controller.named_parameters())
+        for name in (name for layer in self._layers for name in (layer.weight, layer.bias)):
+            if name is not None and name not in totals:  # of a layer that was not called
+                totals[name] = weights.new_zeros(weights.shape[1], *parameters[name].shape)
         if others:
-            parameters = dict(self._controller.named_parameters())
             with torch.enable_grad():  # vectors apart from what they meet would have torch import sympy
                 met = [(self.actions * weight).sum() for weight in weights.unbind(1)]
             targets = [parameters[name] for name in others]

@@ -57,13 +57,14 @@ def examine(system: System, controller: nn.Module, initial_states: Tensor) -> Ve
     hooked = _hooked(controller)
     if hooked is not None:
         return Verdict(hooked)
+    generator = torch.Generator().manual_seed(0)
     with left_as_it_was(controller), unhooked(controller):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)  # for what draws; torch.manual_seed would reach for every device
         states = initial_states[torch.arange(PROBE_SAMPLES) % len(initial_states)]
-        states = states + NOISE * torch.randn_like(states)
+        states = states + NOISE * _drawn_like(states, generator)
         verdict = _judge(system, controller, states)
         if verdict.obstacle is None:
-            with _other_weights(controller):
+            with _other_weights(controller, generator):
                 other = _judge(system, controller, states, verdict.by_layer)
             verdict = Verdict(other.obstacle, other.by_layer, verdict.inference and other.inference)
     return verdict
@@ -82,6 +83,7 @@ def _judge(system: System, controller: nn.Module, states: Tensor, by_layer: bool
             obstacle = disagreement(AdjointEngine(system, controller, by_layer=one), trajectory, tolerance(states))
             obstacle = obstacle or _why_not_linear(system, controller, states)
             obstacle = obstacle or linear_backward(system, states, system.bound(actions))
+            obstacle = obstacle or _why_not_apart(system, controller, states, system.bound(actions))
         except NotServedError as error:
             obstacle = str(error)
         except RuntimeError as error:
@@ -102,22 +104,26 @@ def _hooked(controller: nn.Module) -> str | None:
 
 
 @contextmanager
-def _other_weights(controller: nn.Module) -> Iterator[None]:
+def _other_weights(controller: nn.Module, generator: torch.Generator) -> Iterator[None]:
     """Give the parameters slightly other values for a while; not in place, which graphs of the caller would notice."""
     values = [(parameter, parameter.data) for parameter in controller.parameters()]
     try:
         for parameter, data in values:
-            parameter.data = data + NOISE * torch.randn_like(data)
+            parameter.data = data + NOISE * _drawn_like(data, generator)
         yield
     finally:
         for parameter, data in values:
             parameter.data = data
 
 
+def _drawn_like(tensor: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype).to(tensor.device)
+
+
 def _why_not_batched(system: System, controller: nn.Module, observations: Tensor) -> str | None:
     """Why the actions do not depend on each observation alone; None if they do."""
     given = observations.clone()
-    before, random_before = fingerprint(controller), random_state()
+    before, random_before = fingerprint(controller, identity=False), random_state()
     actions = controller(observations)
     if not torch.equal(observations, given):
         raise ValueError(
@@ -127,8 +133,10 @@ def _why_not_batched(system: System, controller: nn.Module, observations: Tensor
     check_actions(system, actions, observations)
     if random_state() != random_before:
         return "it draws random numbers"
-    if fingerprint(controller) != before and fingerprint(controller) != _after_another_run(controller, observations):
+    after = fingerprint(controller, identity=False)
+    if after != before and after != _after_another_run(controller, observations):
         return "it keeps state between calls"
+    controller(2.0 * observations + 1.0)
     if not _same(actions, controller(observations)):
         return "it gives different actions for the same observations"
     half = len(observations) // 2
@@ -142,7 +150,7 @@ def _why_not_batched(system: System, controller: nn.Module, observations: Tensor
 def _after_another_run(controller: nn.Module, observations: Tensor) -> object:
     """The fingerprint after one more run: what a first run fills, such as a cache, stays as it is in the next."""
     controller(observations)
-    return fingerprint(controller)
+    return fingerprint(controller, identity=False)
 
 
 def _why_not_linear(system: System, controller: nn.Module, states: Tensor) -> str | None:
@@ -157,13 +165,31 @@ def _why_not_linear(system: System, controller: nn.Module, states: Tensor) -> st
             found = torch.autograd.grad(total, targets, retain_graph=True, allow_unused=True, materialize_grads=True)
             return [one.flatten() for one in found]
 
-        one, other = torch.randn_like(actions), torch.randn_like(actions)
+        generator = torch.Generator().manual_seed(0)
+        one, other = (_drawn_like(actions.detach(), generator) for _ in range(2))
         expected = torch.cat(pulled(one))
         for scale in (SCALE, 1 / SCALE):
             if not _near(torch.cat(pulled(scale * one)) / scale, expected):
                 return "a backward function of its own is not linear: it does other things with larger slopes"
         if not _near(torch.cat(pulled(one + other)) - torch.cat(pulled(other)), expected):
             return "a backward function of its own is not linear: it does not add up"
+    return None
+
+
+def _why_not_apart(system: System, controller: nn.Module, states: Tensor, actions: Tensor) -> str | None:
+    """Which method of the system depends on what is trained; None if none does."""
+    trained = [parameter for parameter in controller.parameters() if parameter.requires_grad]
+    with torch.enable_grad():
+        results = {
+            "step": system.step(states, actions),
+            "running_cost": system.running_cost(states, actions, states),
+            "final_cost": system.final_cost(states),
+        }
+    for method, result in results.items():
+        if result.requires_grad and any(
+            slope is not None for slope in torch.autograd.grad(result.sum(), trained, allow_unused=True)
+        ):
+            return f"{type(system).__name__}.{method} depends on its parameters"
     return None
 
 

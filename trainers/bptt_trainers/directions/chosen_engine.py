@@ -151,6 +151,7 @@ class ChosenEngine:
                     self._step_aside(str(error))
                 else:
                     self._judgement.calls += 1
+                    self._key = fingerprint(self.controller, self.system)  # what a run itself leaves there is no change
                     return answer
             return self._autograd(initial_states, passes)
 

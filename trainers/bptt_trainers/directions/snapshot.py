@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bptt_envs.fingerprint import slot_names
+
 Undo = Callable[[], object]
 
 
@@ -109,8 +111,12 @@ class _Held:
         elif isinstance(value, tuple):
             for one in value:
                 self._keep(one)
-        elif isinstance(attributes := getattr(value, "__dict__", None), dict):
-            self._keep(attributes)  # of a module its parameters, buffers and parts among them
+        else:
+            if isinstance(attributes := getattr(value, "__dict__", None), dict):
+                self._keep(attributes)  # of a module its parameters, buffers and parts among them
+            if slots := {name: getattr(value, name) for name in slot_names(value) if hasattr(value, name)}:
+                self.undo.append(_slots(value, slots))
+                self._keep([*slots.values()])
 
     def _by_methods(self, value: Any) -> None:
         get, put = ("getstate", "setstate") if isinstance(value, random.Random) else ("get_state", "set_state")
@@ -130,6 +136,15 @@ def _array(array: np.ndarray, before: np.ndarray) -> Undo:
     def undo() -> None:
         if array.flags.writeable:
             array[...] = before
+
+    return undo
+
+
+def _slots(value: Any, before: dict[str, Any]) -> Undo:
+    def undo() -> None:
+        for name, held in before.items():
+            if getattr(value, name, undo) is not held:
+                object.__setattr__(value, name, held)
 
     return undo
 
