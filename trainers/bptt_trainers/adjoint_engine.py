@@ -228,11 +228,12 @@ class ControllerTape:
                 )
                 for j in range(system.action_size)
             ]
-        self.jacobian = torch.stack([row[0].flatten(1) for row in slopes], dim=1)
+        # Detached, as the zeros in the place of slopes that there are none of require gradients
+        self.jacobian = torch.stack([row[0].flatten(1) for row in slopes], dim=1).detach()
         self._controller = controller
         self._layers = layers
         self._calls = calls
-        self._output_slopes = [[row[1 + i] for row in slopes] for i in range(len(calls))]
+        self._output_slopes = [[row[1 + i].detach() for row in slopes] for i in range(len(calls))]
 
     def products(self, weights: Tensor, others: Sequence[str]) -> dict[str, Tensor]:
         """The product of the vectors `weights`, (N, P, m), with each parameter, (P, *shape) by name.
@@ -259,7 +260,8 @@ class ControllerTape:
                 torch.autograd.grad(one, targets, retain_graph=True, allow_unused=True, materialize_grads=True)
                 for one in met
             ]
-            totals |= {name: torch.stack(one) for name, one in zip(others, zip(*by_pass, strict=True), strict=True)}
+            stacks = (torch.stack(one).detach() for one in zip(*by_pass, strict=True))
+            totals |= dict(zip(others, stacks, strict=True))
         return totals
 
 

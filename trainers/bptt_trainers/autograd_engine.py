@@ -48,7 +48,7 @@ class AutogradEngine:
                     gradients = torch.autograd.grad(
                         losses.mean(), list(parameters.values()), allow_unused=True, materialize_grads=True
                     )
-            directions[feedback] = dict(zip(parameters, gradients, strict=True))
+            directions[feedback] = {name: one.detach() for name, one in zip(parameters, gradients, strict=True)}
         return losses.detach(), directions
 
     def unrolled_losses(self, initial_states: Tensor, feedback: Feedback) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -20,6 +20,7 @@ from bptt_trainers.directions.snapshot import left_as_it_was, random_state
 from bptt_trainers.rollout import Trajectory, check_actions
 
 PROBE_SAMPLES = 6
+HALVES = (slice(None, PROBE_SAMPLES // 2), slice(PROBE_SAMPLES // 2, None))
 NOISE = 0.1  # of the probe's parameters and states: zeros and equal samples would hide what is looked for
 SCALE = 2.0**30  # of vectors, to see whether a backward function is linear; a power of two does not round
 
@@ -77,7 +78,7 @@ def _judge(system: System, controller: nn.Module, states: Tensor, by_layer: bool
             return Verdict(obstacle)
         actions = controller(system.observe(states))
         following = system.step(states, system.bound(actions))
-    trajectory = Trajectory(torch.stack([states, following]), actions.unsqueeze(0))
+        trajectory = Trajectory(torch.stack([states, following]), torch.stack([actions]))
     for one in (True, False) if by_layer else (False,):
         try:
             obstacle = disagreement(AdjointEngine(system, controller, by_layer=one), trajectory, tolerance(states))
@@ -139,8 +140,7 @@ def _why_not_batched(system: System, controller: nn.Module, observations: Tensor
     controller(2.0 * observations + 1.0)
     if not _same(actions, controller(observations)):
         return "it gives different actions for the same observations"
-    half = len(observations) // 2
-    apart = torch.cat([controller(observations[:half]), controller(observations[half:])])
+    apart = torch.cat([controller(observations[some]) for some in HALVES])
     allowed = tolerance(actions)
     if not torch.allclose(actions, apart, rtol=allowed, atol=allowed * float(actions.abs().max()), equal_nan=True):
         return "an action depends on the other samples of the batch"
@@ -155,24 +155,35 @@ def _after_another_run(controller: nn.Module, observations: Tensor) -> object:
 
 def _why_not_linear(system: System, controller: nn.Module, states: Tensor) -> str | None:
     """Which backward function is not linear in the slopes that it is given; None if all are."""
-    with torch.enable_grad():
+    trained = [parameter for parameter in controller.parameters() if parameter.requires_grad]
+
+    def pulling(states: Tensor) -> Callable[[Tensor], Tensor]:
         leaf = states.detach().requires_grad_()
         actions = controller(system.observe(leaf)).flatten(1)
-        targets = [leaf, *(parameter for parameter in controller.parameters() if parameter.requires_grad)]
 
-        def pulled(vectors: Tensor) -> list[Tensor]:
+        def pulled(vectors: Tensor) -> Tensor:
             total = (actions * vectors).sum()
-            found = torch.autograd.grad(total, targets, retain_graph=True, allow_unused=True, materialize_grads=True)
-            return [one.flatten() for one in found]
+            by_state, *found = torch.autograd.grad(
+                total, [leaf, *trained], retain_graph=True, allow_unused=True, materialize_grads=True
+            )
+            return torch.cat([by_state.flatten(), *(one.flatten() for one in found)])
 
+        return pulled
+
+    with torch.enable_grad():
+        pulled, allowed = pulling(states), tolerance(states)
         generator = torch.Generator().manual_seed(0)
-        one, other = (_drawn_like(actions.detach(), generator) for _ in range(2))
-        expected = torch.cat(pulled(one))
+        shape = states.new_empty(len(states), system.action_size)
+        one, other = (_drawn_like(shape, generator) for _ in range(2))
+        expected = pulled(one)
         for scale in (SCALE, 1 / SCALE):
-            if not _near(torch.cat(pulled(scale * one)) / scale, expected):
+            if not _near(pulled(scale * one) / scale, expected, allowed):
                 return "a backward function of its own is not linear: it does other things with larger slopes"
-        if not _near(torch.cat(pulled(one + other)) - torch.cat(pulled(other)), expected):
+        if not _near(pulled(one + other) - pulled(other), expected, allowed):
             return "a backward function of its own is not linear: it does not add up"
+        first, second = (pulling(states[some])(one[some])[states[some].numel() :] for some in HALVES)
+        if not _near(first + second, expected[states.numel() :], allowed):
+            return "a backward function of its own depends on the other samples of the batch"
     return None
 
 
@@ -206,9 +217,9 @@ def _same_in_inference_mode(
             return False
 
 
-def _near(found: Tensor, expected: Tensor) -> bool:
+def _near(found: Tensor, expected: Tensor, allowed: float) -> bool:
     """Equal within rounding, or not finite, which says nothing."""
-    return not float((found - expected).norm()) > tolerance(expected) * float(expected.norm())
+    return not float((found - expected).norm()) > allowed * float(expected.norm())
 
 
 def _same(found: Tensor, expected: Tensor) -> bool:

@@ -140,7 +140,9 @@ def _physics_parts(engine: AdjointEngine, state: Tensor, action: Tensor) -> tupl
 
 
 def _gradients(outputs: Tensor, targets: Sequence[Tensor], vectors: Tensor) -> tuple[Tensor, ...]:
-    return torch.autograd.grad((outputs * vectors).sum(), targets, allow_unused=True, materialize_grads=True)
+    total = (outputs * vectors).sum()
+    gradients = torch.autograd.grad(total, targets, allow_unused=True, materialize_grads=True)
+    return tuple(one.detach() for one in gradients)
 
 
 def _random(shape: torch.Size, like: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary, WeakSet
 from torch import Tensor, nn
 
 from bptt_envs import System
-from bptt_envs.fingerprint import Token, fingerprint
+from bptt_envs.fingerprint import Onlooker, Token, fingerprint
 from bptt_trainers.adjoint_engine import AdjointEngine, NotServedError
 from bptt_trainers.autograd_engine import AutogradEngine
 from bptt_trainers.compiled_engine import CompiledEngine
@@ -58,7 +58,7 @@ def remember(known: dict[Key, Value], key: Key, value: Value) -> None:
         del known[next(iter(known))]
 
 
-class ChosenEngine:
+class ChosenEngine(Onlooker):
     """Computes the loss and the directions of a controller by the fastest engine that serves it.
 
     The choice is made by a probe. It is made again as soon as anything changes that it depends on (parameters and

@@ -126,10 +126,14 @@ class _Held:
 
 def _content(tensor: Tensor, before: Tensor) -> Undo:
     def undo() -> None:
-        if tensor.shape != before.shape or not torch.equal(tensor, before):
+        if tensor.shape != before.shape or not _same(tensor, before):
             tensor.set_(before) if tensor.shape != before.shape else tensor.copy_(before)  # type: ignore[call-overload]
 
     return undo
+
+
+def _same(tensor: Tensor, before: Tensor) -> bool:
+    return torch.equal(tensor, before) or bool(((tensor == before) | ((tensor != tensor) & (before != before))).all())
 
 
 def _array(array: np.ndarray, before: np.ndarray) -> Undo:
