@@ -119,8 +119,10 @@ class _Walk:
         slots = slot_names(value)
         opaque = isinstance(value, (types.ModuleType, types.BuiltinFunctionType))
         if opaque or not (slots or isinstance(attributes, dict)):
-            by_value = kind.__hash__ not in (None, object.__hash__)  # such as a range: what is equal does the same
-            return kind, value if by_value and not opaque else id(value)
+            hashed: Any = kind.__hash__
+            by_value = not opaque and hashed not in (None, object.__hash__)  # such as a range: equal ones do the same
+            content: Hashable = value if by_value else id(value)
+            return kind, content
         held = list(attributes.items()) if isinstance(attributes, dict) else []
         held += [(name, getattr(value, name, None)) for name in slots]
         return kind, *self._class(kind), *((name, self.token(one)) for name, one in held)
@@ -149,7 +151,7 @@ class _Walk:
 
     def _module(self, module: nn.Module) -> Token:
         held = vars(module)
-        kind = type(module)
+        kind: type = type(module)
         return (
             kind,
             id(module) if self.identity else None,

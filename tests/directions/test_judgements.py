@@ -16,6 +16,15 @@ from bptt_trainers.rules import MODIFIED, REGULAR
 PASSES = (REGULAR, MODIFIED)
 
 
+class Scale:
+    """A forward hook with a setting of its own."""
+
+    by = 1.0
+
+    def __call__(self, module, inputs, output):
+        return self.by * output
+
+
 class Net(nn.Module):
     """Has one of everything that may change."""
 
@@ -24,11 +33,17 @@ class Net(nn.Module):
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             self.first, self.act, self.last = nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1)
+        self.fixed = nn.Linear(8, 8, bias=False).requires_grad_(False)
+        self.unregistered = [nn.Linear(8, 8, bias=False)]
+        for layer in (self.fixed, *self.unregistered):
+            nn.init.eye_(layer.weight)
+        self.scale = Scale()
+        self.act.register_forward_hook(self.scale)
         self.gain, self.center, self.noise = 1.0, False, False
         self.register_buffer("mean", torch.zeros(4))
 
     def forward(self, x):
-        h = self.act(self.first(x - self.mean))
+        h = self.act(self.unregistered[0](self.fixed(self.first(x - self.mean))))
         h = h - h.mean(0) if self.center else h
         h = h + 0.1 * torch.randn_like(h) if self.noise else h
         return (2.0 if self.training else 1.0) * self.gain * self.last(h)
@@ -93,6 +108,25 @@ def other_parameter(net, system):
         net.last.bias.fill_(0.2)
 
 
+def other_layer_of_the_same_parameters(net, system):
+    layer = nn.Linear(8, 1)
+    layer.weight, layer.bias = net.last.weight, net.last.bias
+    net.last = layer
+
+
+def setting_of_a_hook(net, system):
+    net.scale.by = 3.0
+
+
+def fixed_weight(net, system):
+    with torch.no_grad():
+        net.fixed.weight.mul_(2.0)
+
+
+def weight_of_an_unregistered_part(net, system):
+    net.unregistered[0].weight.data.mul_(2.0)
+
+
 def option(net, system):
     system.dt = 0.05
 
@@ -112,6 +146,10 @@ CHANGES = (
     mode,
     part,
     other_parameter,
+    other_layer_of_the_same_parameters,
+    setting_of_a_hook,
+    fixed_weight,
+    weight_of_an_unregistered_part,
     option,
 )
 
