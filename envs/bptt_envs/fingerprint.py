@@ -114,7 +114,7 @@ class _Walk:
     def _object(self, value: Any) -> Token:
         if isinstance(value, np.generic):
             return value.dtype.str, value.tobytes()
-        kind = type(value)
+        kind: type = type(value)
         attributes = getattr(value, "__dict__", None)
         slots = slot_names(value)
         opaque = isinstance(value, (types.ModuleType, types.BuiltinFunctionType))
