@@ -390,6 +390,19 @@ def test_extreme_settings_are_named(make, message):
             DifferentiableEnv(make())
 
 
+class Steep(Pendulum):
+    """Overflows, unless the actions are small."""
+
+    def step(self, state, action):
+        return state + (1e30 * action).exp()
+
+
+def test_actions_that_overflow_are_no_fault_of_the_system():
+    check_system(Steep(horizon=4, dt=0.1))
+    with pytest.warns(UserWarning, match="Steep is not finite from step 5 of 30 on.*bounds of the actions"):
+        check_system(Steep(horizon=30, dt=0.1))
+
+
 def test_an_episode_that_overflows_is_warned_of():
     with pytest.warns(UserWarning, match=r"Guidance is not finite from step \d+ of 3000 on.*horizon.*dt.*bounds"):
         check_system(Guidance(horizon=3000))
