@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from bptt_envs import System, check_system
 from bptt_envs.checks import instance
+from bptt_envs.differentiable import check_batch
 from bptt_trainers.analysis.diagnostics import PURPOSE, Diagnostics
 from bptt_trainers.callbacks import Callback, TensorBoardLog
 from bptt_trainers.config import TrainConfig
@@ -138,6 +139,7 @@ class Trainer:
 
     def evaluate(self, states: Tensor) -> float:
         """Mean loss over episodes from `states`, (B, *state_shape), with the controller in eval mode."""
+        check_batch("states", states, self.system.state_shape)
         with computing(states), evaluating(self.controller):
             return float(losses(self.system, rollout(self.system, self.controller, states)).mean())
 
