@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bptt_envs import checks
 from bptt_envs.surroundings import own_surroundings
 from bptt_envs.system import FINAL, System, replaced
 
@@ -48,6 +49,7 @@ def check_system(
     Warns:
         UserWarning: if an episode of constant actions of half the nominal size is not finite to its end.
     """
+    checks.instance("system", system, System, "a System, such as env.unwrapped.system")
     with own_surroundings(dtype, device), torch.no_grad():
         _check_declarations(system)
         probe = _Probe.of(system, dtype, torch.device(device))
