@@ -460,7 +460,7 @@ def test_bounds_follow_max_action():
     [
         ({"low": 1.0, "high": 1.0}, "action_low must be below action_high; got 1.0 and 1.0"),
         ({"low": np.nan}, "action_low must be a finite number; got nan"),
-        ({"low": "left"}, "action_low must be a finite number; got 'left'"),
+        ({"low": "left"}, "action_low must be None, a finite number or numbers of action_shape; got 'left'"),
         ({"high": [1.0, np.nan]}, "action_high must be None, a finite number or numbers of action_shape; got"),
         (
             {"high": [1.0, 1.0, 1.0]},

@@ -205,7 +205,8 @@ class ControllerTape:
     sum_j (c_j delta_j)^T h, without another backward pass.
 
     Raises:
-        NotServedError: if what a layer took or gave is changed in place, so that its slopes are not those of the layer.
+        NotServedError: if what a layer took or gave is changed in place, so that its slopes are not those of the
+            layer, or has no slopes.
     """
 
     def __init__(
@@ -218,16 +219,16 @@ class ControllerTape:
             if any(one._version != version for call in calls for one, version in call.versions):
                 raise NotServedError("what a layer took or gave is changed in place")
             targets = [leaf, *(call.output for call in calls)]
-            slopes = [
-                torch.autograd.grad(
-                    self.actions[:, j].sum(),
-                    targets,
-                    retain_graph=True,
-                    allow_unused=True,
-                    materialize_grads=True,
-                )
-                for j in range(system.action_size)
-            ]
+            try:
+                slopes = [
+                    torch.autograd.grad(
+                        self.actions[:, j].sum(), targets, retain_graph=True, allow_unused=True, materialize_grads=True
+                    )
+                    for j in range(system.action_size)
+                ]
+            except RuntimeError as error:  # such as of a layer that is run without gradients
+                first_line = str(error).partition("\n")[0]
+                raise NotServedError(f"its layers cannot be differentiated on their own ({first_line})") from error
         self.jacobian = torch.stack([row[0].flatten(1) for row in slopes], dim=1)
         self._controller = controller
         self._calls = calls

@@ -105,11 +105,12 @@ class ChosenEngine:
             ValueError: at the first time, if the adjoint engine or a compiled one is asked for and cannot serve the
                 controller.
         """
-        if self._asked == "autograd" or self._key == (key := fingerprint(self.controller, self.system)):
-            return
         first = self._key is None
-        if not first and self._fast is None:
-            return  # what took over serves everything
+        if self._asked == "autograd" or (not first and self._fast is None):
+            return  # the autograd engine serves everything
+        key = fingerprint(self.controller, self.system)
+        if key == self._key:
+            return
         self._key = key
         self._judgement = judgement(self.system, self.controller, initial_states, key)
         verdict = self._judgement.verdict
