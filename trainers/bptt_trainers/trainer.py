@@ -207,17 +207,19 @@ class Trainer:
             query.loss = self.evaluate(query.states)
             return
         begin = time.perf_counter()
-        batch_losses, passes = self._passes(query.states, query.rule.passes)
+        batch_losses, passes = self._passes(query.states, query.rule.passes, look=query.compare)
         answer_directions([query], batch_losses, passes, begin)
         if query.compare:
             if not {REGULAR, MODIFIED} <= passes.keys():
                 with left_as_it_was(self.controller):
-                    _, passes = self._passes(query.states, (REGULAR, MODIFIED))
+                    _, passes = self._passes(query.states, (REGULAR, MODIFIED), look=False)
             answer_comparisons([query], passes)
 
-    def _passes(self, states: Tensor, wanted: tuple[Feedback, ...]) -> tuple[Tensor, dict[Feedback, Tensor]]:
+    def _passes(
+        self, states: Tensor, wanted: tuple[Feedback, ...], look: bool
+    ) -> tuple[Tensor, dict[Feedback, Tensor]]:
         """Losses (1, B), and directions (1, n) of each pass."""
-        batch_losses, passes = self.choice.engine(states, wanted)
+        batch_losses, passes = self.choice.engine(states, wanted, look=look)
         stacks = {feedback: {n: d.unsqueeze(0) for n, d in one.items()} for feedback, one in passes.items()}
         return batch_losses.unsqueeze(0), flattened(stacks, self.parameters)
 
