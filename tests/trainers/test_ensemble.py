@@ -172,10 +172,10 @@ def calls(monkeypatch):
     seen = {"directions": [], "losses": []}
     directions, losses = StackedEngine.__call__, StackedEngine.losses
 
-    def directed(self, parameters, states, passes):
+    def directed(self, parameters, states, passes, **options):
         if self.system.horizon == 10:  # not a probe
             seen["directions"].append((tuple(states.shape), len(passes)))
-        return directions(self, parameters, states, passes)
+        return directions(self, parameters, states, passes, **options)
 
     def judged(self, parameters, states):
         seen["losses"].append(tuple(states.shape))
