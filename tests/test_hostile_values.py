@@ -6,6 +6,7 @@ value that equals what was given. BPTT_TEST_LONG=1 tries reinforcement learning 
 
 import datetime
 import enum
+import functools
 import itertools
 import math
 import os
@@ -300,6 +301,11 @@ def gradient(**arguments):
     return policy_gradient(cart_pole(), **given)
 
 
+@functools.cache
+def trainer():
+    return Trainer(CartPole(horizon=2), None, TINY)
+
+
 class Bounded(System):
     state_shape, action_shape = (1,), (1,)
 
@@ -394,6 +400,7 @@ DOORS = [
     ("initial_states", lambda v: diagnose(CartPole(horizon=2), MLP((4,), (1,)), v), set()),
     ("radius", lambda v: grid((0.0, 0.0), v, 3), None),
     ("size", lambda v: grid((0.0, 0.0), 1.0, v), set()),
+    ("states", lambda v: trainer().evaluate(v), set()),
     ("configs", lambda v: Ensemble(cart_pole(), v), set()),
     ("controllers", lambda v: Ensemble(cart_pole(), [TINY], (), v), {"None"}),
 ]

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bptt_envs import checks
 from bptt_envs.surroundings import own_surroundings
 from bptt_envs.system import FINAL, System, replaced
 
@@ -48,10 +49,12 @@ def check_system(
     Warns:
         UserWarning: if an episode of constant actions of half the nominal size is not finite to its end.
     """
+    checks.instance("system", system, System, "a System, such as env.unwrapped.system")
     with own_surroundings(dtype, device), torch.no_grad():
         _check_declarations(system)
         probe = _Probe.of(system, dtype, torch.device(device))
         _check_values(probe)
+        _check_rest(probe)
         probe = _first_steps(probe)
         if thorough:
             _check_start_dtypes(probe)
@@ -185,14 +188,15 @@ def _check_values(probe: _Probe) -> None:
         if not all(map(_same, arguments, kept)):
             raise ValueError(f"{what} must not change its arguments in place; let it work on copies.")
         _check_tensor(what, result, (SAMPLES, *shapes[method]), states.dtype, states.device)
-        _check_finite(system, method, result)
-        if not torch.allclose(result, function(*kept), rtol=1e-5, atol=1e-6):  # a GPU may add up in another order
+        _check_finite(system, method, result, acting=True)
+        again = function(*kept)  # a GPU may add up in another order
+        if not torch.allclose(result, again, rtol=1e-5, atol=1e-6, equal_nan=True):
             raise ValueError(
                 f"{what} must be a function of its arguments; the same ones gave another result in a second call. "
                 "Random numbers belong into initial_states, what is remembered into the state."
             )
         alone = function(*(argument[:1].clone() for argument in arguments))
-        if not torch.allclose(alone, result[:1], rtol=1e-3, atol=1e-5):
+        if not torch.allclose(alone, result[:1], rtol=1e-3, atol=1e-5, equal_nan=True):
             raise ValueError(
                 f"{what} must treat samples apart; it gives a sample alone another result than in a batch."
             )
@@ -223,11 +227,23 @@ def _check_tensor(what: str, value: object, shape: tuple[int, ...], dtype: torch
     raise ValueError(f"{what} must return {shape}, {dtype}, for {samples} on {device}; got {got}.")
 
 
-def _check_finite(system: System, method: str, values: Tensor) -> None:
-    if not values.isfinite().all():
+def _check_rest(probe: _Probe) -> None:
+    """Raise ValueError unless everything is finite without any action."""
+    system = probe.system
+    rest = system.bound(torch.zeros_like(probe.actions))
+    for method, (function, arguments) in _functions(system, probe.states, rest).items():
+        _check_finite(system, method, function(*arguments))
+
+
+def _check_finite(system: System, method: str, values: Tensor, *, acting: bool = False) -> None:
+    """Raise ValueError unless values are finite; after actions, only if an option is to blame rather than they."""
+    if values.isfinite().all():
+        return
+    blamed = _blamed(system)
+    if blamed or not acting:
         raise ValueError(
             f"{type(system).__name__}.{method} gives values that are not finite in {values.dtype}, from its own start "
-            f"states{_blamed(system)}."
+            f"states{blamed}."
         )
 
 
@@ -271,7 +287,9 @@ def _first_steps(probe: _Probe) -> _Probe:
     """Samples some steps of random actions later, where what is at rest at the start moves."""
     for _ in range(min(STEPS, probe.system.horizon)):
         states, actions = probe.system.step(probe.states, probe.actions), probe.draw_actions()
-        _check_finite(probe.system, "step", states)
+        _check_finite(probe.system, "step", states, acting=True)
+        if not states.isfinite().all():
+            break
         probe = _Probe(probe.system, states, actions, probe.generator)
     return probe
 

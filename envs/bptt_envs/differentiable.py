@@ -182,10 +182,12 @@ def check_batch(
     name: str, tensor: Tensor, shape: tuple[int, ...], dtypes: Sequence[torch.dtype] = (torch.float32, torch.float64)
 ) -> None:
     """Raise ValueError unless `tensor` has shape (B, *shape) and one of the dtypes."""
-    wanted = f"{name} must be a tensor of shape (B, {', '.join(map(str, shape))})"
     if not isinstance(tensor, Tensor) or tensor.layout is not torch.strided or tensor.is_nested:
-        raise ValueError(f"{wanted}; got {checks.shown(tensor)}.")
-    if tensor.shape[1:] != shape or tensor.dim() != len(shape) + 1:
-        raise ValueError(f"{wanted}; got shape {tuple(tensor.shape)}.")
-    if tensor.dtype not in dtypes:
-        raise ValueError(f"{wanted}, of {' or '.join(map(str, dtypes))}; got {tensor.dtype}.")
+        fault = f"; got {checks.shown(tensor)}"
+    elif tensor.shape[1:] != shape or tensor.dim() != len(shape) + 1:
+        fault = f"; got shape {tuple(tensor.shape)}"
+    elif tensor.dtype not in dtypes:
+        fault = f", of {' or '.join(map(str, dtypes))}; got {tensor.dtype}"
+    else:
+        return
+    raise ValueError(f"{name} must be a tensor of shape (B, {', '.join(map(str, shape))}){fault}.")

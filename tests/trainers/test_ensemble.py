@@ -172,10 +172,10 @@ def calls(monkeypatch):
     seen = {"directions": [], "losses": []}
     directions, losses = StackedEngine.__call__, StackedEngine.losses
 
-    def directed(self, parameters, states, passes):
+    def directed(self, parameters, states, passes, **options):
         if self.system.horizon == 10:  # not a probe
             seen["directions"].append((tuple(states.shape), len(passes)))
-        return directions(self, parameters, states, passes)
+        return directions(self, parameters, states, passes, **options)
 
     def judged(self, parameters, states):
         seen["losses"].append(tuple(states.shape))
@@ -444,9 +444,9 @@ def test_variations_are_every_combination_in_folders_named_by_what_varies(tmp_pa
         ({}, "needs values for at least one of rules, clips, learning_rates, seeds"),
         ({"seeds": ()}, r"seeds must be at least one, each once; got \(\)"),
         ({"rules": ("C", "C")}, r"rules must be at least one, each once; got \('C', 'C'\)"),
-        ({"rules": ("C", "Z")}, "rule must be one of"),
+        ({"rules": ("C", "Z")}, "rules must be one of"),
         ({"clips": ("nrom",)}, "Did you mean 'norm'"),
-        ({"learning_rates": (0.0,)}, "learning_rate must be a finite number above 0"),
+        ({"learning_rates": (0.0,)}, "learning_rates must be a finite number above 0"),
     ],
 )
 def test_wrong_variations_are_named(given, message):

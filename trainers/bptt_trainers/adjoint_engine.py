@@ -204,30 +204,36 @@ class ControllerTape:
     Linear layer: with its input h and output slopes delta_j kept, any vectors c meet its weights as
     sum_j (c_j delta_j)^T h, without another backward pass.
 
+    Attributes:
+        state: the leaf of the run, (N, *state_shape).
+        actions: what the controller gave, flattened, (N, m).
+        jacobian: (N, m, n).
+
     Raises:
-        NotServedError: if what a layer took or gave is changed in place, so that its slopes are not those of the layer.
+        NotServedError: if what a layer took or gave is changed in place, so that its slopes are not those of the
+            layer, or has no slopes.
     """
 
     def __init__(
         self, controller: nn.Module, system: System, state: Tensor, layers: Sequence[LinearLayer] = ()
     ) -> None:
         with torch.enable_grad():
-            leaf = state.detach().requires_grad_()
+            self.state = state.detach().requires_grad_()
             with _recorded(layers) as calls:
-                self.actions = controller(system.observe(leaf)).flatten(1)
+                self.actions = controller(system.observe(self.state)).flatten(1)
             if any(one._version != version for call in calls for one, version in call.versions):
                 raise NotServedError("what a layer took or gave is changed in place")
-            targets = [leaf, *(call.output for call in calls)]
-            slopes = [
-                torch.autograd.grad(
-                    self.actions[:, j].sum(),
-                    targets,
-                    retain_graph=True,
-                    allow_unused=True,
-                    materialize_grads=True,
-                )
-                for j in range(system.action_size)
-            ]
+            targets = [self.state, *(call.output for call in calls)]
+            try:
+                slopes = [
+                    torch.autograd.grad(
+                        self.actions[:, j].sum(), targets, retain_graph=True, allow_unused=True, materialize_grads=True
+                    )
+                    for j in range(system.action_size)
+                ]
+            except RuntimeError as error:  # such as of a layer that is run without gradients
+                first_line = str(error).partition("\n")[0]
+                raise NotServedError(f"its layers cannot be differentiated on their own ({first_line})") from error
         # Detached, as the zeros in the place of slopes that there are none of require gradients
         self.jacobian = torch.stack([row[0].flatten(1) for row in slopes], dim=1).detach()
         self._controller = controller

@@ -181,10 +181,11 @@ class Ensemble:
         self, engine: StackedEngine, queries: Sequence[DirectionQuery], filled: Sequence[Trainer], begin: float
     ) -> None:
         wanted = {feedback for query in queries for feedback in query.rule.passes}
-        wanted |= {REGULAR, MODIFIED} if any(query.compare for query in queries) else set()
+        compared = any(query.compare for query in queries)
+        wanted |= {REGULAR, MODIFIED} if compared else set()
         states = torch.stack([query.states for query in [*queries, *[queries[-1]] * (len(filled) - len(queries))]])
         passes = [one for one in (REGULAR, MODIFIED, STOPPED) if one in wanted]
-        losses, directions = _computed_together(engine, filled, states, passes)
+        losses, directions = _computed_together(engine, filled, states, passes, look=compared)
         flat = {feedback: of[: len(queries)] for feedback, of in directions.items()}
         answer_directions(queries, losses[: len(queries)], flat, begin)
         answer_comparisons(queries, flat)
@@ -278,11 +279,11 @@ def _check_members(members: Sequence[Trainer]) -> None:
 
 
 def _computed_together(
-    engine: StackedEngine, members: Sequence[Trainer], states: Tensor, passes: Sequence[Feedback]
+    engine: StackedEngine, members: Sequence[Trainer], states: Tensor, passes: Sequence[Feedback], look: bool = True
 ) -> tuple[Tensor, dict[Feedback, Tensor]]:
     """Losses (E, B), and directions (E, n) of each pass, as the hooks of each member's parameters change them."""
     parameters = _stacked(members)
-    losses, directions = engine(parameters, states, passes)
+    losses, directions = engine(parameters, states, passes, look=look)
     for by_name in directions.values():
         for i, member in enumerate(members):
             if hooked(member.controller):

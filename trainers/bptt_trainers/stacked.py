@@ -12,7 +12,7 @@ from torch.func import functional_call, vmap
 from bptt_envs import System
 from bptt_trainers.adjoint_engine import AdjointEngine
 from bptt_trainers.compiled_engine import CompiledEngine
-from bptt_trainers.directions.agreement import watched
+from bptt_trainers.directions.agreement import LOOK_EVERY, watched
 from bptt_trainers.directions.snapshot import forked_rng
 from bptt_trainers.linear_layer import StackedLinear, is_linear
 from bptt_trainers.rollout import losses, rollout
@@ -104,7 +104,12 @@ class StackedEngine:
         self._engine: tuple[StackedController, AdjointEngine | CompiledEngine] | None = None
 
     def __call__(
-        self, parameters: Mapping[str, Tensor], initial_states: Tensor, passes: Sequence[Feedback]
+        self,
+        parameters: Mapping[str, Tensor],
+        initial_states: Tensor,
+        passes: Sequence[Feedback],
+        *,
+        look: bool | None = None,
     ) -> tuple[Tensor, dict[Feedback, Directions]]:
         """Losses and directions.
 
@@ -112,6 +117,7 @@ class StackedEngine:
             parameters: by name, (E, *shape) each.
             initial_states: (E, B, *state_shape).
             passes: which paths each backward pass takes.
+            look: as that of `ChosenEngine`.
 
         Returns:
             The loss of each episode, (E, B), and for each pass the directions by name, (E, *shape), for the mean
@@ -121,7 +127,8 @@ class StackedEngine:
             NotServedError: if they cannot be trusted, see `watched`.
         """
         stack, engine = self._loaded(parameters, initial_states)
-        episode_losses, directions = watched(engine, initial_states.flatten(0, 1), passes, self._calls)
+        due = self._calls % LOOK_EVERY == 0 if look is None else look
+        episode_losses, directions = watched(engine, initial_states.flatten(0, 1), passes, due)
         self._calls += 1
         by_name = {feedback: stack.by_name(direction) for feedback, direction in directions.items()}
         return episode_losses.view(initial_states.shape[:2]), by_name

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from bptt_envs import System, check_system
 from bptt_envs.checks import instance
+from bptt_envs.differentiable import check_batch
 from bptt_trainers.analysis.diagnostics import PURPOSE, Diagnostics
 from bptt_trainers.callbacks import Callback, TensorBoardLog
 from bptt_trainers.config import TrainConfig
@@ -138,6 +139,7 @@ class Trainer:
 
     def evaluate(self, states: Tensor) -> float:
         """Mean loss over episodes from `states`, (B, *state_shape), with the controller in eval mode."""
+        check_batch("states", states, self.system.state_shape)
         with computing(states), evaluating(self.controller):
             return float(losses(self.system, rollout(self.system, self.controller, states)).mean())
 
@@ -205,17 +207,19 @@ class Trainer:
             query.loss = self.evaluate(query.states)
             return
         begin = time.perf_counter()
-        batch_losses, passes = self._passes(query.states, query.rule.passes)
+        batch_losses, passes = self._passes(query.states, query.rule.passes, look=query.compare)
         answer_directions([query], batch_losses, passes, begin)
         if query.compare:
             if not {REGULAR, MODIFIED} <= passes.keys():
                 with left_as_it_was(self.controller):
-                    _, passes = self._passes(query.states, (REGULAR, MODIFIED))
+                    _, passes = self._passes(query.states, (REGULAR, MODIFIED), look=False)
             answer_comparisons([query], passes)
 
-    def _passes(self, states: Tensor, wanted: tuple[Feedback, ...]) -> tuple[Tensor, dict[Feedback, Tensor]]:
+    def _passes(
+        self, states: Tensor, wanted: tuple[Feedback, ...], look: bool
+    ) -> tuple[Tensor, dict[Feedback, Tensor]]:
         """Losses (1, B), and directions (1, n) of each pass."""
-        batch_losses, passes = self.choice.engine(states, wanted)
+        batch_losses, passes = self.choice.engine(states, wanted, look=look)
         stacks = {feedback: {n: d.unsqueeze(0) for n, d in one.items()} for feedback, one in passes.items()}
         return batch_losses.unsqueeze(0), flattened(stacks, self.parameters)
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from bptt_envs import System, checks
+from bptt_envs.differentiable import check_batch
 from bptt_trainers.adjoint_engine import ControllerTape, bound_with_slope
 from bptt_trainers.callbacks import Callback
 from bptt_trainers.directions.surroundings import computing
@@ -87,6 +88,7 @@ def diagnose(system: System, controller: nn.Module, initial_states: Tensor, epoc
         ValueError: if the adjoint engine cannot serve the controller.
     """
     checks.instance("system", system, System, "a System, such as env.unwrapped.system")
+    check_batch("initial_states", initial_states, system.state_shape)
     epoch = checks.integer("epoch", epoch, 0)
     with computing(initial_states):
         engine = adjoint_engine(system, controller, initial_states, PURPOSE)

@@ -14,31 +14,31 @@ from bptt_trainers.rollout import Trajectory, losses
 from bptt_trainers.rules import Directions, Feedback
 
 ROWS = 256  # samples (steps x batch) that are looked at, about
-LOOK_EVERY = 32  # calls of an engine, those of an epoch of the paper: how often its parts are compared with autograd
+LOOK_EVERY = 32  # calls, unless who calls knows of epochs: how often parts are compared with autograd
 SLACK = 10.0  # times the probe's tolerance: at states of a run, more than at those of a probe may be rounding
 ROUNDING = {torch.float32: 1e-3, torch.float64: 1e-9}  # of parts that are zero but for rounding, to the largest part
 
 
 def watched(
-    engine: AdjointEngine | CompiledEngine, initial_states: Tensor, passes: Sequence[Feedback], calls: int
+    engine: AdjointEngine | CompiledEngine, initial_states: Tensor, passes: Sequence[Feedback], look: bool
 ) -> tuple[Tensor, dict[Feedback, Directions]]:
     """The losses and directions of an engine, if they can be trusted.
 
-    In every call the actions of the second run of the controller must be those of the rollout; in the first and then
-    every 32nd the engine's parts must be autograd's.
+    The actions of the second run of the controller must be those of the rollout and, when there is a look, the engine's
+    parts must be autograd's.
 
     Args:
         engine: the engine.
         initial_states: (B, *state_shape).
         passes: which paths each backward pass takes.
-        calls: made so far of this engine, or others for the same controller.
+        look: whether to compare the parts, which takes as long as a fifth of a small update.
 
     Raises:
         NotServedError: if they cannot be trusted.
     """
     allowed = SLACK * tolerance(initial_states)
     trajectory = engine.rollout(initial_states)
-    if calls % LOOK_EVERY == 0:
+    if look:
         different = disagreement(engine.uncompiled, trajectory, allowed)
         if different is not None:
             raise NotServedError(different)
@@ -97,20 +97,15 @@ STATES = "the next states"
 
 def _controller_parts(engine: AdjointEngine, state: Tensor, steps: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Products with the controller's Jacobian and parameters, by the engine's tape and by autograd."""
-    system, controller = engine.system, engine.controller
-    rows = engine.by_member(state, steps)
-    tape = ControllerTape(controller, system, rows, engine.layers)
+    tape = ControllerTape(engine.controller, engine.system, engine.by_member(state, steps), engine.layers)
     weights = _random(tape.actions.shape, state)
     products = {name: one.squeeze(0) for name, one in tape.products(weights.unsqueeze(1), engine.others).items()}
     found = {BY_STATE: (weights.unsqueeze(1) @ tape.jacobian).squeeze(1), **_directions(products)}
-    with torch.enable_grad():
-        leaf = rows.detach().requires_grad_()
-        actions = controller(system.observe(leaf)).flatten(1)
-        named = dict(controller.named_parameters())
-        targets = [leaf, *(named[name] for name in engine.names)]
-        by_state, *by_parameter = _gradients(actions, targets, weights)
+    named = dict(engine.controller.named_parameters())
+    targets = [tape.state, *(named[name] for name in engine.names)]
+    by_state, *by_parameter = _gradients(tape.actions, targets, weights)
     expected = {BY_STATE: by_state.flatten(1), **_directions(dict(zip(engine.names, by_parameter, strict=True)))}
-    return found, expected | {ACTIONS: actions.detach()}
+    return found, expected | {ACTIONS: tape.actions.detach()}
 
 
 BY_STATE = "the slope of its actions by the state"
@@ -140,7 +135,8 @@ def _physics_parts(engine: AdjointEngine, state: Tensor, action: Tensor) -> tupl
 
 
 def _gradients(outputs: Tensor, targets: Sequence[Tensor], vectors: Tensor) -> tuple[Tensor, ...]:
-    total = (outputs * vectors).sum()
+    with torch.enable_grad():
+        total = (outputs * vectors).sum()
     gradients = torch.autograd.grad(total, targets, allow_unused=True, materialize_grads=True)
     return tuple(one.detach() for one in gradients)
 

@@ -14,7 +14,7 @@ from bptt_envs.fingerprint import Onlooker, Token, fingerprint
 from bptt_trainers.adjoint_engine import AdjointEngine, NotServedError
 from bptt_trainers.autograd_engine import AutogradEngine
 from bptt_trainers.compiled_engine import CompiledEngine
-from bptt_trainers.directions.agreement import watched
+from bptt_trainers.directions.agreement import LOOK_EVERY, watched
 from bptt_trainers.directions.surroundings import computing
 from bptt_trainers.probe import Verdict, examine
 from bptt_trainers.rules import Directions, Feedback
@@ -64,8 +64,8 @@ class ChosenEngine(Onlooker):
     The choice is made by a probe. It is made again as soon as anything changes that it depends on (parameters and
     buffers but for the parameters' values, attributes, modes, hooks, the system's settings), so that the directions are
     those of what the controller and the system are now. What a fingerprint cannot show is watched for: in every call
-    the actions of the adjoint engine's second run of the controller must be those of the rollout, and in the first and
-    then every 32nd its parts must be autograd's. Where they are not, the autograd engine takes over, with a warning.
+    the actions of the adjoint engine's second run of the controller must be those of the rollout, and now and then its
+    parts must be autograd's. Where they are not, the autograd engine takes over, with a warning.
 
     Args:
         system: the physics.
@@ -105,11 +105,12 @@ class ChosenEngine(Onlooker):
             ValueError: at the first time, if the adjoint engine or a compiled one is asked for and cannot serve the
                 controller.
         """
-        if self._asked == "autograd" or self._key == (key := fingerprint(self.controller, self.system)):
-            return
         first = self._key is None
-        if not first and self._fast is None:
-            return  # what took over serves everything
+        if self._asked == "autograd" or (not first and self._fast is None):
+            return  # the autograd engine serves everything
+        key = fingerprint(self.controller, self.system)
+        if key == self._key:
+            return
         self._key = key
         self._judgement = judgement(self.system, self.controller, initial_states, key)
         verdict = self._judgement.verdict
@@ -131,13 +132,15 @@ class ChosenEngine(Onlooker):
         self._step_aside(verdict.obstacle)
 
     def __call__(
-        self, initial_states: Tensor, passes: tuple[Feedback, ...]
+        self, initial_states: Tensor, passes: tuple[Feedback, ...], *, look: bool | None = None
     ) -> tuple[Tensor, dict[Feedback, Directions]]:
         """The loss of each episode, (B,), and the directions of every pass for their mean.
 
         Args:
             initial_states: (B, *state_shape).
             passes: which paths each backward pass takes.
+            look: whether to compare the engine's parts with autograd's, as a trainer has it done once an epoch. None:
+                in the first call and then in every 32nd.
         """
         self.choose(initial_states)
         with computing(initial_states):
@@ -145,8 +148,9 @@ class ChosenEngine(Onlooker):
                 initial_states = initial_states.clone()
             if self._fast is not None:
                 assert self._judgement is not None
+                due = self._judgement.calls % LOOK_EVERY == 0 if look is None else look
                 try:
-                    answer = watched(self._fast, initial_states, passes, self._judgement.calls)
+                    answer = watched(self._fast, initial_states, passes, due)
                 except NotServedError as error:
                     self._step_aside(str(error))
                 else:
