@@ -27,7 +27,7 @@ _HOOKS = tuple(sorted(name for name in _INTERNAL if name.endswith("_hooks")))
 _GLOBAL_HOOKS = tuple(getattr(torch_module, name) for name in vars(torch_module) if name.endswith("_hooks"))
 
 
-def fingerprint(*things: Any, identity: bool = True) -> Token:
+def fingerprint(*things: Any, identity: bool = True, buffers: bool = True) -> Token:
     """What the behaviour of `things` (modules, systems, values) depends on, in a hashable form.
 
     Of a module and its parts: types, modes, forwards and hooks; of its parameters everything but their values (shape,
@@ -41,9 +41,11 @@ def fingerprint(*things: Any, identity: bool = True) -> Token:
         identity: whether another part or parameter, equal in all of this, counts as a change, and hooks of parameters
             do. Without it, objects that do the same but for the values of the parameters that they train have equal
             fingerprints.
+        buffers: whether the values of the modules' buffers count.
     """
     modules = [thing for thing in things if isinstance(thing, nn.Module)]
     own = {id(one) for module in modules for one in module.parameters() if identity or one.requires_grad}
+    own |= set() if buffers else {id(one) for module in modules for one in module.buffers()}
     walk = _Walk(identity, own)
     return (*(walk.token(thing) for thing in things), *(walk.hooks(hooks) for hooks in _GLOBAL_HOOKS))
 
@@ -64,7 +66,7 @@ class _Walk:
 
     Args:
         identity: as that of `fingerprint`.
-        own: the ids of the parameters whose values do not count.
+        own: the ids of the parameters and buffers whose values do not count.
     """
 
     def __init__(self, identity: bool, own: set[int]) -> None:
@@ -175,7 +177,8 @@ class _Walk:
     def _tensor(self, tensor: Tensor) -> Token:
         if isinstance(tensor, nn.Parameter):
             return self._parameter(tensor)
-        return *_form(tensor), *_hooks(tensor), _content(tensor, self.identity)
+        values = None if id(tensor) in self.own else _content(tensor, self.identity)
+        return *_form(tensor), *_hooks(tensor), values
 
     def _array(self, array: np.ndarray) -> Token:
         form = array.shape, array.strides, array.dtype.str

@@ -11,6 +11,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from bptt_envs.systems import CartPole
 from bptt_trainers import Callback, Ensemble, TrainConfig, Trainer, compiled_engine, policy_gradient
 from bptt_trainers.autograd_engine import AutogradEngine
+from bptt_trainers.gradient import choose_engine
 from bptt_trainers.rules import MODIFIED, REGULAR
 
 PASSES = (REGULAR, MODIFIED)
@@ -262,6 +263,21 @@ def test_trainer(change):
 
 def test_compiled(change, recorded):
     assert_same_run(history(change, compile=True), history(change, engine="autograd"))
+
+
+def test_programs_serve_other_values_of_buffers(recorded):
+    net, system = Net(), make_system()
+    engine = choose_engine(system, net, states(system), compile=True).engine
+    engine(states(system), PASSES)
+    programs = engine._fast._programs
+    for change, kept in ((buffer_in_place, True), (buffer_assigned, True), (attribute, False)):
+        change(net, system)
+        net.mean.mul_(1.1)
+        _, found = engine(states(system), PASSES)
+        _, expected = AutogradEngine(system, net)(states(system), PASSES)
+        for feedback in PASSES:
+            assert_equal(found[feedback], expected[feedback])
+        assert (engine._fast._programs is programs) == kept
 
 
 @pytest.mark.parametrize("compile", [False, True])

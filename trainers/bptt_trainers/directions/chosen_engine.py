@@ -88,6 +88,7 @@ class ChosenEngine(Onlooker):
         self._autograd = AutogradEngine(system, controller)
         self._fast: AdjointEngine | CompiledEngine | None = None
         self._key: Token | None = None
+        self._form: Token | None = None  # what the engine in use was made for: the key but for the values of buffers
         self._judgement: Judgement | None = None
 
     @property
@@ -112,9 +113,14 @@ class ChosenEngine(Onlooker):
         if key == self._key:
             return
         self._key = key
+        before = self._judgement
         self._judgement = judgement(self.system, self.controller, initial_states, key)
         verdict = self._judgement.verdict
         if verdict.obstacle is None:
+            form = fingerprint(self.controller, self.system, buffers=False)
+            if before is not None and before.verdict == verdict and form == self._form:
+                return
+            self._form = form
             asked = "asked for" if self._asked == "adjoint" else "the controller acts on each observation alone"
             layers = "" if verdict.by_layer else "; its layers need a vector-Jacobian product for each rule"
             self.reason = f"{asked}{layers}{'; compiled' if self._compile else ''}"
