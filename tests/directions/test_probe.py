@@ -1,6 +1,7 @@
 """Controllers and systems that a probe must see through, or leave alone."""
 
 import copy
+import threading
 import warnings
 
 import pytest
@@ -11,6 +12,7 @@ from bptt_envs.systems import CartPole
 from bptt_trainers import Ensemble, TrainConfig, Trainer, policy_gradient
 from bptt_trainers.autograd_engine import AutogradEngine
 from bptt_trainers.directions.snapshot import left_as_it_was
+from bptt_trainers.ensemble import CannotStackError
 from bptt_trainers.rules import MODIFIED, REGULAR
 
 
@@ -136,6 +138,22 @@ def test_an_ensemble_with_a_layer_that_is_not_called():
     config = TrainConfig(epochs=1, train_states=8, test_states=4)
     ensemble = Ensemble(CartPole(horizon=4), [config], (), [seeded(Unused)])
     assert len(ensemble.fit()[0]) == 2
+
+
+def test_an_ensemble_refuses_what_cannot_be_copied_in_words():
+    net = seeded(Net)
+    net.lock = threading.Lock()
+    config = TrainConfig(epochs=1, train_states=8, test_states=4)
+    with pytest.raises(CannotStackError, match=r"controllers of type Net cannot be stacked \(cannot pickle .*lock"):
+        Ensemble(CartPole(horizon=4), [config], (), [net])
+
+
+@pytest.mark.filterwarnings("ignore:members of an ensemble train one by one")
+def test_an_ensemble_of_controllers_that_keep_what_they_computed():
+    configs = [TrainConfig(epochs=2, train_states=8, test_states=4, seed=seed) for seed in (0, 1)]
+    found = Ensemble(CartPole(horizon=4), configs, (), [seeded(Caching), seeded(Caching)]).fit()
+    alone = Trainer(CartPole(horizon=4), seeded(Caching), configs[0]).fit()
+    assert found[0][-1].train_loss == pytest.approx(alone[-1].train_loss)
 
 
 def test_a_cache_is_no_change():

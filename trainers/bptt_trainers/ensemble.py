@@ -214,17 +214,18 @@ class Ensemble:
         engine = self._engines.get(known)
         if known not in self._engines:
             first = members[0]
-            template = copy.deepcopy(first.controller)
-            if kind is LossQuery:
-                template.eval()
             try:
+                template = copy.deepcopy(first.controller)
+                if kind is LossQuery:
+                    template.eval()
                 engine = stacked_engine(
                     first.system, template, first.train_states, PURPOSE, compile=first.config.compile
                 )
                 if kind is DirectionQuery and self._engines:
                     _check_members(members)
-            except ValueError as error:
-                warnings.warn(f"members of an ensemble train one by one from here: {error}", stacklevel=2)
+            except (ValueError, *_NO_COPY) as error:
+                reason = str(error).partition("\n")[0]
+                warnings.warn(f"members of an ensemble train one by one from here: {reason}", stacklevel=2)
                 engine = None
         remember(self._engines, known, engine)
         return engine
@@ -262,7 +263,7 @@ def _check_members(members: Sequence[Trainer]) -> None:
     try:
         engine = stacked_engine(short, first.controller, states[0], PURPOSE)
         _, passes = _computed_together(engine, members, states, [REGULAR])
-    except RuntimeError as error:
+    except _NO_COPY as error:
         raise CannotStackError(
             f"controllers of type {type(first.controller).__name__} cannot be stacked "
             f"({str(error).splitlines()[0]}). {_ONE_BY_ONE}"
@@ -293,6 +294,7 @@ def _computed_together(
     return losses, flattened(directions, parameters)
 
 
+_NO_COPY = (RuntimeError, TypeError)  # what torch's operations raise, and copies of locks, files and the like
 _ONE_BY_ONE = "Train such runs one by one, each by a Trainer."
 
 
