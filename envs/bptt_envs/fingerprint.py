@@ -7,7 +7,7 @@ import functools
 import types
 import weakref
 from collections import deque
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,8 @@ Token = tuple[Hashable, ...]
 
 SMALL = 4096  # numbers of a tensor up to which its content is looked at; of a larger one, its place and version
 # (of a large array, which has no version, so many of its numbers)
+
+KINDS = 256  # classes of which is known what they hold
 
 _PLAIN = (bool, int, str, bytes, type(None), complex, type, torch.dtype, torch.device, torch.Size, slice)
 _METHODS = (types.FunctionType, property, classmethod, staticmethod)
@@ -44,8 +46,7 @@ def fingerprint(*things: Any, identity: bool = True, buffers: bool = True) -> To
         buffers: whether the values of the modules' buffers count.
     """
     modules = [thing for thing in things if isinstance(thing, nn.Module)]
-    own = {id(one) for module in modules for one in module.parameters() if identity or one.requires_grad}
-    own |= set() if buffers else {id(one) for module in modules for one in module.buffers()}
+    own = {one for module in modules for one in _apart(module, identity, buffers)}
     walk = _Walk(identity, own)
     return (*(walk.token(thing) for thing in things), *(walk.hooks(hooks) for hooks in _GLOBAL_HOOKS))
 
@@ -54,9 +55,10 @@ class Onlooker:
     """What only looks at things, and holds fingerprints of its own: no fingerprint looks into it."""
 
 
-def slot_names(value: Any) -> list[str]:
-    """The names in which an object holds something outside of its `__dict__`."""
-    named = [vars(base).get("__slots__", ()) for base in type(value).__mro__]
+@functools.lru_cache(maxsize=KINDS)
+def slot_names(kind: type) -> list[str]:
+    """The names in which an object of a class holds something outside of its `__dict__`."""
+    named = [vars(base).get("__slots__", ()) for base in kind.__mro__]
     slots = [one for names in named for one in ((names,) if isinstance(names, str) else names)]
     return [one for one in slots if one not in ("__dict__", "__weakref__")]
 
@@ -118,7 +120,7 @@ class _Walk:
             return value.dtype.str, value.tobytes()
         kind: type = type(value)
         attributes = getattr(value, "__dict__", None)
-        slots = slot_names(value)
+        slots = slot_names(kind)
         opaque = isinstance(value, (types.ModuleType, types.BuiltinFunctionType))
         if opaque or not (slots or isinstance(attributes, dict)):
             hashed: Any = kind.__hash__
@@ -129,21 +131,33 @@ class _Walk:
         held += [(name, getattr(value, name, None)) for name in slots]
         return kind, *self._class(kind), *((name, self.token(one)) for name, one in held)
 
-    def _class(self, kind: type) -> Iterator[Hashable]:
+    def _class(self, kind: type) -> Token:
         """What a class holds, but for one of torch's or Python's own, of which it is the forward."""
         if id(kind) in self.seen:
-            return
+            return ()
         self.seen[id(kind)] = len(self.seen)
+        known = _classes.get(kind)
+        if known is not None and known[0] == _members(kind):
+            return known[1]
+        held, plain = [], True
         for base in kind.__mro__:
-            held = vars(base)
-            if base.__module__.partition(".")[0] in _OTHERS:
-                yield held.get("forward")
+            if _is_others(base):
+                held.append(vars(base).get("forward"))
                 continue
-            for name, one in list(held.items()):
+            for name, one in list(vars(base).items()):
                 if isinstance(one, _METHODS):
-                    yield one
+                    held.append(one)
+                elif not name.startswith(("__", "_abc_")) and _is_plain(one):
+                    held.append((name, type(one), one))
                 elif not name.startswith(("__", "_abc_")):
-                    yield name, self.token(one)
+                    held.append((name, self.token(one)))
+                    plain = False
+        token = tuple(held)
+        if plain:  # else what a member holds may change, and the member stay
+            if len(_classes) >= KINDS:
+                _classes.clear()
+            _classes[kind] = _members(kind), token
+        return token
 
     def _cell(self, cell: types.CellType) -> Hashable:
         try:
@@ -190,6 +204,46 @@ class _Walk:
 
 
 _OTHERS = ("torch", "builtins", "abc", "typing", "collections", "enum", "numpy")
+
+_classes: dict[type, tuple[list[int], Token]] = {}
+
+
+@functools.lru_cache(maxsize=KINDS)
+def _is_others(kind: type) -> bool:
+    return kind.__module__.partition(".")[0] in _OTHERS
+
+
+def _is_plain(value: Any) -> bool:
+    if type(value) is tuple:
+        return all(map(_is_plain, value))
+    return isinstance(value, (float, *_PLAIN)) and not isinstance(value, slice)  # which has no hash
+
+
+def _members(kind: type) -> list[int]:
+    """The ids of what a class holds."""
+    members: list[int] = []
+    for base in kind.__mro__:
+        if _is_others(base):
+            members.append(id(vars(base).get("forward")))
+        else:
+            members += map(id, vars(base).values())
+    return members
+
+
+def _apart(module: nn.Module, identity: bool, buffers: bool) -> set[int]:
+    """The ids of the tensors that are registered in a module and its parts, and whose values do not count."""
+    found: set[int] = set()
+    parts, seen = [module], {id(module)}
+    while parts:
+        part = parts.pop()
+        found.update(id(p) for p in part._parameters.values() if p is not None and (identity or p.requires_grad))
+        if not buffers:
+            found.update(map(id, part._buffers.values()))
+        for one in part._modules.values():
+            if one is not None and id(one) not in seen:
+                seen.add(id(one))
+                parts.append(one)
+    return found
 
 
 def _held_by(function: types.FunctionType) -> tuple[Any, ...]:

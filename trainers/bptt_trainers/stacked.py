@@ -188,7 +188,7 @@ def _acts_as_members(stack: StackedController, controller: nn.Module, observatio
     They do not where the controller uses a weight outside of its layer, or hands a layer rows in another order.
     """
     with forked_rng(stack):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)  # torch.manual_seed would reach for every device
         probe = copy.deepcopy(stack)
         for parameter in probe.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))

@@ -88,6 +88,7 @@ class ChosenEngine(Onlooker):
         self._autograd = AutogradEngine(system, controller)
         self._fast: AdjointEngine | CompiledEngine | None = None
         self._key: Token | None = None
+        self._leaves: bool | None = None  # whether a run leaves something in the controller; None: not known yet
         self._form: Token | None = None  # what the engine in use was made for: the key but for the values of buffers
         self._judgement: Judgement | None = None
 
@@ -161,9 +162,15 @@ class ChosenEngine(Onlooker):
                     self._step_aside(str(error))
                 else:
                     self._judgement.calls += 1
-                    self._key = fingerprint(self.controller, self.system)  # what a run itself leaves there is no change
+                    self._settle()
                     return answer
             return self._autograd(initial_states, passes)
+
+    def _settle(self) -> None:
+        """Take what a run itself leaves in the controller, such as a cache or its last action, for no change."""
+        if self._leaves is not False:
+            key = fingerprint(self.controller, self.system)
+            self._leaves, self._key = key != self._key, key
 
     def _step_aside(self, obstacle: str) -> None:
         self._fast = None

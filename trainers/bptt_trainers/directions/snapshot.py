@@ -114,7 +114,8 @@ class _Held:
         else:
             if isinstance(attributes := getattr(value, "__dict__", None), dict):
                 self._keep(attributes)  # of a module its parameters, buffers and parts among them
-            if slots := {name: getattr(value, name) for name in slot_names(value) if hasattr(value, name)}:
+            kind: Any = type(value)
+            if slots := {name: getattr(value, name) for name in slot_names(kind) if hasattr(value, name)}:
                 self.undo.append(_slots(value, slots))
                 self._keep([*slots.values()])
 
