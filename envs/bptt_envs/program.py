@@ -91,6 +91,7 @@ class Program:
     def __init__(self, function: Callable[..., Tensors], inputs: Sequence[Tensor]) -> None:
         inputs = [one.detach().clone() for one in inputs]  # without gaps, in the order of memory that they have
         self._forms = _forms(inputs)
+        self._fits = False
         folder = _own_folder()
         with _compiler_works_in(_compiler_folder(folder)), torch.no_grad():
             graph = _recorded(function, inputs)
@@ -108,7 +109,12 @@ class Program:
         Raises:
             ValueError: if the inputs have other shapes, dtypes or devices than those it was made with.
         """
-        return self._run(list(inputs) if _forms(inputs) == self._forms else self._laid_out(inputs))
+        self._fits = _forms(inputs) == self._forms
+        return self._run(list(inputs) if self._fits else self._laid_out(inputs))
+
+    def again(self, *inputs: Tensor) -> list[Tensor]:
+        """Run it on inputs that are laid out as those of the last call were: it is not looked at again."""
+        return self._run(list(inputs)) if self._fits else self(*inputs)
 
     def _laid_out(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """The inputs in the layout that the program was made for, which it takes for granted."""

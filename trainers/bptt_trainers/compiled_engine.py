@@ -71,8 +71,9 @@ class CompiledEngine:
             [initial_states],
         )
         states, actions = [initial_states.unsqueeze(0)], []
-        for _ in range(horizon // length):
-            some_states, some_actions = program(states[-1][-1], *tensors)
+        for i in range(horizon // length):
+            run = program if i == 0 else program.again
+            some_states, some_actions = run(states[-1][-1], *tensors)
             states.append(some_states)
             actions.append(some_actions)
         if horizon % length:
