@@ -355,7 +355,7 @@ def test_numbers_of_numpy_come_back_equal(tmp_path):
 # Folders that a kill or a full disk left
 
 
-@pytest.mark.parametrize("name", [".config.json.part", ".config.json.0123456789abcdef.part"])
+@pytest.mark.parametrize("name", [".config.json.part", ".config.json.abc.part", ".config.json.0123456789abcdef.part"])
 @pytest.mark.parametrize("kind", ["run", "baseline", "comparison"])
 def test_a_folder_with_nothing_but_half_written_files_of_ours_is_free(tmp_path, name, kind):
     folder = tmp_path / "folder"
