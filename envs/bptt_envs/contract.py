@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
@@ -21,6 +22,7 @@ SAMPLES = 3
 STEPS = 4  # of an episode, that are looked at first
 MOST_STEPS = 4096  # of a long one, at most
 MOST_COMPONENTS = 64  # of a state or action, whose slopes are compared with differences
+STRONG = 10.0  # times the range of the actions, where they have no bounds, before a loss counts as flat
 EXTREME = 1e6  # a number that is larger, or smaller than its inverse, is a likely cause of what is not finite
 
 Function = Callable[..., Tensor]
@@ -312,14 +314,21 @@ def _warn_of_divergence(probe: _Probe) -> None:
 def _check_loss(probe: _Probe) -> None:
     """Raise ValueError unless the loss of an episode depends differentiably on its actions."""
     system = probe.system
-    steps = min(STEPS, system.horizon)
+    steps, any_cost = min(STEPS, system.horizon), False
     while True:
-        slopes, any_cost = _slopes_by_actions(probe, steps)
+        slopes, costs = _slopes_by_actions(probe, probe.draw_actions, steps)
+        any_cost = any_cost or costs
         if any(bool(slope.any()) for slope in slopes):
             return
         if steps >= min(system.horizon, MOST_STEPS):
             break
         steps = min(4 * steps, system.horizon, MOST_STEPS)
+    for push in _pushes(probe):
+        with contextlib.suppress(RuntimeError, ValueError, ArithmeticError, AssertionError):  # too strong for it
+            slopes, costs = _slopes_by_actions(probe, push.clone, steps)
+            any_cost = any_cost or costs
+            if any(bool(slope.nan_to_num(0.0).any()) for slope in slopes):
+                return
     if not any_cost:
         raise ValueError(
             f"{probe.name} has no cost: its loss is 0 whatever happens, so that there is nothing to learn. Implement "
@@ -332,11 +341,19 @@ def _check_loss(probe: _Probe) -> None:
     )
 
 
-def _slopes_by_actions(probe: _Probe, steps: int) -> tuple[Sequence[Tensor], bool]:
+def _pushes(probe: _Probe) -> Iterator[Tensor]:
+    """Strong actions, for what has a dead zone or is far from the start: to both ends of the range, and beyond."""
+    system = probe.system
+    for size in (1.0, STRONG):
+        for sign in (1.0, -1.0):
+            yield system.bound(size * system.action_at(torch.full_like(probe.actions, sign)))
+
+
+def _slopes_by_actions(probe: _Probe, act: Callable[[], Tensor], steps: int) -> tuple[Sequence[Tensor], bool]:
     """Slopes of the loss of an episode of some steps by its actions, and whether anything costs anything."""
     system = probe.system
     with torch.enable_grad():
-        actions = [probe.draw_actions().requires_grad_() for _ in range(steps)]
+        actions = [act().requires_grad_() for _ in range(steps)]
         state = probe.states
         total = state.new_zeros(SAMPLES)
         any_cost = False
@@ -384,22 +401,17 @@ def _check_slopes(probe: _Probe) -> None:
 def _check_path(what: str, name: str, function: Function, arguments: list[Tensor], place: int) -> None:
     """Raise ValueError where differences see a dependence on an argument that autograd does not know of.
 
-    Only slopes that are exactly 0 are compared: a backward function may be another one than the slope, which is how a
-    straight-through estimator works, but not none at all.
+    Only slopes that are exactly 0, here and nearby, are compared: a backward function may be another one than the
+    slope, which is how a straight-through estimator works, but not none at all.
     """
-    argument = arguments[place]
     outputs = math.prod(function(*arguments).shape[1:])
-    inputs = math.prod(argument.shape[1:])
-    rows, columns = _some(outputs), _some(inputs)
-    slopes = _jacobian(function, arguments, place, rows)[..., columns]
-    unknown = (slopes == 0.0).all(0)  # (rows, columns)
-    if not unknown.any():
-        return
+    rows, columns = _some(outputs), _some(math.prod(arguments[place].shape[1:]))
     try:
-        seen = _differences(function, arguments, place, columns)[..., rows].mT  # (samples, rows, columns)
+        hidden = _hidden(function, arguments, place, rows, columns)
+        if hidden.any():  # or it was a point where the slope happens to be 0, or one with a jump to either side
+            hidden &= _hidden(function, _moved(arguments), place, rows, columns)
     except (RuntimeError, ValueError, ArithmeticError, AssertionError):  # it refuses what is next to its own states
         return
-    hidden = unknown & (seen.sum(0) > SAMPLES // 2)
     if hidden.any():
         row, column = (int(index) for index in hidden.nonzero()[0])
         raise ValueError(
@@ -407,6 +419,28 @@ def _check_path(what: str, name: str, function: Function, arguments: list[Tensor
             f"{int(rows[row])} of what it returns changes, while the slope is 0. It must be differentiable, without "
             "detach, NumPy or item() on the way."
         )
+
+
+def _hidden(function: Function, arguments: list[Tensor], place: int, rows: Tensor, columns: Tensor) -> Tensor:
+    """Where outputs change with components of an argument and their slopes are 0, (rows, columns)."""
+    unknown = (_jacobian(function, arguments, place, rows)[..., columns] == 0.0).all(0)
+    if not unknown.any():
+        return unknown
+    seen = _differences(function, arguments, place, columns)[..., rows].mT  # (samples, rows, columns)
+    return unknown & (seen.sum(0) > SAMPLES // 2)
+
+
+def _moved(arguments: list[Tensor]) -> list[Tensor]:
+    """Arguments next to these in all components, beyond what `_differences` goes."""
+    generator = torch.Generator().manual_seed(0)
+    signs = [2 * torch.randint(0, 2, argument.shape, generator=generator).to(argument) - 1 for argument in arguments]
+    return [argument + 3 * sign * _change(argument) for argument, sign in zip(arguments, signs, strict=True)]
+
+
+def _change(argument: Tensor) -> Tensor:
+    """How far differences go in each component."""
+    share: float = 10 * torch.finfo(argument.dtype).eps ** (1 / 3)
+    return share * argument.abs().clamp(min=1.0)
 
 
 def _some(count: int) -> Tensor:
@@ -433,7 +467,7 @@ def _differences(function: Function, arguments: list[Tensor], place: int, column
     argument = copies[place]
     epsilon = torch.finfo(argument.dtype).eps
     units = torch.nn.functional.one_hot(columns, argument[0].numel()).to(argument).repeat(SAMPLES, 1)
-    change = 10 * epsilon ** (1 / 3) * argument.abs().clamp(min=1.0) * units.view(argument.shape)
+    change = _change(argument) * units.view(argument.shape)
     below, at, above = (
         function(*copies[:place], argument + sign * change, *copies[place + 1 :]).reshape(SAMPLES, len(columns), -1)
         for sign in (-1.0, 0.0, 1.0)
@@ -455,15 +489,17 @@ def _check_closed_forms(probe: _Probe) -> None:
     expected = [torch.stack([slope.flatten(1) for slope in slopes]) for slopes in zip(*pulled, strict=True)]
     by = ("A = d next/d state", "B = d next/d action")
     if _is_overridden(system, "linearize"):
-        jacobians = system.linearize(states.clone(), actions.clone())
+        jacobians = _pair(f"{probe.name}.linearize", system.linearize(states.clone(), actions.clone()))
         for jacobian, label, size, right in zip(jacobians, by, (n, m), expected, strict=True):
             what = f"{label} of {probe.name}.linearize"
             _check_tensor(what, jacobian, (SAMPLES, n, size), states.dtype, states.device)
             _check_products(what, (vectors.transpose(0, 1) @ jacobian).transpose(0, 1), right)
     if _is_overridden(system, "pullback"):
         pullback = system.pullback(states.clone(), actions.clone())
+        if not callable(pullback):
+            raise ValueError(f"{probe.name}.pullback must return a function of rows and vectors; got {pullback!r}.")
         for rows in (slice(0, SAMPLES), slice(1, 2)):
-            products = pullback(rows, vectors[:, rows])
+            products = _pair(f"the function of {probe.name}.pullback", pullback(rows, vectors[:, rows]))
             for product, label, right in zip(products, by, expected, strict=True):
                 what = f"the product with {label} of {probe.name}.pullback"
                 if product.shape != right[:, rows].shape:
@@ -471,6 +507,14 @@ def _check_closed_forms(probe: _Probe) -> None:
                         f"{what} must have shape {tuple(right[:, rows].shape)}; got {tuple(product.shape)}."
                     )
                 _check_products(what, product, right[:, rows])
+
+
+def _pair(what: str, values: Any) -> Sequence[Tensor]:
+    if not isinstance(values, (tuple, list)) or len(values) != 2 or not all(isinstance(v, Tensor) for v in values):
+        raise ValueError(
+            f"{what} must return two tensors, for the state and for the action; got {checks.shown(values)}."
+        )
+    return values
 
 
 def _check_products(what: str, found: Tensor, expected: Tensor) -> None:

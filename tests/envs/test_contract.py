@@ -176,7 +176,32 @@ class Delayed(Plain):
         return state[:, -1].square()
 
 
-@pytest.mark.parametrize("kind", [Pendulum, Resting, Strict, Stairs, Delayed])
+class Flat(Plain):
+    """At rest at a point where a slope happens to be 0, such as that of a quadratic drag, or where a friction jumps."""
+
+    def step(self, state, action):
+        force = state[:, 1] * state[:, 1].abs() + 0.1 * state[:, 1].sign()
+        return torch.stack([state[:, 0] + action[:, 0] - force, state[:, 1]], dim=1)
+
+    def initial_states(self, batch, generator, dtype=torch.float32):
+        return torch.zeros(batch, 2, dtype=dtype, device=generator.device)
+
+
+class DeadZone(Plain):
+    """Forces of less than 0.6 move nothing."""
+
+    def step(self, state, action):
+        return state + torch.nn.functional.softshrink(action, 0.6)
+
+
+class Far(Plain):
+    """A cost beyond where mild actions lead."""
+
+    def final_cost(self, state):
+        return (state[:, 0] - 8.0).relu()
+
+
+@pytest.mark.parametrize("kind", [Pendulum, Resting, Strict, Stairs, Delayed, Flat, DeadZone, Far])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_unusual_systems_keep_it(kind, dtype):
     check_system(kind(horizon=30, dt=0.1), dtype=dtype)
@@ -334,6 +359,14 @@ def test_jacobians_of_another_shape_are_named(monkeypatch):
 
 
 # What goes backwards otherwise than by a linear map is legal, and known
+
+
+@pytest.mark.parametrize("made", [None, (torch.ones(3, 2, 2),), torch.ones(3, 2, 2)])
+@pytest.mark.parametrize("method", ["linearize", "pullback"])
+def test_slopes_that_are_no_pair_are_named(method, made, monkeypatch):
+    monkeypatch.setattr(Plain, method, lambda self, state, action: made)
+    with pytest.raises(ValueError, match=rf"Plain.{method} must return"):
+        check_system(Plain(horizon=3, dt=0.1))
 
 
 def clipped(method):

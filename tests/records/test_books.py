@@ -352,10 +352,22 @@ def test_numbers_of_numpy_come_back_equal(tmp_path):
     assert RunFolder(tmp_path).make_env().system.target == 2.5
 
 
+@pytest.mark.parametrize("part", ["environment", "controller", "training"])
+@pytest.mark.parametrize("value", [3, "x", [1], None])
+def test_a_config_whose_parts_hold_something_else_is_refused_in_words(tmp_path, part, value):
+    trainer(tmp_path).fit()
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {part: value}))
+    with pytest.raises(RunFolderError):
+        trainer(tmp_path).fit()
+    with pytest.raises(RunFolderError):
+        RunFolder(tmp_path).read_config()
+
+
 # Folders that a kill or a full disk left
 
 
-@pytest.mark.parametrize("name", [".config.json.part", ".config.json.0123456789abcdef.part"])
+@pytest.mark.parametrize("name", [".config.json.part", ".config.json.abc.part", ".config.json.0123456789abcdef.part"])
 @pytest.mark.parametrize("kind", ["run", "baseline", "comparison"])
 def test_a_folder_with_nothing_but_half_written_files_of_ours_is_free(tmp_path, name, kind):
     folder = tmp_path / "folder"

@@ -125,7 +125,8 @@ def as_trained(config: Config) -> str:
 def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
     """What differs between two configurations in a way that makes them different runs, a line each."""
     known = ("environment", "controller", "training")
-    younger = [f"{part}.{name}." for part, name in YOUNGER if name not in dict(stored.get(part) or {})]
+    said = {part: stored[part] for part in known if isinstance(stored.get(part), Mapping)}
+    younger = [f"{part}.{name}." for part, name in YOUNGER if name not in said.get(part, {})]
     old = _flat(asdict(TrainConfig()), "training")  # of a setting that is younger than the folder
     old |= {k: v for part in known for k, v in _flat(stored.get(part), part).items()}
     new = {k: v for part in known for k, v in _flat(wanted.get(part), part).items()}
@@ -175,7 +176,7 @@ class RunFolder:
             RunFolderError: if there is none or it cannot be read.
         """
         config = self._claim.read()
-        if not {"environment", "controller", "training"} <= config.keys():
+        if not all(isinstance(config.get(part), dict) for part in ("environment", "controller", "training")):
             raise RunFolderError(f"{self.path} is not a run folder of the trainer: its config.json is another's.")
         return config
 

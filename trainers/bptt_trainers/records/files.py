@@ -24,7 +24,7 @@ DATA_LIMIT = 2**32  # bytes, of checkpoints and arrays
 _CHUNK = 2**20
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 _NO_WAIT = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # a FIFO without a writer would wait for one
-_LEFTOVER = re.compile(r"\..+(\.[0-9a-f]{16}|\.(json|csv|pt|npz|png))\.part")  # now, and in earlier versions
+_LEFTOVER = re.compile(r"\..+(\.[0-9a-f]{16}|\.(json|csv|pt|npz|png)(\.\w+)?)\.part")  # now, and in earlier versions
 
 _held: dict[Path, tuple[int, int]] = {}  # absolute folder -> device and inode
 
