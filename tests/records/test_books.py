@@ -100,6 +100,12 @@ def test_a_damaged_best_checkpoint_is_an_error(run, damage):
     assert_refused(run, "best.pt.*(put it back from a copy)")
 
 
+def test_the_best_checkpoint_of_another_run_is_an_error(run, tmp_path):
+    trainer(tmp_path / "other", seed=1).fit()
+    (run / "best.pt").write_bytes((tmp_path / "other" / "best.pt").read_bytes())
+    assert_refused(run, r"best.pt has the training loss [\d.e-]+, the best that last.pt knows is")
+
+
 def test_a_config_that_was_edited_is_an_error(run):
     config = json.loads((run / "config.json").read_text())
     config["training"]["seed"] = 7

@@ -265,7 +265,7 @@ class RunFolder:
                 )
 
     def _check_best(self, last: Checkpoint) -> None:
-        """Raise RunFolderError unless best.pt is there and of an epoch that was reached."""
+        """Raise RunFolderError unless best.pt is there, and is the best that last.pt knows."""
         advice = "put it back from a copy, or train into another folder."
         try:
             best = self.load("best")
@@ -278,6 +278,12 @@ class RunFolder:
         if best is not None and best["epoch"] > last["epoch"] + 1:
             raise RunFolderError(
                 f"{self.path / 'best.pt'} is of epoch {best['epoch']}, last.pt of {last['epoch']}: {advice}"
+            )
+        # One of a later epoch was written by a run that was killed before its last.pt
+        if best is not None and best["epoch"] <= last["epoch"] and best["train_loss"] != last["best_train_loss"]:
+            raise RunFolderError(
+                f"{self.path / 'best.pt'} has the training loss {best['train_loss']}, the best that last.pt knows is "
+                f"{last['best_train_loss']}: {advice}"
             )
 
     def record(self, row: EpochMetrics, state: Checkpoint) -> None:
