@@ -337,6 +337,18 @@ class Counts(nn.Module):
         return self.layer(x) * self.calls
 
 
+class Delays(nn.Module):
+    """Acts on what it saw some calls ago."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.seen = nn.Linear(4, 1), []
+
+    def forward(self, x):
+        self.seen = [*self.seen[-4:], x.detach()]
+        return self.layer(self.seen[0] if self.seen[0].shape == x.shape else x)
+
+
 class Normaliser(nn.Module):
     """Gathers statistics in training mode only."""
 
@@ -363,7 +375,7 @@ class Noisy(nn.Module):
 
 
 @pytest.mark.filterwarnings("ignore:.*falls back to the slower")
-@pytest.mark.parametrize("kind", [Remembers, Counts])
+@pytest.mark.parametrize("kind", [Remembers, Counts, Delays])
 def test_memory_that_nobody_resets_is_refused(kind, tmp_path):
     config = TrainConfig(**SHORT, out=tmp_path / "run")
     with pytest.raises(ValueError, match=f"controller {kind.__name__} keeps state between calls, in eval mode too"):

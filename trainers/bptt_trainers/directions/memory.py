@@ -9,6 +9,8 @@ from bptt_envs import System
 from bptt_envs.fingerprint import fingerprint
 from bptt_trainers.directions.snapshot import evaluating, forked_rng
 
+CALLS = 8  # before the one that is looked at: a memory may answer late
+
 
 def refuse_memory(system: System, controller: nn.Module, states: Tensor) -> None:
     """Raise ValueError if, in eval mode, the actions depend on what the controller was called with before.
@@ -29,7 +31,7 @@ def refuse_memory(system: System, controller: nn.Module, states: Tensor) -> None
             before = fingerprint(controller)
             controller(seen)
             after = fingerprint(controller)
-        first, second = (_acts(controller, [other, seen]) for other in others)
+        first, second = (_acts(controller, [*[other] * CALLS, seen]) for other in others)
     counts = before != after and not torch.equal(first, alone)  # such as one that counts its calls
     if counts or not torch.equal(first, second):
         raise ValueError(
