@@ -176,8 +176,14 @@ class RunFolder:
             RunFolderError: if there is none or it cannot be read.
         """
         config = self._claim.read()
-        if not all(isinstance(config.get(part), dict) for part in ("environment", "controller", "training")):
+        parts = ("environment", "controller", "training")
+        if not set(parts) <= config.keys():
             raise RunFolderError(f"{self.path} is not a run folder of the trainer: its config.json is another's.")
+        for part in parts:
+            if not isinstance(config[part], dict):
+                raise RunFolderError(
+                    f"cannot use {self.config_path}: it is damaged or of another version ({part} is {config[part]!r})."
+                )
         return config
 
     def check(self, config: Config) -> Standing | None:
