@@ -254,10 +254,11 @@ class ControllerTape:
             for name, product in ((call.layer.weight, by_weight), (call.layer.bias, by_bias)):
                 if name is not None:
                     totals[name] = totals[name] + product if name in totals else product
-        parameters = dict(self._controller.named_parameters())
-        for name in (name for layer in self._layers for name in (layer.weight, layer.bias)):
-            if name is not None and name not in totals:  # of a layer that was not called
-                totals[name] = weights.new_zeros(weights.shape[1], *parameters[name].shape)
+        own = (name for layer in self._layers for name in (layer.weight, layer.bias) if name is not None)
+        uncalled = [name for name in own if name not in totals]
+        parameters = dict(self._controller.named_parameters()) if uncalled or others else {}
+        for name in uncalled:
+            totals[name] = weights.new_zeros(weights.shape[1], *parameters[name].shape)
         if others:
             with torch.enable_grad():  # vectors apart from what they meet would have torch import sympy
                 met = [(self.actions * weight).sum() for weight in weights.unbind(1)]
