@@ -16,6 +16,7 @@ from bptt_trainers.rules import RULES, Combine
 
 Clip = Literal["none", "value", "norm"]
 OnNonfinite = Literal["stop", "skip"]
+StartStates = Literal["fixed", "shuffled", "fresh"]
 
 
 def _device(name: str, value: Any) -> str:
@@ -54,13 +55,17 @@ class TrainConfig:
     """Clipping of the direction: none, by value (each component to [-1, 1]) or by global norm (to 1)."""
 
     epochs: Count = 1000
-    """Passes over the training states."""
+    """Passes over the training states, or over as many fresh ones."""
 
     batch_size: Count = 8
     """Start states an update."""
 
+    start_states: StartStates = "fixed"
+    """Which start states an epoch visits: a set drawn from the seed in its order (fixed) or in a new one (shuffled), or
+    new ones (fresh)."""
+
     train_states: Count = 256
-    """Start states for training, drawn from the seed, visited in a fixed order."""
+    """Start states of an epoch, drawn from the seed. The training loss is that over the first so many."""
 
     test_states: Count = 256
     """Held-out start states, the same for every seed and method. They choose nothing."""
@@ -88,6 +93,9 @@ class TrainConfig:
 
     hidden: Hidden = None
     """Widths of its hidden layers. None: the paper's, 100 100 for an MLP and 60 60 channels for conv."""
+
+    squash: bool = False
+    """Bend its actions by tanh within their bounds, in place of the clamp, which has no slope beyond them."""
 
     seed: Seed = 0
     """Seeds the controller's weights and the training states."""
