@@ -70,9 +70,10 @@ def regularizer_gradient(regularizer: Regularizer, controller: nn.Module, parame
     if not isinstance(value, Tensor):
         raise TypeError(f"regularizer must return a tensor; got {checks.shown(value)}.")
     if value.numel() != 1 or not value.requires_grad:
-        depends = "" if value.requires_grad else ", which depends on no parameter"
+        depends = "" if value.requires_grad else " that depends on none"
         raise ValueError(
-            f"regularizer must return one number that depends on the parameters; got shape {tuple(value.shape)}{depends}."
+            "regularizer must return one number that depends on the parameters; got a tensor of shape "
+            f"{tuple(value.shape)}{depends}."
         )
     gradients = torch.autograd.grad(value.sum(), own, allow_unused=True, materialize_grads=True)
     return torch.cat([gradient.flatten() for gradient in gradients])

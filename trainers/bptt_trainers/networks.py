@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from bptt_envs import checks
 from bptt_trainers.controllers import Controller
 
-
 Numbers = float | Sequence[Any] | Tensor
 """A number, or one for each component."""
 

@@ -74,8 +74,8 @@ class Standing:
     rows: list[EpochMetrics]
 
 
-def describe(env: Any, controller: nn.Module, config: TrainConfig, given: Mapping[str, Any] | None = None) -> Config:
-    """What config.json says: the environment, the controller, the training settings, what else is given, the versions.
+def describe(env: Any, controller: nn.Module, config: TrainConfig, own: Mapping[str, Any] | None = None) -> Config:
+    """What config.json says: the environment, the controller, the training settings, the user's own terms, the versions.
 
     Beside names, shapes and plain values there are digests of all that the run depends on and JSON cannot hold: the
     classes and attributes of the system and of the controller's parts, tensors that are not trained, networks and
@@ -107,7 +107,7 @@ def describe(env: Any, controller: nn.Module, config: TrainConfig, given: Mappin
         "environment": environment,
         "controller": description,
         "training": {k: plain(v) for k, v in asdict(config).items() if k != "out"},
-        "given": {name: _in_short(one) for name, one in (given or {}).items() if one is not None},
+        "own": {name: _in_short(one) for name, one in (own or {}).items() if one is not None},
         "versions": {module.__name__: module.__version__ for module in (bptt_envs, torch, gym, np)},
     }
 
@@ -130,7 +130,7 @@ def as_trained(config: Config) -> str:
 
 def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
     """What differs between two configurations in a way that makes them different runs, a line each."""
-    known = ("environment", "controller", "training", "given")
+    known = ("environment", "controller", "training", "own")
     said = {part: stored[part] for part in known if isinstance(stored.get(part), Mapping)}
     younger = [f"{part}.{name}." for part, name in YOUNGER if name not in said.get(part, {})]
     old = _flat(asdict(TrainConfig()), "training")  # of a setting that is younger than the folder

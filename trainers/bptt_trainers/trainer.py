@@ -94,9 +94,10 @@ class Trainer:
     ) -> None:
         config = TrainConfig() if config is None else config
         instance("config", config, TrainConfig, "a TrainConfig")
-        for name, states in (("train_states", train_states), ("test_states", test_states)):
-            if isinstance(states, Tensor) and states.dim():
-                config = replace(config, **{name: len(states)})
+        if isinstance(train_states, Tensor) and train_states.dim():
+            config = replace(config, train_states=len(train_states))
+        if isinstance(test_states, Tensor) and test_states.dim():
+            config = replace(config, test_states=len(test_states))
         self.config = config
         if controller is not None:
             instance("controller", controller, nn.Module, "a torch.nn.Module; settings are passed as config=")
@@ -147,13 +148,13 @@ class Trainer:
         self.history: list[EpochMetrics] = []
         self._last: Checkpoint = {}
         self.best_train_loss = math.inf
-        given = {
+        own = {
             "train_states": train_states,
             "test_states": test_states,
             "extra_cost": extra_cost,
             "regularizer": regularizer,
         }
-        self._description = describe(env, controller, config, given)
+        self._description = describe(env, controller, config, own)
 
     @property
     def epoch(self) -> int:
