@@ -75,7 +75,7 @@ class Standing:
 
 
 def describe(env: Any, controller: nn.Module, config: TrainConfig, own: Mapping[str, Any] | None = None) -> Config:
-    """What config.json says: the environment, the controller, the training settings, the user's own terms, the versions.
+    """What config.json says: environment, controller, training settings, terms of the user's own, versions.
 
     Beside names, shapes and plain values there are digests of all that the run depends on and JSON cannot hold: the
     classes and attributes of the system and of the controller's parts, tensors that are not trained, networks and
