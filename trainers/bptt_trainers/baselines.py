@@ -398,9 +398,10 @@ def _claim(folder: Path) -> Claim:
 
     def differences(stored: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
         stored = _of_today(stored)
-        named = [
-            name for name in (*_SETTINGS, "settings") if name not in ("preset", "overrides")
-        ]  # what they amount to
-        return [in_words(n, stored.get(n), wanted[n]) for n in named if not same(stored.get(n), wanted[n])]
+        named = [name for name in _SETTINGS if name not in ("preset", "overrides")]  # which amount to the settings
+        pairs = [(name, stored.get(name), wanted[name]) for name in named]
+        before, now = stored["settings"], wanted["settings"]
+        pairs += [(name, before.get(name), now.get(name)) for name in dict.fromkeys([*before, *now])]
+        return [in_words(name, old, new) for name, old, new in pairs if not same(old, new)]
 
     return Claim(folder / "config.json", "run", differences)

@@ -113,7 +113,8 @@ def read_command(name: str, arguments: Sequence[str]) -> Command:
         make_default = getattr(command, "with_defaults", None)  # some have defaults that hang on what is given
         default = None if make_default is None else make_default(arguments)
         given = {} if default is None else {"default": default}
-        return tyro.cli(command, prog=f"bptt {name}", description="", args=arguments, **given)
+        made: Command = tyro.cli(command, prog=f"bptt {name}", description="", args=arguments, **given)
+        return made
 
 
 def _run(name: str, arguments: list[str], ended: Ended) -> int:

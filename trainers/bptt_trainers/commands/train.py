@@ -93,8 +93,7 @@ class Train:
         with checking_arguments():
             options = parse_options(self.env, self.env_option)
             row = rule_preset(self.training.rule, split_id(self.env)[1], name=self.preset, options=options)
-            options |= seen_by(row, split_id(self.env)[1], options)
-            env = make_environment(self.env, options)
+            env = make_environment(self.env, options | seen_by(row, split_id(self.env)[1], options))
             module, env_id = split_id(self.env)
             module = module or self.module
             several = {name: values for name in VARIED if (values := getattr(self, name))}
