@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 import bptt_envs
 from bptt_envs import System, checks
-from bptt_envs.registration import ENTRIES, system_class
+from bptt_envs.registration import ENTRIES, build_system, system_class
 from bptt_envs.settings import Count, Seed, among, read
 from bptt_envs.surroundings import own_surroundings
 from bptt_trainers.curve import Curve, CurvePoint, curve_to_csv, read_curve
@@ -112,12 +112,10 @@ class BaselineConfig:
         return self._system({} if objective == "same" else {"objective": objective})
 
     def _system(self, changes: dict[str, Any]) -> System:
-        loaded = system_class(self.env)
-        loaded.check_options(dict(self.env_options), self.env)
-        options = ENTRIES[self.env].defaults | dict(self.env_options) | changes
-        if "observation" in loaded.options() and "observation" not in options:
+        known, options = system_class(self.env).options(), dict(self.env_options) | changes
+        if "observation" in known and "observation" not in ENTRIES[self.env].defaults | options:
             options["observation"] = self.settings()["observation"]
-        return loaded(**options)
+        return build_system(self.env, options, self.env)
 
 
 class BaselineController:
