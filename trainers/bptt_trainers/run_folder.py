@@ -38,8 +38,8 @@ from bptt_trainers.records.files import (
 )
 from bptt_trainers.records.plain import EVAL, content, objects_in, parts, plain, tensor_line, tensors
 
-# Settings that do not change what has been computed so far: a run may be continued with others. (With a learning rate
-# that falls over the epochs, their number does.)
+# Settings that do not change what has been computed so far: a run may be continued with others. (The number of epochs
+# does where `epochs_count`.)
 CHANGEABLE = (
     "epochs",
     "compile",
@@ -139,13 +139,19 @@ def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[st
     old |= {k: v for part in known for k, v in _flat(stored.get(part), part).items()}
     new = {k: v for part in known for k, v in _flat(wanted.get(part), part).items()}
     ignored = {f"training.{name}" for name in CHANGEABLE}
-    if new.get("training.final_learning_rate") is not None:
-        ignored.remove("training.epochs")  # the learning rate falls over all of them
+    if epochs_count(wanted):
+        ignored.remove("training.epochs")
     return [
         in_words(name, old.get(name), new.get(name))
         for name in dict.fromkeys([*old, *new])
         if name not in ignored and not name.startswith(tuple(younger)) and not same(old.get(name), new.get(name))
     ]
+
+
+def epochs_count(config: Mapping[str, Any]) -> bool:
+    """Whether the step sizes of a run follow from the number of its epochs, which then must stay what it is."""
+    training = config["training"]
+    return training["final_learning_rate"] is not None or training["warmup"] > 0.0
 
 
 def kept_name(epoch: int) -> str:

@@ -31,7 +31,7 @@ from bptt_trainers.queries import DirectionQuery, LossQuery, Query, answer_compa
 from bptt_trainers.records.files import RunFolderError, modified
 from bptt_trainers.rollout import losses, rollout
 from bptt_trainers.rules import MODIFIED, REGULAR, Feedback, get_rule
-from bptt_trainers.run_folder import Checkpoint, RunFolder, Standing, as_trained, describe, kept_name
+from bptt_trainers.run_folder import Checkpoint, RunFolder, Standing, as_trained, describe, epochs_count, kept_name
 from bptt_trainers.start_states import (
     MASKS,
     WEIGHTS,
@@ -165,6 +165,11 @@ class Trainer:
     def updates_per_epoch(self) -> int:
         """Updates of one epoch."""
         return math.ceil(self.config.train_states / self.config.batch_size)
+
+    @property
+    def lengthens(self) -> bool:
+        """Whether a run that has its epochs can go on with more: not if its step sizes follow from their number."""
+        return not epochs_count(self._description)
 
     def fit(self) -> list[EpochMetrics]:
         """Train until `config.epochs` epochs are done, continuing what the run folder holds.

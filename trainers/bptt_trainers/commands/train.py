@@ -178,8 +178,7 @@ class Announce(Callback):
             print(f"{folder}: continuing after epoch {done} of {epochs}", flush=True)
             announce_compiling(trainer.config)
         else:
-            lengthens = trainer.config.final_learning_rate is None
-            further = "; bptt resume with more --epochs goes further" if lengthens else ""
+            further = "; bptt resume with more --epochs goes further" if trainer.lengthens else ""
             print(f"{folder}: all {epochs} epochs are done{further}", flush=True)
 
 
