@@ -1,4 +1,4 @@
-"""Start states: for training from a seed, held out the same for everybody."""
+"""Start states: for training from a seed; for validation and held out, each the same for everybody."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from bptt_envs import System, checks
 
-WEIGHTS, TRAINING, HELD_OUT, MASKS = range(4)  # streams of random numbers that never meet
+WEIGHTS, TRAINING, HELD_OUT, MASKS, VALIDATION = range(5)  # streams of random numbers that never meet
 
 
 def stream_seed(stream: int, seed: int = 0, *parts: int) -> int:
@@ -32,6 +32,15 @@ def held_out_states(system: System, count: int, dtype: torch.dtype = torch.float
         TypeError, ValueError: as `training_states`.
     """
     return _drawn(system, count, stream_seed(HELD_OUT), dtype)
+
+
+def validation_states(system: System, count: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The (count, *state_shape) start states by which settings are chosen, none of them trained on or held out.
+
+    Raises:
+        TypeError, ValueError: as `training_states`.
+    """
+    return _drawn(system, count, stream_seed(VALIDATION), dtype)
 
 
 def _drawn(system: System, count: int, seed: int, dtype: torch.dtype) -> Tensor:
