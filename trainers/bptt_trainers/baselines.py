@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 import bptt_envs
 from bptt_envs import System, checks
+from bptt_envs.differentiable import check_batch
 from bptt_envs.registration import ENTRIES, build_system, system_class
 from bptt_envs.settings import Count, Seed, among, read
 from bptt_envs.surroundings import own_surroundings
@@ -177,7 +178,18 @@ class BaselineRun:
     curve: Curve
 
 
-def train_baseline(config: BaselineConfig, folder: Path | None = None, progress: bool = True) -> BaselineRun:
+Report = Callable[[CurvePoint], bool]
+"""Called at each evaluation; False ends training there."""
+
+
+def train_baseline(
+    config: BaselineConfig,
+    folder: Path | None = None,
+    progress: bool = True,
+    *,
+    judged_states: Tensor | None = None,
+    report: Report | None = None,
+) -> BaselineRun:
     """Train a controller by reinforcement learning.
 
     With a folder, it holds config.json, curve.csv and policy.pt (the weights and the normalisation, as
@@ -188,25 +200,37 @@ def train_baseline(config: BaselineConfig, folder: Path | None = None, progress:
         config: every setting.
         folder: where the run is kept; None keeps it in memory.
         progress: whether to show a bar.
+        judged_states: start states, (B, *state_shape), by which it is judged in place of the held-out ones.
+        report: called at each evaluation; returns False to end training there.
 
     Raises:
+        ValueError: if a folder is given with `judged_states` or `report`: it holds whole runs on the held-out states.
         RunFolderError: if the folder holds a run of another configuration, is in use, or cannot be written.
     """
     checks.instance("config", config, BaselineConfig, "a BaselineConfig")
     folder = None if folder is None else checks.path("folder", folder)
+    if folder is not None and not (judged_states is None and report is None):
+        raise ValueError(
+            f"folder must be None with judged_states or report, as a folder holds a whole run judged on the held-out "
+            f"states; got {folder}."
+        )
+    if judged_states is not None:
+        check_batch("judged_states", judged_states, config.judged_system().state_shape)
     with nullcontext() if folder is None else locked(folder):
         if folder is not None:
             _claim(folder).take(_describe(config))
             if exists(folder / "curve.csv"):  # written last
                 return _load(folder, config)
-        return _train(config, folder, progress)
+        return _train(config, folder, progress, judged_states, report)
 
 
-def _train(config: BaselineConfig, folder: Path | None, progress: bool) -> BaselineRun:
+def _train(
+    config: BaselineConfig, folder: Path | None, progress: bool, judged_states: Tensor | None, report: Report | None
+) -> BaselineRun:
     with _apart():
         model, normalize = _build(config)
         model.set_logger(Logger(folder=None, output_formats=[]))  # its own would make a temporary folder
-        evaluation = _Evaluation(config, normalize, progress)
+        evaluation = _Evaluation(config, normalize, progress, judged_states, report)
         try:
             model.learn(config.steps, callback=evaluation)
         finally:
@@ -269,13 +293,23 @@ def _load(folder: Path, config: BaselineConfig) -> BaselineRun:
 class _Evaluation(BaseCallback):
     """Judges the controller as it learns, between updates, and keeps the bar."""
 
-    def __init__(self, config: BaselineConfig, normalize: VecNormalize, progress: bool) -> None:
+    def __init__(
+        self,
+        config: BaselineConfig,
+        normalize: VecNormalize,
+        progress: bool,
+        judged_states: Tensor | None,
+        report: Report | None,
+    ) -> None:
         super().__init__()
         self.curve: list[CurvePoint] = []
         self._config = config
         self._normalize = normalize
         self._system = config.judged_system()
-        self._states = held_out_states(self._system, config.test_states)
+        held_out = held_out_states(self._system, config.test_states)
+        self._states = held_out if judged_states is None else judged_states
+        self._report = report
+        self._goes_on = True
         self._interval = max(1, config.steps // config.evaluations)
         self._seconds = 0.0
         self.bar = tqdm(
@@ -297,7 +331,7 @@ class _Evaluation(BaseCallback):
 
     def _on_step(self) -> bool:
         self.bar.update(min(self.num_timesteps, self._config.steps) - self.bar.n)
-        return True
+        return self._goes_on
 
     def _on_training_end(self) -> None:
         if not self.curve or self.curve[-1].simulator_steps < self.num_timesteps:
@@ -309,6 +343,8 @@ class _Evaluation(BaseCallback):
         loss = float(controller.evaluate(self._system, self._states).mean())
         self.curve.append(CurvePoint(self.num_timesteps, self._seconds, loss))
         self.bar.set_postfix(test=f"{loss:.3g}", refresh=False)
+        if self._report is not None:
+            self._goes_on = self._report(self.curve[-1]) and self._goes_on
         self._resumed = time.perf_counter()
 
 

@@ -9,9 +9,15 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from typing import Any
 
 PR_SET_PDEATHSIG = 1  # of Linux' prctl
+
+Submit = Callable[..., "Future[Any]"]
+"""From a function and its arguments to what will be its answer."""
 
 
 @contextmanager
@@ -30,6 +36,38 @@ def out_of_reach_of_the_terminal() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def pool(jobs: int, begin: Callable[..., None], arguments: tuple[Any, ...] = ()) -> Iterator[Submit]:
+    """Processes that work for this one, as a function that submits work; none is left, however this process ends.
+
+    Args:
+        jobs: how many processes.
+        begin: called first in each, with `arguments`; should call `end_with_parent`.
+        arguments: what `begin` is called with.
+
+    Raises:
+        ChildProcessError: if one of them was ended from outside.
+    """
+    executor = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), begin, arguments)
+
+    def submit(work: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        with out_of_reach_of_the_terminal():  # it may start a process
+            return executor.submit(work, *arguments)
+
+    try:
+        yield submit
+    except BrokenProcessPool as error:
+        raise ChildProcessError(
+            "a training process was ended from outside, perhaps for want of memory; the same command goes on."
+        ) from error
+    except BaseException:
+        for child in multiprocessing.active_children():
+            child.terminate()
+        raise
+    finally:
+        executor.shutdown(cancel_futures=True)
 
 
 def end_with_parent(wait: Callable[[], object] | None = None) -> None:

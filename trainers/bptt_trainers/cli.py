@@ -48,6 +48,7 @@ COMMANDS = {
     "resume": Entry("bptt_trainers.commands.train:Resume", "continue a training run"),
     "evaluate": Entry("bptt_trainers.commands.evaluate:Evaluate", "judge trained controllers on held-out start states"),
     "compare": Entry("bptt_trainers.commands.compare:Compare", "compare rules with reinforcement learning"),
+    "tune": Entry("bptt_trainers.commands.tune:Tune", "search for the settings of rules, PPO and SAC, all alike"),
     "render": Entry("bptt_trainers.commands.render:Render", "draw a trained controller: an animation or a picture"),
     "diagnose": Entry("bptt_trainers.commands.diagnose:Diagnose", "draw how the rules differed in a training run"),
     "fields": Entry("bptt_trainers.commands.fields:Fields", "draw the fields of R, M and C around a run's checkpoints"),

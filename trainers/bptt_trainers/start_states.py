@@ -1,4 +1,4 @@
-"""Start states: for training from a seed, held out the same for everybody."""
+"""Start states: for training from a seed; for validation and held out, each the same for everybody."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bptt_envs import System, checks
 from bptt_envs.differentiable import check_batch
 from bptt_trainers.config import TrainConfig
 
-WEIGHTS, TRAINING, HELD_OUT, MASKS, FRESH, ORDER = range(6)  # streams of random numbers that never meet
+WEIGHTS, TRAINING, HELD_OUT, MASKS, VALIDATION, FRESH, ORDER = range(7)  # streams of random numbers that never meet
 
 Draw = Callable[[int, torch.Generator], Tensor]
 """Draws (count, *state_shape) start states by a generator on the CPU."""
@@ -39,6 +39,15 @@ def held_out_states(system: System, count: int, dtype: torch.dtype = torch.float
         TypeError, ValueError: as `training_states`.
     """
     return _drawn(system, count, stream_seed(HELD_OUT), dtype)
+
+
+def validation_states(system: System, count: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The (count, *state_shape) start states by which settings are chosen, none of them trained on or held out.
+
+    Raises:
+        TypeError, ValueError: as `training_states`.
+    """
+    return _drawn(system, count, stream_seed(VALIDATION), dtype)
 
 
 class StartStates:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -117,11 +118,15 @@ def same(one: Any, other: Any) -> bool:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, wait: float = 0.0) -> Iterator[None]:
     """Make the folder if need be, keep other processes from writing into it, and keep to it if it is moved.
 
     The lock is flock's, on the folder itself: unlike a library's lock file it leaves nothing in the folder, and ends
     with the process. Where the file system has no locks, that is a warning.
+
+    Args:
+        folder: the folder.
+        wait: seconds to wait for another process that has it; for folders that several processes share.
 
     Raises:
         RunFolderError: if another process has it, or it cannot be made.
@@ -134,7 +139,7 @@ def locked(folder: Path) -> Iterator[None]:
                 raise RunFolderError(f"cannot read {folder}: {error.strerror or error}.") from error
             stack.callback(os.close, descriptor)
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _lock(descriptor, wait)
             except OSError as error:
                 if error.errno in _TAKEN:
                     raise RunFolderError(f"{folder} is in use by another process that trains into it.") from error
@@ -144,6 +149,18 @@ def locked(folder: Path) -> Iterator[None]:
                     stacklevel=2,
                 )
         yield
+
+
+def _lock(descriptor: int, wait: float) -> None:
+    """Take the lock, waiting for up to `wait` seconds."""
+    end = time.monotonic() + wait
+    while True:
+        try:
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in _TAKEN or time.monotonic() >= end:
+                raise
+        time.sleep(0.02)
 
 
 def _names(folder: Path) -> list[str]:

@@ -8,8 +8,7 @@ import re
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Future, as_completed
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
 from importlib.metadata import version
@@ -25,7 +24,7 @@ from tqdm import tqdm
 import bptt_envs
 from bptt_envs import DifferentiableEnv, System
 from bptt_trainers.callbacks import Callback
-from bptt_trainers.children import end_with_parent, out_of_reach_of_the_terminal
+from bptt_trainers.children import end_with_parent, out_of_reach_of_the_terminal, pool
 from bptt_trainers.config import TrainConfig
 from bptt_trainers.default_controllers import default_controller
 from bptt_trainers.ensemble import SHARED, Ensemble
@@ -325,25 +324,12 @@ def _workers(
         for done in iter(steps.get, None):
             bar.update(done)
 
-    def submit(unit: Sequence[Run]) -> Future[list[list[Point]]]:
-        with out_of_reach_of_the_terminal():  # it may start a process
-            return executor.submit(_train, unit)
-
     watcher = threading.Thread(target=show, daemon=True)
-    executor = ProcessPoolExecutor(jobs, context, _begin_work, (steps,))
     watcher.start()
     try:
-        yield submit
-    except BrokenProcessPool as error:
-        raise ChildProcessError(
-            "a training process was ended from outside, perhaps for want of memory; the same command goes on."
-        ) from error
-    except BaseException:
-        for child in multiprocessing.active_children():
-            child.terminate()
-        raise
+        with pool(jobs, _begin_work, (steps,)) as submit:
+            yield lambda unit: submit(_train, unit)
     finally:
-        executor.shutdown(cancel_futures=True)
         steps.cancel_join_thread()  # a process that was ended as it wrote may have left the queue locked for good
         steps.put(None)
         watcher.join(timeout=2.0)

@@ -1,0 +1,1 @@
+"""The search for settings, the same for update rules and for reinforcement learning."""

@@ -1,0 +1,172 @@
+"""What comes of a study: a line for each trial, the best row of each method, the command that trains with it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from bptt_trainers.comparison_table import to_csv
+from bptt_trainers.config import TrainConfig
+from bptt_trainers.methods import BPTT, METHODS
+from bptt_trainers.options import write_options
+from bptt_trainers.presets import Preset
+from bptt_trainers.records.claim import locked
+from bptt_trainers.records.files import write_atomic
+from bptt_trainers.records.plain import plain
+from bptt_trainers.tuning.config import TuneConfig
+from bptt_trainers.tuning.store import WAIT, Store
+from bptt_trainers.tuning.trials import FIRST_SEED
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
+
+TABLE = "study.csv"
+ROWS = "preset.json"
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best trial of a method.
+
+    Attributes:
+        method: the method.
+        trial: its number.
+        score: the mean of the two below.
+        final: the median over the tuning seeds of log10 of the loss at the end.
+        area: the median of the mean of log10 of the loss over the budget.
+        row: its settings, those that were searched or pinned.
+        command: the command that trains with them.
+    """
+
+    method: str
+    trial: int
+    score: float
+    final: float
+    area: float
+    row: Preset
+    command: str
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study as it stands.
+
+    Attributes:
+        folder: holds study.csv, preset.json and the trials.
+        best: the best trial of each method that has one.
+        trials: a line of study.csv each.
+    """
+
+    folder: Path
+    best: Mapping[str, Best]
+    trials: tuple[Mapping[str, Any], ...]
+
+
+def write(store: Store) -> Study:
+    """Write the table and the best rows of a study, from its trials."""
+    config = store.config
+    with locked(config.out, WAIT):
+        study = study_of(store)
+        if study.trials:
+            write_atomic(config.out / TABLE, to_csv(study.trials).encode())
+            rows = {
+                one.method: {"score": one.score, "trial": one.trial, "row": plain(one.row)}
+                for one in study.best.values()
+            }
+            book = {"env": config.env, "env_options": plain(config.env_options), "steps": config.steps, "rows": rows}
+            write_atomic(config.out / ROWS, (json.dumps(book, indent=2) + "\n").encode())
+    return study
+
+
+def study_of(store: Store) -> Study:
+    """A study, from its trials."""
+    trials, best = [], {}
+    for method in store.config.methods:
+        trials += [_line(store.config, method, one) for one in store.done(method)]
+        found = store.best(method)
+        if found is not None:
+            row = _row(found)
+            attributes = found.user_attrs
+            best[method] = Best(
+                method=method,
+                trial=found.number,
+                score=found.value or 0.0,
+                final=median(attributes["finals"]),
+                area=median(attributes["areas"]),
+                row=row,
+                command=command(store.config, method, row),
+            )
+    return Study(store.config.out, best, tuple(trials))
+
+
+def command(config: TuneConfig, method: str, row: Preset) -> str:
+    """The command that trains `method` with the settings of a row."""
+    trained = METHODS[method]
+    words = ["bptt", "train" if isinstance(trained, BPTT) else "compare"]
+    words += ["--module", config.module] if config.module is not None else []
+    options = dict(config.env_options)
+    words += ["--env", config.env]
+    if isinstance(trained, BPTT):
+        own = {one.name for one in fields(TrainConfig)}
+        settings = trained.config(config.budget, row)
+        for name in ("rule", "epochs", *trained.changes, *(name for name in row if name in own)):
+            words += _flag(name, getattr(settings, name))
+        options |= {name: value for name, value in row.items() if name not in own}
+    else:
+        words += ["--methods", method, "--steps", str(config.steps)]
+        words += [word for name, value in row.items() for word in ("--override", f"{method}.{name}={value}")]
+    words += [word for name, value in options.items() for word in ("--env-option", f"{name}={value}")]
+    return shlex.join(words)
+
+
+def preset_line(config: TuneConfig, best: Best) -> str:
+    """The row of a method as it stands in the table of presets."""
+    entries = ", ".join(f"{name!r}: {value!r}" for name, value in best.row.items())
+    return f"({best.method!r}, {config.env!r}): {{{entries}}},"
+
+
+def _line(config: TuneConfig, method: str, trial: FrozenTrial) -> dict[str, Any]:
+    """A line of the table; a number that there is not is an empty cell."""
+    attributes = trial.user_attrs
+    finals, areas = attributes.get("finals", []), attributes.get("areas", [])
+    whole = trial.state.name == "COMPLETE" and "error" not in attributes
+    line = {
+        "method": method,
+        "trial": trial.number,
+        "state": "failed" if "error" in attributes else trial.state.name.lower(),
+        "settings": write_options(_row(trial)),
+        "score": trial.value if whole else "",
+        "final": median(finals) if whole else "",
+        "area": median(areas) if whole else "",
+        "seconds": f"{attributes.get('seconds', 0.0):.3f}",
+    }
+    for number in range(config.seeds):
+        for name, values in (("final", finals), ("area", areas)):
+            line[f"{name}_{FIRST_SEED + number}"] = values[number] if number < len(values) else ""
+    return line | {"error": attributes.get("error", "")}
+
+
+def _row(trial: FrozenTrial) -> Preset:
+    """The settings of a trial that a row names."""
+    row = {name: _as_tuple(value) for name, value in trial.user_attrs.get("settings", {}).items()}
+    if row.get("clip") == "none":
+        row.pop("clip_threshold", None)
+    return row
+
+
+def _as_tuple(value: Any) -> Any:
+    """A value of JSON, with tuples for lists."""
+    return tuple(_as_tuple(one) for one in value) if isinstance(value, list) else value
+
+
+def _flag(name: str, value: Any) -> list[str]:
+    """A setting as an option of the command line."""
+    option = name.replace("_", "-")
+    if isinstance(value, bool):
+        return [f"--{option}" if value else f"--no-{option}"]
+    return [f"--{option}", *map(str, value if isinstance(value, tuple) else (value,))]

@@ -1,0 +1,268 @@
+"""The trials of a study on disk, shared by processes here and elsewhere."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from gymnasium.error import DependencyNotInstalled
+
+from bptt_trainers.records.claim import Claim, in_words, locked, same
+from bptt_trainers.records.files import append, read_bytes, understanding
+from bptt_trainers.records.plain import plain
+from bptt_trainers.tuning.config import TuneConfig
+from bptt_trainers.tuning.score import LIMIT
+from bptt_trainers.tuning.space import Range, Search
+
+if TYPE_CHECKING:
+    from optuna import Study, Trial
+    from optuna.distributions import BaseDistribution
+    from optuna.trial import FrozenTrial
+
+CLAIM = "study.json"
+JOURNAL = "trials.journal"
+
+CHANGEABLE = ("module", "methods", "trials", "fix", "search", "compile", "jobs", "timeout", "out")
+"""Settings with others of which a study may go on, or that stand in the searches."""
+
+CHECKPOINTS = 8
+"""Fractions of the first run's budget after each of which a trial may be pruned."""
+
+WAIT = 60.0  # seconds for another process to let go of the folder
+BEAT = 20.0  # seconds between two signs of life of a process that makes a trial
+SILENCE = 180.0  # seconds without one after which it counts as gone; clocks of machines differ
+HOST = socket.gethostname()
+
+
+def need_optuna() -> None:
+    """Raise DependencyNotInstalled if optuna is not there; it is an extra, and slow to import.
+
+    Raises:
+        DependencyNotInstalled: with the command that installs it.
+    """
+    try:
+        import optuna  # noqa: F401
+    except ImportError as error:
+        raise DependencyNotInstalled("the search needs optuna: pip install 'stable-bptt[tune]'") from error
+
+
+class Store:
+    """The folder of a study: whose it is, and its trials.
+
+    Every change of who makes which trial is made while the process has the folder to itself, so that several make
+    exactly the trials that are asked for. A process shows every 20 s that it lives; what one leaves unfinished that is
+    gone, on this machine by its number, elsewhere by its silence, is begun anew with the same settings, once: the
+    second time it is a failed trial.
+
+    Args:
+        config: every setting.
+
+    Raises:
+        DependencyNotInstalled: if optuna is not there.
+        RunFolderError: if the folder is of another study, or cannot be written.
+    """
+
+    def __init__(self, config: TuneConfig) -> None:
+        need_optuna()
+        from optuna.storages import JournalStorage
+        from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+
+        self.config = config
+        with locked(config.out, WAIT):
+            self.searches = _claim(config)
+            path = config.out / JOURNAL
+            lock = JournalFileOpenLock(str(path))
+            lock.acquire()  # whoever appends has it
+            try:
+                if path.exists():
+                    _drop_torn_line(path)
+            finally:
+                lock.release()
+            self._storage = JournalStorage(JournalFileBackend(str(path), lock))
+
+    def take(self) -> tuple[str, Trial] | None:
+        """Begin a trial of the method that has the fewest; None if every method has all."""
+        with locked(self.config.out, WAIT):
+            counts = {}
+            for method in self.config.methods:
+                self._bury(method)
+                counts[method] = sum(one.state.name in ("COMPLETE", "PRUNED", "RUNNING") for one in self.trials(method))
+            method = min(counts, key=lambda one: counts[one])
+            return (method, self._ask(method)) if counts[method] < self.config.trials else None
+
+    def finish(self, method: str, trial: Trial, value: float | None, attributes: Mapping[str, Any]) -> bool:
+        """End a trial with a score, or pruned if that is None; False if meanwhile it was given to another process."""
+        from optuna.trial import TrialState
+
+        with locked(self.config.out, WAIT):
+            if self.trials(method)[trial.number].state is not TrialState.RUNNING:
+                return False
+            for name, one in attributes.items():
+                trial.set_user_attr(name, plain(one))
+            self._study(method).tell(trial, value, state=TrialState.PRUNED if value is None else None)
+        return True
+
+    def trials(self, method: str) -> list[FrozenTrial]:
+        """All trials of a method, by number."""
+        return self._study(method).get_trials(deepcopy=False)
+
+    def done(self, method: str) -> list[FrozenTrial]:
+        """Those that ended with a score or were pruned."""
+        return [one for one in self.trials(method) if one.state.name in ("COMPLETE", "PRUNED")]
+
+    def best(self, method: str) -> FrozenTrial | None:
+        """The trial with the least score, of those that did not fail; None if there is none."""
+        ended = [one for one in self.done(method) if one.state.name == "COMPLETE" and "error" not in one.user_attrs]
+        return min(ended, key=lambda one: one.value or 0.0, default=None)
+
+    def _ask(self, method: str) -> Trial:
+        search, count = self.searches[method], len(self.trials(method))
+        study = self._study(method, seed=count)
+        if count == 0:
+            study.enqueue_trial(search.parameters(), user_attrs={"first": True})
+        trial = study.ask(_distributions(search))
+        trial.set_user_attr("beat", time.time())
+        trial.set_user_attr("owner", {"host": HOST, "process": os.getpid()})
+        return trial
+
+    def _bury(self, method: str) -> None:
+        """Put back what processes left unfinished that are gone."""
+        from optuna.trial import TrialState
+
+        study = self._study(method)
+        for trial in self.trials(method):
+            if trial.state is not TrialState.RUNNING or _lives(trial.user_attrs):
+                continue
+            attributes = {name: trial.user_attrs[name] for name in ("first",) if name in trial.user_attrs}
+            if "again" in trial.user_attrs:
+                words = "the process that made it ended without a word, twice: for want of memory?"
+                self._storage.set_trial_user_attr(trial._trial_id, "error", words)
+                study.tell(trial.number, LIMIT)
+                continue
+            study.tell(trial.number, state=TrialState.FAIL)
+            study.enqueue_trial(trial.params, user_attrs={**attributes, "again": True})
+
+    def _study(self, method: str, seed: int = 0) -> Study:
+        """The study of a method; `seed` is that of the next draw."""
+        import optuna
+
+        parts = np.random.SeedSequence([self.config.seed, seed]).generate_state(1)
+        with _quiet():
+            return optuna.create_study(
+                storage=self._storage,
+                study_name=method,
+                load_if_exists=True,
+                sampler=optuna.samplers.TPESampler(seed=int(parts[0]), multivariate=True),
+                pruner=optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=1),
+            )
+
+
+@contextmanager
+def beating(trial: Trial) -> Iterator[None]:
+    """Within, the process shows that it lives, and makes this trial."""
+    from optuna.exceptions import UpdateFinishedTrialError
+
+    ended = threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(BEAT):
+            try:
+                trial.set_user_attr("beat", time.time())
+            except UpdateFinishedTrialError:  # given to another process, as this one was silent
+                return
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _lives(attributes: Mapping[str, Any]) -> bool:
+    """Whether the process that makes a trial is there."""
+    owner = attributes.get("owner")
+    if owner is None or time.time() - attributes["beat"] > SILENCE:  # without an owner: killed as it began
+        return False
+    if owner["host"] != HOST or os.name == "nt":  # on Windows, to ask is to kill
+        return True
+    if owner["process"] == os.getpid():  # it asks for another
+        return False
+    try:
+        os.kill(owner["process"], 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _distributions(search: Search) -> dict[str, BaseDistribution]:
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    found: dict[str, BaseDistribution] = {}
+    for name, entry in search.free.items():
+        if not isinstance(entry, Range):
+            found[name] = CategoricalDistribution([repr(value) for value in entry.values])
+        elif entry.whole:
+            found[name] = IntDistribution(int(entry.low), int(entry.high), log=entry.log)
+        else:
+            found[name] = FloatDistribution(float(entry.low), float(entry.high), log=entry.log)
+    return found
+
+
+def _claim(config: TuneConfig) -> dict[str, Search]:
+    """Claim the folder, or check that it is of the same study; the searches, from the rows that it was begun with."""
+    claim = Claim(config.out / CLAIM, "study", _differences)
+    named = {one.name: getattr(config, one.name) for one in fields(config) if one.name not in CHANGEABLE}
+    now = config.searches({})
+    wanted = plain(named) | {
+        "searches": {method: str(search) for method, search in now.items()},
+        "rows": {method: plain(search.row) for method, search in now.items()},
+    }
+    stored = claim.check(wanted)
+    if stored is not None:
+        with understanding(claim.path):
+            for name in ("searches", "rows"):  # methods left out now may come back; rows are those of then
+                wanted[name] = {**wanted[name], **stored[name]}
+            now = config.searches(wanted["rows"])
+    claim.take(wanted)
+    return now
+
+
+def _differences(stored: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    with understanding(Path(CLAIM)):
+        before_of = dict(stored["searches"])
+        pairs = [(name, stored.get(name), value) for name, value in wanted.items() if name not in ("searches", "rows")]
+        pairs += [(f"search of {m}", before_of.get(m, now), now) for m, now in wanted["searches"].items()]
+    return [in_words(name, old, new) for name, old, new in pairs if not same(old, new)]
+
+
+def _drop_torn_line(path: Path) -> None:
+    """Drop the end of a line that a kill or a full disk cut short: what is appended to it could not be read."""
+    whole, newline, torn = read_bytes(path).rpartition(b"\n")
+    if torn:
+        append(path, b"", at=len(whole + newline))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep optuna from saying on stderr that there is a study."""
+    import optuna
+
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(logging.WARNING)
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(before)

@@ -1,0 +1,219 @@
+"""A study: trials of every method, as many processes as are wanted, and what comes of them."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import get_context
+from multiprocessing.queues import Queue
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tqdm import tqdm
+
+from bptt_envs.checks import instance
+from bptt_trainers.children import end_with_parent, out_of_reach_of_the_terminal, pool
+from bptt_trainers.curve import CurvePoint
+from bptt_trainers.threads import threads
+from bptt_trainers.tuning.config import TuneConfig
+from bptt_trainers.tuning.outcome import Best, Study, write
+from bptt_trainers.tuning.score import LIMIT, area, best_possible, final, score, so_far
+from bptt_trainers.tuning.store import CHECKPOINTS, Store, beating
+from bptt_trainers.tuning.trials import FIRST_SEED, RefusedError, learn
+from bptt_trainers.user_code import import_module
+
+if TYPE_CHECKING:
+    from optuna import Trial
+
+__all__ = ["Best", "Study", "tune"]
+
+
+def tune(config: TuneConfig, progress: bool = True) -> Study:
+    """Make the trials that the study's folder lacks, and say what is best.
+
+    Each method gets as many trials, each with as many simulator steps and the same tuning seeds, judged on the same
+    validation states. The folder holds every trial (trials.journal), the table of them (study.csv) and the best rows
+    (preset.json); the last two are made anew in every call. Several processes may work on one folder; what is finished
+    is not computed again.
+
+    Args:
+        config: every setting.
+        progress: whether to show a bar and a line for each trial.
+
+    Raises:
+        DependencyNotInstalled: if optuna is not there.
+        RunFolderError: if the folder holds another study, or cannot be written.
+        ChildProcessError: if a process of several was ended from outside.
+    """
+    instance("config", config, TuneConfig, "a TuneConfig")
+    store = Store(config)
+    end = None if config.timeout is None else time.time() + 60 * config.timeout
+    with _shown(store, progress) as show:
+        if config.jobs == 1:
+            with threads(1):
+                _work(store, end, show)
+        else:
+            _work_in_processes(config, end, show)
+    return write(store)
+
+
+@dataclass(frozen=True)
+class Note:
+    """What is said of a finished trial."""
+
+    line: str
+    done: int  # trials of all methods
+
+
+Show = Callable[[Note], None]
+
+
+def _work(store: Store, end: float | None, show: Show) -> None:
+    """Make trials until there are all, or it is time to end."""
+    while end is None or time.time() < end:
+        taken = store.take()
+        if taken is None:
+            return
+        method, trial = taken
+        with beating(trial):
+            value, attributes = _make(store, method, trial)
+        if store.finish(method, trial, value, attributes):
+            write(store)
+            show(_note(store, method, trial.number))
+
+
+def _make(store: Store, method: str, trial: Trial) -> tuple[float | None, dict[str, Any]]:
+    """Run a trial; its score, None if it is pruned, and what else is kept of it."""
+    config, search = store.config, store.searches[method]
+    settings = search.first() if "first" in trial.user_attrs else search.settings(trial.params)
+    kept: dict[str, Any] = {"settings": search.named(settings), "finals": [], "areas": [], "seconds": 0.0}
+    best = store.best(method)
+    begin = time.perf_counter()
+    try:
+        for number in range(config.seeds):
+            report = _Reports(trial, config.steps, prunes=number == 0)
+            curve = learn(method, config.budget, settings, FIRST_SEED + number, report, compile=config.compile)
+            if report.pruned:
+                return None, kept
+            kept["finals"].append(final(curve))
+            kept["areas"].append(area(curve, config.steps))
+            possible = best_possible(kept["finals"], kept["areas"], config.seeds)
+            if number + 1 < config.seeds and best is not None and possible >= (best.value or 0.0):
+                return None, kept
+    except RefusedError as error:
+        return LIMIT, kept | {"error": str(error)}
+    finally:
+        kept["seconds"] = time.perf_counter() - begin
+    return score(kept["finals"], kept["areas"]), kept
+
+
+class _Reports:
+    """Tells the study at each checkpoint how the first run of a trial stands, and whether it goes on.
+
+    Args:
+        trial: the trial.
+        steps: the budget of a run.
+        prunes: whether it is the first run.
+    """
+
+    def __init__(self, trial: Trial, steps: int, prunes: bool) -> None:
+        self.pruned = False
+        self._trial = trial
+        self._steps = steps
+        self._prunes = prunes
+        self._curve: list[CurvePoint] = []
+        self._passed = 0
+
+    def __call__(self, point: CurvePoint) -> bool:
+        self._curve.append(point)
+        reached = min(CHECKPOINTS * point.simulator_steps // self._steps, CHECKPOINTS - 1)
+        if not self._prunes or reached <= self._passed:
+            return True
+        for number in range(self._passed + 1, reached + 1):
+            self._trial.report(so_far(self._curve, number * self._steps / CHECKPOINTS), number)
+        self._passed = reached
+        self.pruned = "first" not in self._trial.user_attrs and self._trial.should_prune()
+        return not self.pruned
+
+
+def _note(store: Store, method: str, number: int) -> Note:
+    trial, best = store.trials(method)[number], store.best(method)
+    attributes = trial.user_attrs
+    if "error" in attributes:
+        what = f"failed: {attributes['error']}"
+    elif trial.state.name == "PRUNED":
+        what = "pruned"
+    else:
+        what = f"score {trial.value:.3f}"
+    best_words = "none yet" if best is None else f"{best.value:.3f} (trial {best.number})"
+    line = f"{method} trial {number}: {what}, {attributes.get('seconds', 0.0):.1f} s; best {best_words}"
+    return Note(line, sum(len(store.done(one)) for one in store.config.methods))
+
+
+@contextmanager
+def _shown(store: Store, progress: bool) -> Iterator[Show]:
+    """A bar over the trials of all methods, and a line for each that is finished here."""
+    config = store.config
+    bar = tqdm(
+        total=config.trials * len(config.methods),
+        initial=sum(len(store.done(method)) for method in config.methods),
+        desc="trials",
+        unit="trial",
+        dynamic_ncols=True,
+        disable=not progress,
+    )
+
+    def show(note: Note) -> None:
+        if progress:
+            bar.write(note.line, file=sys.stderr)
+        bar.update(max(0, note.done - bar.n))
+
+    try:
+        yield show
+    finally:
+        bar.close()
+
+
+# Several processes
+
+
+def _work_in_processes(config: TuneConfig, end: float | None, show: Show) -> None:
+    with out_of_reach_of_the_terminal():  # it starts a process, too
+        notes: Queue[Any] = get_context("spawn").Queue()
+
+    def watch() -> None:
+        for note in iter(notes.get, None):
+            show(note)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        with pool(config.jobs, _begin, (notes, config.module)) as submit:
+            for done in as_completed([submit(_work_of_child, config, end) for _ in range(config.jobs)]):
+                done.result()
+    finally:
+        notes.cancel_join_thread()  # a process that was ended as it wrote may have left the queue locked for good
+        notes.put(None)
+        watcher.join(timeout=2.0)
+
+
+_notes: Queue[Note] | None = None  # of a child: where it reports to
+
+
+def _begin(notes: Queue[Note], module: str | None) -> None:
+    global _notes
+    _notes = notes
+    end_with_parent()
+    torch.set_num_threads(1)
+    if module is not None:
+        import_module(module)
+
+
+def _work_of_child(config: TuneConfig, end: float | None) -> None:
+    assert _notes is not None
+    _work(Store(config), end, _notes.put)

@@ -1,0 +1,90 @@
+"""One run of a trial: a method with some settings and a tuning seed, judged on the validation states as it learns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from bptt_trainers.callbacks import Callback
+from bptt_trainers.curve import Curve, CurvePoint
+from bptt_trainers.methods import BPTT, METHODS, RL, Budget, learning_curve
+from bptt_trainers.metrics import EpochMetrics
+from bptt_trainers.start_states import validation_states
+from bptt_trainers.trainer import NonFiniteError, Trainer
+from bptt_trainers.user_code import raised_by_user
+
+FIRST_SEED = 1000
+"""Tuning seeds are those from here on; tables are made with others."""
+
+Report = Callable[[CurvePoint], bool]
+
+
+class RefusedError(ValueError):
+    """A method does not take the settings of a trial, or does not get through a run with them."""
+
+
+def learn(
+    method: str, budget: Budget, settings: Mapping[str, Any], seed: int, report: Report, *, compile: bool
+) -> Curve:
+    """Train in memory and return the learning curve, on the validation states.
+
+    Args:
+        method: its name.
+        budget: on what and for how long; its count of held-out states is that of the validation states.
+        settings: of the method, in full.
+        seed: of the run.
+        report: called at each evaluation; returns False to end the run.
+        compile: whether an update rule's programs are compiled.
+
+    Raises:
+        RefusedError: if the settings are refused, or the run fails with them.
+    """
+    trained = METHODS[method]
+    try:
+        if isinstance(trained, BPTT):
+            return _learn_by_rule(trained, budget, {**settings, "compile": compile}, seed, report)
+        assert isinstance(trained, RL)
+        return _learn_by_rl(trained, budget, settings, seed, report)
+    except (NonFiniteError, ValueError, ArithmeticError) as error:  # such as stable-baselines3's of NaN
+        if raised_by_user(error):
+            raise
+        raise RefusedError(str(error)) from error
+
+
+def _learn_by_rule(method: BPTT, budget: Budget, settings: Mapping[str, Any], seed: int, report: Report) -> Curve:
+    config = method.config(budget, settings, seed=seed)
+    trainer = Trainer(budget.make_env(), config=config, callbacks=[_Reporting(report)])
+    trainer.test_states = validation_states(trainer.system, budget.test_states).to(trainer.train_states)
+    return learning_curve(trainer.fit())
+
+
+def _learn_by_rl(method: RL, budget: Budget, settings: Mapping[str, Any], seed: int, report: Report) -> Curve:
+    from bptt_trainers.baselines import BaselineConfig, train_baseline  # slow to import, and not always needed
+
+    config = BaselineConfig(
+        method=method.method,
+        env=budget.env,
+        env_options=budget.env_options,
+        steps=min(budget.steps, settings["max_steps"]),
+        seed=seed,
+        evaluations=budget.evaluations,
+        test_states=budget.test_states,
+        overrides=settings,
+    )
+    states = validation_states(config.judged_system(), budget.test_states)
+    return train_baseline(config, progress=False, judged_states=states, report=report).curve
+
+
+class _Reporting(Callback):
+    """Hands each epoch on, and ends the run if the answer is False."""
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+
+    def on_fit_start(self, trainer: Trainer) -> None:
+        """Report the untrained controller."""
+        self._report(learning_curve(trainer.history)[-1])
+
+    def on_epoch_end(self, trainer: Trainer, metrics: EpochMetrics) -> bool | None:
+        """Report an epoch."""
+        return self._report(learning_curve([metrics])[0])
