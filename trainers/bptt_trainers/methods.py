@@ -16,7 +16,7 @@ from bptt_trainers.config import TrainConfig
 from bptt_trainers.curve import Curve, CurvePoint
 from bptt_trainers.floors import RandomController, ZeroController
 from bptt_trainers.metrics import EpochMetrics
-from bptt_trainers.presets import SEEN, PresetName, check_seen, preset, rule_preset, seen_by
+from bptt_trainers.presets import SEEN, PresetName, check_seen, defaults_seen, preset, rule_preset, seen_by
 from bptt_trainers.rollout import Policy, losses, rollout
 from bptt_trainers.rules import RULES
 from bptt_trainers.start_states import held_out_states
@@ -89,7 +89,7 @@ class BPTT:
         chosen = asdict(self.config(budget, overrides))
         left_out = (*self.GIVEN, *self.HOW)
         settings = {name: value for name, value in chosen.items() if name not in left_out} | {"rule": self.rule}
-        return settings | self.seen(budget, overrides)
+        return settings | defaults_seen(budget.env, budget.env_options) | self.seen(budget, overrides)
 
     def run(self, budget: Budget, overrides: Mapping[str, Any], seed: int, folder: Path, title: str | None) -> Curve:
         """Train, or continue, the run in `folder`."""

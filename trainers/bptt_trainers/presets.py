@@ -234,12 +234,13 @@ def from_preset(
 
 def seen_by(row: Mapping[str, Any], env_id: str, options: Mapping[str, Any]) -> Preset:
     """What the controller is to see by a method's settings, as options of the environment, unless those say it."""
-    known = system_class(env_id).options()
-    return {
-        name: row[name]
-        for name in SEEN
-        if name in row and name not in options and (name in known or name == "observe_time")
-    }
+    return {name: row[name] for name in defaults_seen(env_id, options) if name in row}
+
+
+def defaults_seen(env_id: str, options: Mapping[str, Any]) -> Preset:
+    """What a method may say of what the controller sees, with what holds if none does: all that `options` do not."""
+    defaults = {"observe_time": False} | system_class(env_id).options() | ENTRIES[env_id].defaults
+    return {name: defaults[name] for name in SEEN if name in defaults and name not in options}
 
 
 def check_seen(name: str, value: Any, env_id: str) -> None:

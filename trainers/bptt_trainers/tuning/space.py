@@ -6,8 +6,8 @@ import ast
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, get_args, get_type_hints
+from dataclasses import dataclass, replace
+from typing import Any
 
 from bptt_envs import System
 from bptt_envs.checks import nearest, one_of, shown
@@ -104,7 +104,7 @@ def only(value: Any) -> Choice:
 
 def _of_rules(system: System) -> Space:
     space: Space = {
-        "learning_rate": Range(3e-4, 5e-2, log=True),
+        "learning_rate": Range(3e-4, 1e-1, log=True),
         "final_learning_rate": only(0.0),  # along half a cosine
         "batch_size": Choice((2, 4, 8, 16, 32)),
         "clip": Choice(("none", "norm")),
@@ -118,8 +118,6 @@ def _of_rules(system: System) -> Space:
         space["controller"] = Choice(("default", "mlp"))
     if system.has_bounds:
         space["squash"] = Choice((False, True))
-    if "cos_sin" in get_args(get_type_hints(type(system).__init__).get("observation")):
-        space["observation"] = only("cos_sin")
     return space
 
 
@@ -242,6 +240,8 @@ def search_of(
         row = trained.settings(budget, {})
         row.pop("rule", None)  # which is no setting of a rule, but the rule
     table = SPACES[trained.method if isinstance(trained, RL) else "rules"](budget.make_env().system)
+    published = trained.settings(replace(budget, preset="paper"), {})
+    table |= {name: only(value) for name, value in row.items() if name not in table and published.get(name) != value}
     known = [*row, *(name for name in table if name == MINIBATCHES)]
     for option, given in (("fix", fixed), ("search", searched)):
         for name in given:
