@@ -137,11 +137,11 @@ class BPTT:
         return {**self._preset(budget), **changes}
 
     def _preset(self, budget: Budget) -> dict[str, Any]:
-        return rule_preset(self._name, budget.env, name=budget.preset, options=budget.env_options)
+        return rule_preset(self.name, budget.env, name=budget.preset, options=budget.env_options)
 
     @property
-    def _name(self) -> str:
-        """The method's name among the presets."""
+    def name(self) -> str:
+        """Its name among the presets: what turns the modified direction is tuned apart."""
         return f"{self.rule}-turned" if self.changes.get("combine") == "turned" else self.rule
 
 
