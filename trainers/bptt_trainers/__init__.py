@@ -8,6 +8,7 @@ from bptt_trainers.default_controllers import default_controller
 from bptt_trainers.ensemble import Ensemble, variations
 from bptt_trainers.gradient import PolicyGradient, policy_gradient
 from bptt_trainers.networks import MLP, ConvNet, Squash
+from bptt_trainers.presets import from_preset
 from bptt_trainers.records.files import RunFolderError
 from bptt_trainers.rollout import Trajectory, losses, rollout
 from bptt_trainers.rules import RULES, Feedback, Rule
@@ -36,6 +37,7 @@ __all__ = [
     "Trajectory",
     "default_controller",
     "diagnose",
+    "from_preset",
     "held_out_states",
     "losses",
     "policy_gradient",
