@@ -78,7 +78,9 @@ def test_members_of_an_ensemble_are_their_single_runs():
     controllers = [
         MLP((5,), (1,), (4,), generator=torch.Generator().manual_seed(config.seed)).double() for config in configs
     ]
-    alone = [Trainer(make(horizon=10), controller, config) for controller, config in zip(controllers, configs)]
+    alone = [
+        Trainer(make(horizon=10), controller, config) for controller, config in zip(controllers, configs, strict=True)
+    ]
     copies = [MLP((5,), (1,), (4,)).double() for _ in configs]
     for twin, controller in zip(copies, controllers, strict=True):
         twin.load_state_dict(controller.state_dict())
