@@ -147,7 +147,7 @@ def test_envs_lists_every_id(bptt):
 @pytest.mark.parametrize("env_id", ENTRIES)
 def test_envs_explains_every_option_with_type_and_default(bptt, env_id):
     text = bptt(f"envs {env_id}")
-    for option, default in bptt_envs.registration.system_class(env_id).options().items():
+    for option, default in bptt_envs.registration.system_class(env_id).env_options().items():
         line = next(line for line in text.splitlines() if line.startswith(f"  {option}: "))
         assert line.endswith(f"default {'none' if default is None else default}")
     assert "not documented" not in text
