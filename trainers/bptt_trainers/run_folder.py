@@ -36,7 +36,7 @@ from bptt_trainers.records.files import (
     understanding,
     write_atomic,
 )
-from bptt_trainers.records.plain import EVAL, content, objects_in, parts, plain, tensor_line, tensors
+from bptt_trainers.records.plain import EVAL, code_line, content, objects_in, parts, plain, tensor_line, tensors
 
 # Settings that do not change what has been computed so far: a run may be continued with others. (The number of epochs
 # does where `epochs_count`.)
@@ -74,12 +74,13 @@ class Standing:
     rows: list[EpochMetrics]
 
 
-def describe(env: Any, controller: nn.Module, config: TrainConfig) -> Config:
-    """What config.json says: the environment, the controller, the training settings, the versions.
+def describe(env: Any, controller: nn.Module, config: TrainConfig, own: Mapping[str, Any]) -> Config:
+    """What config.json says: the environment, the controller, the training settings, the user's code, the versions.
 
     Beside names, shapes and plain values there are digests of all that the run depends on and JSON cannot hold: the
     classes and attributes of the system and of the controller's parts, tensors that are not trained, networks and
-    functions among the options. So another network of the same shapes is another run.
+    functions among the options, and the `own` classes and functions, by argument of the trainer. So another network of
+    the same shapes is another run.
     """
     system = system_of(env)
     spec = getattr(getattr(env, "unwrapped", None), "spec", None)  # a wrapper's is a deep copy
@@ -107,6 +108,7 @@ def describe(env: Any, controller: nn.Module, config: TrainConfig) -> Config:
         "environment": environment,
         "controller": description,
         "training": {k: plain(v) for k, v in asdict(config).items() if k != "out"},
+        "own": {name: code_line(one) for name, one in own.items()},
         "versions": {module.__name__: module.__version__ for module in (bptt_envs, torch, gym, np)},
     }
 
@@ -124,7 +126,7 @@ def as_trained(config: Config) -> str:
 
 def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
     """What differs between two configurations in a way that makes them different runs, a line each."""
-    known = ("environment", "controller", "training")
+    known = ("environment", "controller", "training", "own")
     said = {part: stored[part] for part in known if isinstance(stored.get(part), Mapping)}
     younger = [f"{part}.{name}." for part, name in YOUNGER if name not in said.get(part, {})]
     old = _flat(asdict(TrainConfig()), "training")  # of a setting that is younger than the folder
@@ -143,7 +145,7 @@ def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[st
 def epochs_count(config: Mapping[str, Any]) -> bool:
     """Whether the step sizes of a run follow from the number of its epochs, which then must stay what it is."""
     training = config["training"]
-    return training["final_learning_rate"] is not None or training["warmup"] > 0.0
+    return training["final_learning_rate"] is not None or training["warmup"] > 0.0 or "schedule" in config["own"]
 
 
 def kept_name(epoch: int) -> str:
@@ -381,6 +383,17 @@ class RunFolder:
                 _check_size(name, stored.get(name), largest)
             config = TrainConfig(**(stored | {"hidden": hidden, "adam_betas": betas, "out": self.path}))
         return replace(config, **changes)
+
+    def check_complete(self) -> None:
+        """Raise RunFolderError if training goes on only with code of the user's own, which no file holds."""
+        with self.understanding("config.json"):
+            own = dict(self.read_config().get("own", {}))
+        if own:
+            named = ", ".join(f"{name}={str(line).partition(' ')[0]}" for name, line in own.items())
+            raise RunFolderError(
+                f"{self.path} was trained with code of its user's own, which no file holds; go on in Python, by "
+                f"Trainer(..., {named}).fit()."
+            )
 
     def make_env(self, **kwargs: Any) -> DifferentiableEnv:
         """Build the environment of the run.

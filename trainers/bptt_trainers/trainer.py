@@ -24,13 +24,14 @@ from bptt_trainers.directions.snapshot import evaluating, left_as_it_was
 from bptt_trainers.directions.surroundings import computing
 from bptt_trainers.gradient import Choice, adjoint_engine, check_parameters, choose_engine, system_of
 from bptt_trainers.metrics import EpochMetrics
-from bptt_trainers.optimizer import Optimizer
+from bptt_trainers.optimizer import Optimizer, Schedule
 from bptt_trainers.queries import DirectionQuery, LossQuery, Query, answer_comparisons, answer_directions, flattened
 from bptt_trainers.records.files import RunFolderError, modified
 from bptt_trainers.rollout import losses, rollout
 from bptt_trainers.rules import MODIFIED, REGULAR, Feedback, get_rule
 from bptt_trainers.run_folder import Checkpoint, RunFolder, Standing, as_trained, describe, epochs_count, kept_name
 from bptt_trainers.start_states import MASKS, WEIGHTS, held_out_states, stream_seed, training_states
+from bptt_trainers.torch_optimizer import Make
 
 PICTURES = ("learning_curve.png", "trajectories.png")  # drawn into the run folder at the end
 
@@ -54,6 +55,9 @@ class Trainer:
             configuration names.
         config: every setting.
         callbacks: called as training goes.
+        optimizer: a class of torch's kind, such as torch.optim.SGD or your own, or a callable from parameters to an
+            instance, such as functools.partial(torch.optim.SGD, momentum=0.9). None: that which `config` names.
+        schedule: from the share of the updates that is done, 0 <= s < 1, to a step size. None: as `config` says.
 
     Raises:
         ValueError: if the environment, the controller or the device cannot be used.
@@ -65,6 +69,9 @@ class Trainer:
         controller: nn.Module | None = None,
         config: TrainConfig | None = None,
         callbacks: Sequence[Callback] = (),
+        *,
+        optimizer: Make | None = None,
+        schedule: Schedule | None = None,
     ) -> None:
         self.config = config = TrainConfig() if config is None else config
         instance("config", config, TrainConfig, "a TrainConfig")
@@ -88,7 +95,8 @@ class Trainer:
             raise ValueError(f"controller {type(controller).__name__} has no parameters to train.")
         self.parameters = {n: p for n, p in controller.named_parameters() if p.requires_grad}
         with computing(parameter):
-            self._optimizer = Optimizer(self.parameters, config, config.epochs * self.updates_per_epoch)
+            updates = config.epochs * self.updates_per_epoch
+            self._optimizer = Optimizer(self.parameters, config, updates, optimizer, schedule)
             check_system(self.system, dtype=parameter.dtype, device=parameter.device)
             self.train_states = training_states(self.system, config.train_states, config.seed).to(parameter)
             self.test_states = held_out_states(self.system, config.test_states).to(parameter)
@@ -106,7 +114,8 @@ class Trainer:
         self.history: list[EpochMetrics] = []
         self._last: Checkpoint = {}
         self.best_train_loss = math.inf
-        self._description = describe(env, controller, config)
+        own = {"optimizer": optimizer, "schedule": schedule}
+        self._description = describe(env, controller, config, {n: one for n, one in own.items() if one is not None})
 
     @property
     def epoch(self) -> int:
