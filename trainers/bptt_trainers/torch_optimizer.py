@@ -37,9 +37,10 @@ def named_optimizer(name: str, options: Mapping[str, Any], weight_decay: float) 
         ValueError: if there is none, it cannot be served, or it has not got such options.
     """
     if name not in NAMES:
+        as_written = {one.lower(): one for one in NAMES}.get(name.lower(), name)
         raise ValueError(
             f"optimizer must be 'adam', the built-in one, or the name of a class of torch.optim, {', '.join(NAMES)}; "
-            f"got {shown(name)}.{nearest(name, NAMES)}"
+            f"got {shown(name)}.{nearest(as_written, NAMES)}"
         )
     kind = getattr(torch.optim, name)
     _check_servable(kind)
