@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from bptt_trainers import Callback, Ensemble, RunFolder, RunFolderError, TrainConfig, Trainer
+from bptt_trainers.cli import main
 from bptt_trainers.comparison import ComparisonConfig, compare
 from bptt_trainers.optimizer import Optimizer
 from bptt_trainers.presets import parse_overrides
@@ -540,3 +541,49 @@ def test_a_direction_that_is_not_finite_stops_the_run():
     trainer = Trainer(cart_pole(), Breaking(4, 1), replace(TINY, optimizer="SGD", engine="autograd"))
     with pytest.raises(NonFiniteError, match="in epoch 1, update 1 of 3, the direction of weight, bias is not finite"):
         trainer.fit()
+
+
+# On the command line
+
+
+SHORT = "--env-option horizon=4 --train-states 8 --test-states 4 --hidden 4 --no-tensorboard --no-pictures --out run"
+
+
+def bptt(command, capsys, code=0):
+    assert main(command.split()) == code
+    printed = capsys.readouterr()
+    return printed.out if code == 0 else printed.err
+
+
+def test_the_command_line_names_one_with_its_options_and_goes_on(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    given = "--optimizer RMSprop --optimizer-option momentum=0.9 --optimizer-option centered=true --warmup 0.0"
+    bptt(f"train {given} --epochs 1 {SHORT}", capsys)
+    stored = RunFolder(tmp_path / "run").train_config()
+    assert (stored.optimizer, stored.optimizer_options) == ("RMSprop", {"momentum": 0.9, "centered": True})
+    bptt("resume run --epochs 2", capsys)
+    bptt(f"train {given} --epochs 3 {SHORT}", capsys)
+    assert RunFolder(tmp_path / "run").load("last")["epoch"] == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--optimizer sgd", "Did you mean 'SGD'?"),
+        ("--optimizer SGD --optimizer-option momentum", "--optimizer-option must be NAME=VALUE, such as momentum=0.9"),
+        ("--optimizer SGD --optimizer-option momentun=0.9", "Did you mean 'momentum'?"),
+        ("--optimizer SGD --optimizer-option momentum=-1", "Invalid momentum value: -1"),
+        ("--optimizer-option momentum=0.9", "optimizer_options are those of a class of torch.optim"),
+        ("--warmup 1", "warmup must be a number of at least 0 and below 1"),
+    ],
+)
+def test_the_command_line_refuses_in_words(options, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert message in " ".join(bptt(f"train {options} {SHORT}", capsys, code=2).split())
+    assert not (tmp_path / "run").exists()
+
+
+def test_resuming_a_run_of_an_own_optimizer_says_what_is_missing(tmp_path, capsys):
+    Trainer(cart_pole(), None, replace(TINY, epochs=1, out=tmp_path / "run"), optimizer=Lion, schedule=falling).fit()
+    said = bptt(f"resume {tmp_path / 'run'} --epochs 3", capsys, code=1)
+    assert f"Trainer(..., optimizer={__name__}.Lion, schedule={__name__}.falling).fit()" in said
