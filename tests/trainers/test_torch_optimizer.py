@@ -448,6 +448,14 @@ class Closed(Lion):
         raise AssertionError("it was stepped")
 
 
+class Rateless(torch.optim.Optimizer):
+    def __init__(self, params):
+        super().__init__(params, {})
+
+    def step(self, closure=None):
+        raise AssertionError("it was stepped")
+
+
 class Remembers(Lion):
     def step(self, closure=None):
         super().step()
@@ -474,6 +482,11 @@ class Remembers(Lion):
             ValueError,
             "<lambda> cannot be made.*TypeError.*mass",
         ),
+        (
+            {"optimizer": Rateless},
+            ValueError,
+            "must have its learning rate in param_groups, as 'lr'.* Rateless has none",
+        ),
         ({"optimizer": torch.optim.LBFGS}, ValueError, "LBFGS needs a closure"),
         ({"optimizer": Closed}, ValueError, "Closed needs a closure"),
         ({"optimizer": torch.optim.SparseAdam}, ValueError, "SparseAdam needs sparse gradients"),
@@ -488,6 +501,11 @@ class Remembers(Lion):
             {"schedule": lambda share: 1.0 if share < 0.5 else math.inf},
             ValueError,
             r"schedule .* at 0.5\S* it gave inf",
+        ),
+        (
+            {"schedule": lambda share: 1 / share},
+            ValueError,
+            "schedule cannot give a step size at 0.0: ZeroDivisionError",
         ),
         ({"schedule": lambda share: None}, ValueError, "schedule must give .*; at 0.0 it gave None"),
     ],

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from bptt_envs.checks import shown
 from bptt_trainers.adam import Adam, for_each
 from bptt_trainers.config import BUILT_IN, OF_BUILT_IN, ScheduleName, TrainConfig, left_at_default
-from bptt_trainers.torch_optimizer import Make, TorchOptimizer, named_optimizer
+from bptt_trainers.torch_optimizer import Make, TorchOptimizer, named_optimizer, refusing
 
 Schedule = Callable[[float], float]
 """A schedule of a user's own: from the share of the updates that is done, 0 <= s < 1, to a step size."""
@@ -268,7 +268,8 @@ def _check_schedule(config: TrainConfig, schedule: Any) -> None:
 
 
 def _checked(schedule: Schedule, share: float) -> float:
-    rate = schedule(share)
+    with refusing(f"schedule cannot give a step size at {share}"):
+        rate = schedule(share)
     if not isinstance(rate, Real) or isinstance(rate, bool) or not 0.0 <= float(rate) < math.inf:
         raise ValueError(f"schedule must give a finite step size of at least 0; at {share} it gave {shown(rate)}.")
     return float(rate)

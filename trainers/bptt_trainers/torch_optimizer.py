@@ -89,7 +89,7 @@ class TorchOptimizer:
         self._optimizer = self._made()
         self.name = type(self._optimizer).__name__
         with self._on_trial():
-            with _in_words(f"optimizer {self.name} cannot step"):
+            with refusing(f"optimizer {self.name} cannot step"):
                 self.step(torch.zeros_like(torch.cat([parameter.detach().flatten() for parameter in self._parameters])))
             _check_plain(self.state_dict(), f"optimizer {self.name} keeps in its state or param_groups")
 
@@ -158,7 +158,7 @@ class TorchOptimizer:
 
     def _made(self) -> torch.optim.Optimizer:
         rate = {"lr": self.learning_rate} if "lr" in _arguments(self._make) else {}
-        with _in_words(f"optimizer {_named(self._make)} cannot be made for these parameters"):
+        with refusing(f"optimizer {_named(self._make)} cannot be made for these parameters"):
             made = self._make(list(self._parameters), **rate)
         if not isinstance(made, torch.optim.Optimizer):
             raise TypeError(f"optimizer must make a torch.optim.Optimizer from parameters; it made {shown(made)}.")
@@ -168,6 +168,11 @@ class TorchOptimizer:
             raise ValueError(
                 f"optimizer must train the {len(self._parameters)} parameters that it is handed, all of them and no "
                 f"others; {type(made).__name__} was made of {len(taken)}. Freeze what is not to be trained."
+            )
+        if not all("lr" in group for group in made.param_groups):
+            raise ValueError(
+                f"optimizer must have its learning rate in param_groups, as 'lr', where each update sets it; "
+                f"{type(made).__name__} has none there."
             )
         return made
 
@@ -201,8 +206,8 @@ def _named(make: Make) -> str:
 
 
 @contextmanager
-def _in_words(what: str) -> Iterator[None]:
-    """Within, an error is that of an optimizer that does not suit; torch raises many kinds."""
+def refusing(what: str) -> Iterator[None]:
+    """Turn any error into a ValueError that says `what` cannot be done; torch and users raise many kinds."""
     try:
         yield
     except Exception as error:

@@ -60,7 +60,7 @@ class Trainer:
         schedule: from the share of the updates that is done, 0 <= s < 1, to a step size. None: as `config` says.
 
     Raises:
-        ValueError: if the environment, the controller or the device cannot be used.
+        ValueError: if the environment, the controller, the device, the optimizer or the schedule cannot be used.
     """
 
     def __init__(
