@@ -52,6 +52,9 @@ OF_TASK: Mapping[str, Mapping[str, Callable[[TaskResults], Table]]] = {
 }
 """The tables of each task of a study, named STUDY-TASK and a suffix."""
 
+OF_STUDY: Mapping[str, Mapping[str, Callable[[Sequence[TaskResults]], Table]]] = {"rules": {"claims": overview_table}}
+"""The tables of a whole study, by name."""
+
 FIGURES: Mapping[str, Callable[[TaskResults], Figure]] = {
     "rules": rules_figure,
     "ablation": ablation_figure,
@@ -152,8 +155,8 @@ def tables_of(studies: Mapping[str, Sequence[TaskResults]]) -> dict[str, str]:
         studies: the tasks of each study of `OF_TASK`. A task without results has no table and no figure of its own.
 
     Returns:
-        STUDY-TASK, STUDY-TASK-claims, "claims" of the rules on all tasks, and "reading", how to read them. The verdicts
-        are corrected for all claims of all these tables together.
+        Those of `OF_TASK` and `OF_STUDY`, and "reading", how to read them. The verdicts are corrected for all claims of
+        all these tables together.
 
     Raises:
         ValueError: if there is no such study.
@@ -164,7 +167,7 @@ def tables_of(studies: Mapping[str, Sequence[TaskResults]]) -> dict[str, str]:
         run = [task for task in tasks if task.results]
         for task in run:
             tables |= {f"{study}-{task.name}{suffix}": table(task) for suffix, table in kinds.items()}
-        if run and study == "rules":
-            tables["claims"] = overview_table(run)
+        if run:
+            tables |= {name: table(run) for name, table in OF_STUDY.get(study, {}).items()}
     family = Family(claim for table in tables.values() for claim in table.claims())
     return {"reading": family.reading()} | {name: table.text(family) for name, table in tables.items()}
