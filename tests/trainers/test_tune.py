@@ -7,6 +7,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -369,8 +370,8 @@ def test_two_commands_share_a_folder_and_make_the_trials_once(tmp_path):
 @pytest.mark.slow
 def test_what_a_killed_command_began_is_made_again(tmp_path):
     config = tiny(tmp_path / "study", steps=10**7, trials=2)
-    long = LINE.replace("--steps 128", f"--steps {10**7}")
-    process = start(f"{long} --trials 2 --methods C --out study --fix PPO.gamma=1.0".replace(PPO_LINE, ""), tmp_path)
+    words = LINE.replace("--steps 128", f"--steps {10**7}").replace(PPO_LINE, "")
+    process = start(f"{words} --trials 2 --methods C --out study", tmp_path)
     deadline = time.monotonic() + 60
     while not ((config.out / "trials.journal").exists() and "owner" in (config.out / "trials.journal").read_text()):
         assert process.poll() is None, process.communicate()
@@ -465,15 +466,22 @@ def test_after_ctrl_c_the_trial_under_way_is_made_again(tmp_path, monkeypatch, c
 
 
 def test_a_folder_that_is_shared_waits_for_its_turn(tmp_path):
-    code = "import sys, time; from pathlib import Path; from bptt_trainers.records.claim import locked\n"
-    code += "with locked(Path(sys.argv[1])): print('has it', flush=True); time.sleep(0.5)"
-    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "has it\n"
+    has_it, let_go = threading.Event(), threading.Event()
+
+    def other():
+        with locked(tmp_path):
+            has_it.set()
+            let_go.wait(30.0)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    assert has_it.wait(30.0)
     with pytest.raises(RunFolderError, match="in use"), locked(tmp_path):
         pass
+    threading.Timer(0.1, let_go.set).start()
     with locked(tmp_path, wait=30.0):
-        pass
-    process.communicate()
+        assert let_go.is_set()
+    thread.join()
 
 
 def test_no_trial_is_begun_after_the_time(tmp_path, curves):

@@ -82,9 +82,7 @@ class Choice:
         return f"{{{', '.join(repr(value) for value in self.values)}}}"
 
     def encoded(self, value: Any) -> str:
-        """The parameter of a study that stands for `value`, its Python text; for what is not there, the nearest number,
-        or the first value.
-        """
+        """The parameter of a study that stands for `value`, or for the nearest number, else the first: its text."""
         if not any(_alike(one, value) for one in self.values) and _number(value):
             numbers = [one for one in self.values if _number(one)]
             return repr(min(numbers, key=lambda one: abs(one - value), default=self.values[0]))
