@@ -464,14 +464,15 @@ def test_values_made_at_random_are_taken_plain_or_refused_by_name(monkeypatch):
             pass
 
 
-def test_settings_of_reinforcement_learning_and_of_a_comparison_are_plain_or_refused_by_name():
+def test_settings_of_reinforcement_learning_a_comparison_and_a_search_are_plain_or_refused_by_name():
     from bptt_trainers.baselines import BaselineConfig
     from bptt_trainers.comparison import ComparisonConfig
     from bptt_trainers.presets import PRESETS
+    from bptt_trainers.tuning.config import TuneConfig
 
     values = HOSTILE if LONG else list(HOSTILE)[::7]
     for value in values:
-        for config in (BaselineConfig, ComparisonConfig):
+        for config in (BaselineConfig, ComparisonConfig, TuneConfig):
             for one in fields(config):
                 given = HOSTILE[value]()
                 no, made = refused(

@@ -82,7 +82,7 @@ class Choice:
         return f"{{{', '.join(repr(value) for value in self.values)}}}"
 
     def encoded(self, value: Any) -> str:
-        """The parameter of a study that stands for `value`, or for what is nearest to it: its Python text."""
+        """The parameter of a study that stands for `value`, or for the nearest number, else the first: its text."""
         if not any(_alike(one, value) for one in self.values) and _number(value):
             numbers = [one for one in self.values if _number(one)]
             return repr(min(numbers, key=lambda one: abs(one - value), default=self.values[0]))
@@ -109,8 +109,8 @@ def _of_rules(system: System) -> Space:
         "batch_size": Choice((2, 4, 8, 16, 32)),
         "clip": Choice(("none", "norm")),
         "clip_threshold": Range(0.1, 10.0, log=True),
-        "hidden": Choice(((32, 32), (64, 64), (100, 100))),
-        "adam_betas": Choice(((0.9, 0.95), (0.9, 0.99), (0.9, 0.999))),
+        "hidden": Choice(((100, 100), (64, 64), (32, 32))),
+        "adam_betas": Choice(((0.9, 0.999), (0.9, 0.99), (0.9, 0.95))),
         "start_states": only("fresh"),
         "observe_time": Choice((False, True)),
     }
@@ -242,8 +242,8 @@ def search_of(
     table = SPACES[trained.method if isinstance(trained, RL) else "rules"](budget.make_env().system)
     published = trained.settings(replace(budget, preset="paper"), {})
     table |= {name: only(value) for name, value in row.items() if name not in table and published.get(name) != value}
-    known = [*row, *(name for name in table if name == MINIBATCHES)]
-    for option, given in (("fix", fixed), ("search", searched)):
+    searchable = [*row, *(name for name in table if name == MINIBATCHES)]
+    for option, given, known in (("fix", fixed, list(row)), ("search", searched, searchable)):
         for name in given:
             if name not in known:
                 raise ValueError(
@@ -253,10 +253,10 @@ def search_of(
             if name in fixed and name in searched:
                 raise ValueError(f"{method} {name} is pinned by fix and searched at once; keep one of them.")
     trained.settings(budget, {**row, **fixed})
-    space = {name: entry for name, entry in table.items() if name in known and name not in fixed} | dict(searched)
+    apart = {*fixed, *budget.env_options}
+    space = {name: entry for name, entry in table.items() if name in searchable and name not in apart} | dict(searched)
     if "batch_size" in [*fixed, *searched]:
         space.pop(MINIBATCHES, None)
-    space = {name: entry for name, entry in space.items() if name not in budget.env_options}
     search = Search(method, row, dict(fixed), space)
     middle = search.parameters()
     for name, entry in space.items():
@@ -266,8 +266,8 @@ def search_of(
                 trained.settings(budget, search.settings(changed))
             except ValueError as error:
                 raise ValueError(
-                    f"{method} cannot be searched with {name}={value!r}: {error} What is searched of it: "
-                    f"search {method}.{name}=..., or fix."
+                    f"{method} cannot be searched with {name} {value!r}: {error} Leave it out by search, or pin "
+                    f"{name} by fix."
                 ) from error
     return search
 

@@ -40,6 +40,7 @@ CHECKPOINTS = 8
 WAIT = 60.0  # seconds for another process to let go of the folder
 BEAT = 20.0  # seconds between two signs of life of a process that makes a trial
 SILENCE = 180.0  # seconds without one after which it counts as gone; clocks of machines differ
+TRIES = 5  # of a trial, after which it has failed
 HOST = socket.gethostname()
 
 
@@ -60,8 +61,8 @@ class Store:
 
     Every change of who makes which trial is made while the process has the folder to itself, so that several make
     exactly the trials that are asked for. A process shows every 20 s that it lives; what one leaves unfinished that is
-    gone, on this machine by its number, elsewhere by its silence, is begun anew with the same settings, once: the
-    second time it is a failed trial.
+    gone, on this machine by its number, elsewhere by its silence, is begun anew with the same settings; a trial whose
+    processes go again and again has failed.
 
     Args:
         config: every setting.
@@ -142,14 +143,15 @@ class Store:
         for trial in self.trials(method):
             if trial.state is not TrialState.RUNNING or _lives(trial.user_attrs):
                 continue
-            attributes = {name: trial.user_attrs[name] for name in ("first",) if name in trial.user_attrs}
-            if "again" in trial.user_attrs:
-                words = "the process that made it ended without a word, twice: for want of memory?"
+            tries = trial.user_attrs.get("tries", 1)
+            if tries == TRIES:
+                words = f"{TRIES} processes that made it were ended; for want of memory?"
                 self._storage.set_trial_user_attr(trial._trial_id, "error", words)
                 study.tell(trial.number, LIMIT)
                 continue
+            first = {"first": True} if "first" in trial.user_attrs else {}
+            study.enqueue_trial(trial.params, user_attrs={**first, "tries": tries + 1})
             study.tell(trial.number, state=TrialState.FAIL)
-            study.enqueue_trial(trial.params, user_attrs={**attributes, "again": True})
 
     def _study(self, method: str, seed: int = 0) -> Study:
         """The study of a method; `seed` is that of the next draw."""
@@ -162,7 +164,7 @@ class Store:
                 study_name=method,
                 load_if_exists=True,
                 sampler=optuna.samplers.TPESampler(seed=int(parts[0]), multivariate=True),
-                pruner=optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=1),
+                pruner=optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=2),
             )
 
 

@@ -90,13 +90,14 @@ def _work(store: Store, end: float | None, show: Show) -> None:
 def _make(store: Store, method: str, trial: Trial) -> tuple[float | None, dict[str, Any]]:
     """Run a trial; its score, None if it is pruned, and what else is kept of it."""
     config, search = store.config, store.searches[method]
-    settings = search.first() if "first" in trial.user_attrs else search.settings(trial.params)
+    first = "first" in trial.user_attrs
+    settings = search.first() if first else search.settings(trial.params)
     kept: dict[str, Any] = {"settings": search.named(settings), "finals": [], "areas": [], "seconds": 0.0}
-    best = store.best(method)
+    best = None if first else store.best(method)  # the first trial is for comparing, and is not pruned
     begin = time.perf_counter()
     try:
         for number in range(config.seeds):
-            report = _Reports(trial, config.steps, prunes=number == 0)
+            report = _Reports(trial, config.steps, looks=number == 0, prunes=not first)
             curve = learn(method, config.budget, settings, FIRST_SEED + number, report, compile=config.compile)
             if report.pruned:
                 return None, kept
@@ -118,13 +119,15 @@ class _Reports:
     Args:
         trial: the trial.
         steps: the budget of a run.
-        prunes: whether it is the first run.
+        looks: whether it is the first run; the study looks at no other.
+        prunes: whether the trial may be pruned.
     """
 
-    def __init__(self, trial: Trial, steps: int, prunes: bool) -> None:
+    def __init__(self, trial: Trial, steps: int, looks: bool, prunes: bool) -> None:
         self.pruned = False
         self._trial = trial
         self._steps = steps
+        self._looks = looks
         self._prunes = prunes
         self._curve: list[CurvePoint] = []
         self._passed = 0
@@ -132,12 +135,12 @@ class _Reports:
     def __call__(self, point: CurvePoint) -> bool:
         self._curve.append(point)
         reached = min(CHECKPOINTS * point.simulator_steps // self._steps, CHECKPOINTS - 1)
-        if not self._prunes or reached <= self._passed:
+        if not self._looks or reached <= self._passed:
             return True
         for number in range(self._passed + 1, reached + 1):
             self._trial.report(so_far(self._curve, number * self._steps / CHECKPOINTS), number)
         self._passed = reached
-        self.pruned = "first" not in self._trial.user_attrs and self._trial.should_prune()
+        self.pruned = self._prunes and self._trial.should_prune()
         return not self.pruned
 
 
@@ -165,6 +168,7 @@ def _shown(store: Store, progress: bool) -> Iterator[Show]:
         desc="trials",
         unit="trial",
         dynamic_ncols=True,
+        mininterval=0.5 if sys.stderr.isatty() else 30.0,  # seconds; a log file wants few lines
         disable=not progress,
     )
 
