@@ -35,6 +35,7 @@ from bptt_trainers.reproduction.tables import (
     sensitivity_table,
     stability_table,
 )
+from bptt_trainers.reproduction.tuned_tables import ablations_table, summary_table, targets_table, tuned_table
 
 Studies = Mapping[str, Sequence[TaskResults]]
 """The tasks of each study, by its name."""
@@ -52,10 +53,14 @@ OF_TASK: Mapping[str, Mapping[str, Callable[[TaskResults], Table]]] = {
     "stability": {"": method_table, "-claims": stability_table},
     "continued": {"": continued_table},
     "rl": {"": reinforcement_table},
+    "tuned": {"": tuned_table},
 }
 """The tables of each task of a study, named STUDY-TASK and a suffix."""
 
-OF_STUDY: Mapping[str, Mapping[str, Callable[[Sequence[TaskResults]], Table]]] = {"rules": {"claims": overview_table}}
+OF_STUDY: Mapping[str, Mapping[str, Callable[[Sequence[TaskResults]], Table]]] = {
+    "rules": {"claims": overview_table},
+    "tuned": {"tuned-targets": targets_table, "tuned-summary": summary_table, "tuned-ablations": ablations_table},
+}
 """The tables of a whole study, by name."""
 
 FIGURES: Mapping[str, Callable[[TaskResults], Figure]] = {
@@ -64,6 +69,7 @@ FIGURES: Mapping[str, Callable[[TaskResults], Figure]] = {
     "stability": stability_figure,
     "continued": continued_figure,
     "rl": reinforcement_figure,
+    "tuned": reinforcement_figure,
 }
 """The figure of each task of a study, named STUDY-TASK."""
 
