@@ -24,7 +24,7 @@ import pytest
 import torch
 from torch import nn
 
-from bptt_envs import DifferentiableEnv, DifferentiableVectorEnv, System, register, registration
+from bptt_envs import DifferentiableEnv, DifferentiableVectorEnv, System, Timed, register, registration
 from bptt_envs.systems import LQR, CartPole, Guidance, Integrator, MultiPole, QuantumControl
 from bptt_trainers import (
     MLP,
@@ -393,6 +393,8 @@ DOORS = [
     ("callbacks", lambda v: Trainer(cart_pole(), None, TINY, v), {"[]", "()"}),
     ("callbacks", lambda v: Ensemble(cart_pole(), [TINY], v), {"[]", "()"}),
     ("system", lambda v: RLView(v), set()),
+    ("system", lambda v: Timed(v), set()),
+    ("observe_time", lambda v: gym.make("DiffIntegrator-v0", observe_time=v), {"True", "False", "np.True_"}),
     ("dense", lambda v: RLView(CartPole(), dense=v), {"True", "False", "np.True_"}),
     ("trajectory", lambda v: losses(CartPole(), v), set()),
     ("physics", lambda v: Feedback(v, True), {"True", "False", "np.True_"}),

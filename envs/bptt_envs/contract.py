@@ -17,6 +17,7 @@ from torch import Tensor
 from bptt_envs import checks
 from bptt_envs.surroundings import own_surroundings
 from bptt_envs.system import FINAL, System, replaced
+from bptt_envs.timed import Timed
 
 SAMPLES = 3
 STEPS = 4  # of an episode, that are looked at first
@@ -52,6 +53,8 @@ def check_system(
         UserWarning: if an episode of constant actions of half the nominal size is not finite to its end.
     """
     checks.instance("system", system, System, "a System, such as env.unwrapped.system")
+    if isinstance(system, Timed):  # what is wrong with the system itself is said of that
+        check_system(system.system, dtype=dtype, device=device, thorough=thorough)
     with own_surroundings(dtype, device), torch.no_grad():
         _check_declarations(system)
         probe = _Probe.of(system, dtype, torch.device(device))
@@ -60,7 +63,8 @@ def check_system(
         probe = _first_steps(probe)
         if thorough:
             _check_start_dtypes(probe)
-            _warn_of_divergence(probe)
+            if not isinstance(system, Timed):
+                _warn_of_divergence(probe)
             _check_slopes(probe)
             _check_loss(probe)
             _check_closed_forms(probe)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bptt_envs import checks
 from bptt_envs.contract import check_system
-from bptt_envs.registration import import_system
+from bptt_envs.registration import build_system
 from bptt_envs.surroundings import own_surroundings
 from bptt_envs.system import System
 
@@ -35,9 +35,7 @@ def load_system(system: System | str, options: dict[str, Any], owner: str) -> Sy
             )
         check_system(system, thorough=False)
         return system
-    system_class = import_system(system)
-    system_class.check_options(options, owner)
-    built = system_class(**options)
+    built = build_system(system, options, owner)
     check_system(built, thorough=False)
     return built
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import importlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import gymnasium as gym
 
-from bptt_envs.checks import nearest, shown, string
+from bptt_envs.checks import flag, nearest, shown, string
 from bptt_envs.system import System
+from bptt_envs.timed import Timed
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ def register(env_id: str, system: str, summary: str, **defaults: Any) -> None:
         env_id: the id, such as "DiffCartPole-v0".
         system: the import path "module:Class" of a `System`.
         summary: what it is, in one line.
-        defaults: options of the system that differ from its own defaults.
+        defaults: options of the system that differ from its own defaults, or of any environment (`observe_time`).
 
     Raises:
         ValueError: if `system` is not an import path, or the id is taken by another system.
@@ -82,6 +84,26 @@ def import_system(path: str) -> type[System]:
     if not (isinstance(found, type) and issubclass(found, System)):
         raise ValueError(f"system must be the import path of a System; {path}, which is no System, is {shown(found)}.")
     return found
+
+
+def build_system(system: str, options: Mapping[str, Any], owner: str) -> System:
+    """Build the system of an environment: the one way from options to a system.
+
+    Args:
+        system: a registered id, whose defaults count where `options` say nothing, or an import path "module:Class".
+        options: options of the environment: the system's, and those of all systems (`ENV_OPTIONS`).
+        owner: whose options these are, for messages.
+
+    Raises:
+        ValueError: if there is no such system, or an option is unknown or out of range.
+    """
+    entry = ENTRIES.get(system) if isinstance(system, str) else None
+    kind = import_system(system if entry is None else entry.system)
+    given = dict(options) if entry is None else entry.defaults | dict(options)
+    kind.check_options(given, owner)
+    timed = "observe_time" not in kind.options() and flag("observe_time", given.pop("observe_time", False))
+    built = kind(**given)
+    return Timed(built) if timed else built
 
 
 def register_all() -> None:

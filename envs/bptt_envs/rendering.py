@@ -239,7 +239,7 @@ class Viewer:
         if self.render_mode == "rgb_array":
             return picture(system, state, action, caption)
         surface = _draw(system, state, action, caption, "", SIZE)
-        self._show_in_window(surface, type(system).__name__)
+        self._show_in_window(surface, system.class_name)
         return None
 
     def close(self) -> None:

@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 
 OBJECTIVES = ("final", "continuous")
 
+ENV_OPTIONS: dict[str, tuple[Any, str]] = {
+    "observe_time": (False, "show the controller the share of the horizon that is over, too (see Timed)"),
+}
+"""Options of an environment of any system, with default and meaning; a system's own option of a name counts instead."""
+
 Bound = float | Sequence[float] | np.ndarray | Tensor | None
 """A bound of the actions as it is given: one number, or one for each component."""
 
@@ -176,6 +181,11 @@ class System(metaclass=_InOwnSurroundings):
     # What follows is derived from the above.
 
     @property
+    def class_name(self) -> str:
+        """The name of the class that holds the equations, for messages and pictures."""
+        return type(self).__name__
+
+    @property
     def time_label(self) -> str:
         """What a time axis is called."""
         return f"time [{self.time_unit}]" if self.time_unit else "time"
@@ -302,14 +312,20 @@ class System(metaclass=_InOwnSurroundings):
         return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
 
     @classmethod
+    def env_options(cls) -> dict[str, Any]:
+        """Options of an environment of the system, with their defaults: the constructor's, then those of all."""
+        own = cls.options()
+        return own | {name: default for name, (default, _) in ENV_OPTIONS.items() if name not in own}
+
+    @classmethod
     def check_options(cls, options: dict[str, Any], owner: str) -> None:
-        """Raise ValueError if `options` holds a name that the constructor does not know.
+        """Raise ValueError if `options` holds a name that is no option of an environment of the system.
 
         Args:
             options: option values by name.
             owner: whose options these are, for the message.
         """
-        known = cls.options()
+        known = cls.env_options()
         for name in options:
             if name not in known:
                 raise ValueError(

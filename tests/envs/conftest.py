@@ -10,13 +10,14 @@ from bptt_envs.system import OBJECTIVES
 
 ROTATION = {"A": [[0.9, 0.2, 0.0], [-0.2, 0.9, 0.1], [0.0, 0.0, 1.1]], "B": [[0.0, 0.1], [0.3, 0.0], [0.0, 0.5]]}
 VARIATIONS = {  # a new id is tested with its defaults; add a row to test its options
-    "DiffCartPole-v0": [{}, {"observation": "cos_sin"}, {"max_force": 5.0}],
+    "DiffCartPole-v0": [{}, {"observation": "cos_sin"}, {"max_force": 5.0}, {"observe_time": True}],
     "DiffMultiPole-v0": [{}, {"n_poles": 5}, {"n_poles": 1, "dynamics": "exact"}, {"n_poles": 3, "dynamics": "exact"}],
     "DiffQuantumControl-v0": [{}, {"n_points": 8, "target": 5, "max_control": 5.0}, {"weighting": 0.25, "target": 1}],
     "DiffGuidance-v0": [
         {},
         {"n_drivers": 1, "n_evaders": 1, "control_weight": 0.0},
         {"n_drivers": 3, "n_evaders": 2, "flocking": "cohesive", "target": (0.5, -0.25), "max_control": 1.0},
+        {"observe_time": True},
     ],
     "DiffLQR-v0": [{}, {"clock": True}, {**ROTATION, "clock": True, "max_action": 2.0}],
 }

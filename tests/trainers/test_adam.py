@@ -50,6 +50,17 @@ def test_it_steps_as_that_of_torch_does(betas, amsgrad):
         assert first.grad is None
 
 
+@pytest.mark.parametrize("amsgrad", [False, True])
+def test_with_weight_decay_it_steps_as_adamw_of_torch_does(amsgrad):
+    own, others, plain = parameters(), parameters(), parameters()
+    descend(Adam(own, 0.1, 1e-7, amsgrad=amsgrad, weight_decay=0.3), own, directions(8))
+    descend(torch.optim.AdamW(others, lr=0.1, eps=1e-7, amsgrad=amsgrad, weight_decay=0.3), others, directions(8))
+    descend(Adam(plain, 0.1, 1e-7, amsgrad=amsgrad), plain, directions(8))
+    for first, second, third in zip(own, others, plain, strict=True):
+        torch.testing.assert_close(first, second, rtol=1e-13, atol=1e-14)
+        assert not torch.allclose(first, third, rtol=1e-2)
+
+
 def test_amsgrad_differs_from_adam_once_directions_shrink():
     plain, largest = parameters(), parameters()
     descend(Adam(plain, 0.1, 1e-7, (0.9, 0.9)), plain, directions(8))

@@ -25,9 +25,10 @@ from bptt_trainers.cli import COMMANDS, main, read_command
 
 ROOT = Path(__file__).parents[2]
 TINY = (
-    "--env-option horizon=10 --env-option max_force=50 --train-states 16 --test-states 16 --hidden 8 --no-tensorboard"
+    "--preset paper --env-option horizon=10 --env-option max_force=50 --train-states 16 --test-states 16 --hidden 8 "
+    "--no-tensorboard"
 )
-INTEGRATOR = "--env DiffIntegrator-v0 --train-states 8 --test-states 8 --no-tensorboard"
+INTEGRATOR = "--preset paper --env DiffIntegrator-v0 --train-states 8 --test-states 8 --no-tensorboard"
 
 
 @pytest.fixture(autouse=True)
@@ -146,7 +147,7 @@ def test_envs_lists_every_id(bptt):
 @pytest.mark.parametrize("env_id", ENTRIES)
 def test_envs_explains_every_option_with_type_and_default(bptt, env_id):
     text = bptt(f"envs {env_id}")
-    for option, default in bptt_envs.registration.system_class(env_id).options().items():
+    for option, default in bptt_envs.registration.system_class(env_id).env_options().items():
         line = next(line for line in text.splitlines() if line.startswith(f"  {option}: "))
         assert line.endswith(f"default {'none' if default is None else default}")
     assert "not documented" not in text
@@ -182,7 +183,7 @@ def test_the_commands_in_the_documentation_can_be_read(line):
         ("train --rule Q", "'R', 'M', 'S', 'C'"),
         ("train --engine adjont", "adjoint"),
         ("train --learning-rate -1", "learning_rate must be a finite number above 0; got -1.0"),
-        ("train --batch-size 512", "batch_size must be at most train_states (256); got 512"),
+        ("train --batch-size 512", "batch_size must be at most train_states (64); got 512"),
         ("train stray", "stray"),
         ("train --env DiffCartpole-v0", "Did you mean 'DiffCartPole-v0'?"),
         ("train --env no_such_module:Mine-v0", "no module 'no_such_module'"),
@@ -355,7 +356,7 @@ def test_an_environment_of_the_users_own(bptt, place, monkeypatch):
     try:
         said = bptt(
             "train --env my_envs:Slow-v0 --env-option gain=0.25 --env-option horizon=3 --env-option max_push=2 "
-            "--epochs 1 --train-states 8 --no-tensorboard"
+            "--epochs 1 --train-states 8 --no-tensorboard --preset paper"
         )
         assert "  bptt evaluate runs/Slow-v0_gain=0.25_horizon=3_max_push=2_C_seed0 --module my_envs\n" in said
         assert "gain: float, default 0.5\n      what multiplies it, without unit." in bptt("envs my_envs:Slow-v0")
@@ -393,8 +394,8 @@ def test_compare_leaves_tables_and_a_figure_and_computes_only_what_is_missing(bp
     assert (out / "runs/C-seed0/last.pt").stat().st_mtime_ns == first
     assert (out / "runs/C-seed1/last.pt").exists()
     assert max(map(len, said.splitlines())) <= 80
-    refused = bptt(f"{COMPARE} --methods C --seeds 0 --override C.clip=norm", code=1)
-    assert "C clip: 'none' in the folder, 'norm' asked for" in refused
+    refused = bptt(f"{COMPARE} --methods C --seeds 0 --override C.clip=value", code=1)
+    assert "C clip: 'norm' in the folder, 'value' asked for" in refused
 
 
 def test_demo_compares_and_animates(bptt):

@@ -197,7 +197,7 @@ def test_methods_and_seeds_may_be_added(finished):
         ({"steps": 256}, "steps: 128 in the folder, 256 asked for"),
         ({"env_options": {"horizon": 5}}, "env_options: {} in the folder, {'horizon': 5} asked for"),
         ({"overrides": {"PPO": TINY_PPO | {"gamma": 0.5}, "C": TINY_BPTT}}, "PPO gamma: 1.0 in the folder, 0.5"),
-        ({"overrides": {"PPO": TINY_PPO, "C": TINY_BPTT | {"clip": "norm"}}}, "C clip: 'none' in the folder, 'norm'"),
+        ({"overrides": {"PPO": TINY_PPO, "C": TINY_BPTT | {"clip": "value"}}}, "C clip: 'norm' in the folder, 'value'"),
     ],
 )
 def test_a_folder_of_another_comparison_is_refused_with_the_difference(finished, changes, difference):

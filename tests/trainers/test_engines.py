@@ -26,7 +26,7 @@ SETTINGS = [
     for objective in ("final", "continuous")
     for options in (
         {"DiffMultiPole-v0": [{"n_poles": 3}, {"n_poles": 2, "dynamics": "exact", "max_force": 0.3}]}
-        | {"DiffCartPole-v0": [{}, {"observation": "cos_sin"}]}
+        | {"DiffCartPole-v0": [{}, {"observation": "cos_sin"}, {"observe_time": True}]}
     ).get(env_id, [{}])
 ]
 

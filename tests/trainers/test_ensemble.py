@@ -569,7 +569,7 @@ def test_a_folder_of_a_run_with_other_buffers_is_refused(tmp_path):
 
 # The command line
 
-GRID = "--env-option horizon=10 --train-states 16 --test-states 16 --hidden 8 --no-tensorboard"
+GRID = "--preset paper --env-option horizon=10 --train-states 16 --test-states 16 --hidden 8 --no-tensorboard"
 
 
 @pytest.fixture

@@ -15,7 +15,17 @@ from bptt_trainers.trainer import NonFiniteError
 
 TINY = TrainConfig(epochs=4, batch_size=4, train_states=12, test_states=6, hidden=(8,), tensorboard=False)
 MIXED = replace(
-    TINY, combine="random", final_learning_rate=0.0, adam_betas=(0.8, 0.95), amsgrad=True, average=0.7, clip="norm"
+    TINY,
+    combine="random",
+    final_learning_rate=0.0,
+    adam_betas=(0.8, 0.95),
+    amsgrad=True,
+    average=0.7,
+    clip="norm",
+    clip_threshold=0.5,
+    weight_decay=0.01,
+    schedule="linear",
+    warmup=0.3,
 )
 
 
@@ -77,6 +87,29 @@ def test_the_learning_rate_falls_along_half_a_cosine():
     assert constant.learning_rate(0) == constant.learning_rate(99) == 0.1
 
 
+def rates(updates, **settings):
+    parameters = {"w": nn.Parameter(torch.zeros(1))}
+    optimizer = Optimizer(parameters, TrainConfig(learning_rate=0.1, **settings), updates)
+    return [optimizer.learning_rate(update) for update in range(updates)]
+
+
+def test_it_may_fall_linearly():
+    assert rates(5, schedule="linear", final_learning_rate=0.0) == pytest.approx([0.1, 0.08, 0.06, 0.04, 0.02])
+    assert rates(4, schedule="linear", final_learning_rate=0.02) == pytest.approx([0.1, 0.08, 0.06, 0.04])
+    assert rates(4, schedule="linear") == [0.1] * 4
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"final_learning_rate": 0.01}, {"final_learning_rate": 0.0, "schedule": "linear"}]
+)
+def test_it_rises_over_the_warmup_to_what_it_is_without(settings):
+    plain = rates(100, **settings)
+    for warmup, rising in ((0.1, 10), (0.125, 12.5), (0.005, 0.5), (0.99, 99)):
+        wanted = [rate * min(1.0, (update + 1) / rising) for update, rate in enumerate(plain)]
+        assert rates(100, warmup=warmup, **settings) == pytest.approx(wanted, rel=1e-12)
+    assert rates(100, warmup=0.0, **settings) == plain
+
+
 def test_each_update_steps_at_its_learning_rate():
     # With betas of 0 and no epsilon to speak of, Adam steps by the learning rate against the sign of the direction
     config = replace(
@@ -110,9 +143,12 @@ def test_a_skipped_update_is_time_passing(monkeypatch):
     assert taken == list(range(sum(row.skipped for row in history), 6))
 
 
-def test_with_a_falling_learning_rate_the_number_of_epochs_stands(tmp_path):
-    config = replace(TINY, final_learning_rate=1e-4, out=tmp_path / "run")
-    Trainer(cart_pole(), None, config).fit()
+@pytest.mark.parametrize("changing", [{"final_learning_rate": 1e-4}, {"warmup": 0.5}])
+def test_with_a_learning_rate_that_changes_the_number_of_epochs_stands(tmp_path, changing):
+    config = replace(TINY, **changing, out=tmp_path / "run")
+    trainer = Trainer(cart_pole(), None, config)
+    trainer.fit()
+    assert not trainer.lengthens
     assert len(Trainer(cart_pole(), None, replace(config, keep_every=2)).fit()) == 5
     for epochs in (3, 6):
         with pytest.raises(
@@ -264,8 +300,8 @@ CHANGES = [
     {},
     {"combine": "modified"},
     {"average": 0.0},
-    {"amsgrad": False, "final_learning_rate": None},
-    {"rule": "R"},
+    {"amsgrad": False, "final_learning_rate": None, "warmup": 0.0},
+    {"rule": "R", "weight_decay": 0.0, "clip_threshold": 2.0, "schedule": "cosine"},
 ]
 VARIATIONS = [replace(MIXED, seed=i, **changes) for i, changes in enumerate(CHANGES)]
 

@@ -77,11 +77,13 @@ def test_defaults_are_the_papers():
         assert 0.9 * bound < float(layer.weight.detach().abs().max()) <= bound
 
 
-@pytest.mark.parametrize("clip", ["none", "value", "norm"])
+@pytest.mark.parametrize(
+    ("clip", "threshold"), [("none", 1.0), ("value", 1.0), ("norm", 1.0), ("value", 3), ("norm", 0.2)]
+)
 @pytest.mark.parametrize("rule", ["R", "M", "S", "C"])
-def test_an_epoch_is_adam_on_the_clipped_directions_in_fixed_order(rule, clip):
+def test_an_epoch_is_adam_on_the_clipped_directions_in_fixed_order(rule, clip, threshold):
     system = CartPole(horizon=10)
-    config = replace(TINY, rule=rule, clip=clip, epochs=1, learning_rate=0.01)
+    config = replace(TINY, rule=rule, clip=clip, clip_threshold=threshold, epochs=1, learning_rate=0.01)
     # a large scale makes both kinds of clipping bite
     system.final_cost = lambda state: 1e7 * CartPole.final_cost(system, state)
     trainer = Trainer(system, None, config)
@@ -94,10 +96,10 @@ def test_an_epoch_is_adam_on_the_clipped_directions_in_fixed_order(rule, clip):
         for name, parameter in controller.named_parameters():
             parameter.grad = result.directions[name]
         if clip == "value":
-            clipped += max(float(p.grad.abs().max()) for p in controller.parameters()) > 1
-            nn.utils.clip_grad_value_(controller.parameters(), 1.0)
+            clipped += max(float(p.grad.abs().max()) for p in controller.parameters()) > threshold
+            nn.utils.clip_grad_value_(controller.parameters(), threshold)
         elif clip == "norm":
-            clipped += float(nn.utils.clip_grad_norm_(controller.parameters(), 1.0)) > 1
+            clipped += float(nn.utils.clip_grad_norm_(controller.parameters(), threshold)) > threshold
         adam.step()
     trainer.fit()
     assert clipped == (0 if clip == "none" else 3)
@@ -325,6 +327,8 @@ def test_a_run_goes_on_under_settings_that_do_not_change_it(tmp_path):
         assert (stored["training"].pop("device"), stored["training"].pop("compile")) == ("cpu", False)
         optimizer = ("final_learning_rate", "adam_betas", "amsgrad", "average")
         assert [stored["training"].pop(name) for name in optimizer] == [None, [0.9, 0.999], False, 0.0]
+        younger = ("clip_threshold", "schedule", "warmup", "weight_decay")
+        assert [stored["training"].pop(name) for name in younger] == [1.0, "cosine", 0.0, 0.0]
 
     edit_config(tmp_path / "run", as_by_an_earlier_version)
     assert RunFolder(tmp_path / "run").train_config() == config
@@ -356,6 +360,10 @@ def test_finished_run_is_not_computed_or_drawn_again(tmp_path):
         ({"seed": 3}, r"training.seed: 0 in the folder, 3 asked for"),
         ({"combine": "random"}, r"training.combine: 'modified' in the folder, 'random' asked for"),
         ({"adam_betas": (0.9, 0.99)}, r"training.adam_betas: \[0.9, 0.999\] in the folder, \[0.9, 0.99\] asked for"),
+        ({"clip_threshold": 2.0}, r"training.clip_threshold: 1.0 in the folder, 2.0 asked for"),
+        ({"weight_decay": 0.1}, r"training.weight_decay: 0.0 in the folder, 0.1 asked for"),
+        ({"schedule": "linear"}, r"training.schedule: 'cosine' in the folder, 'linear' asked for"),
+        ({"warmup": 0.1}, r"training.warmup: 0.0 in the folder, 0.1 asked for"),
         ({"amsgrad": True}, r"training.amsgrad: False in the folder, True asked for"),
         ({"average": 0.9}, r"training.average: 0.0 in the folder, 0.9 asked for"),
         ({"final_learning_rate": 0.0}, r"training.final_learning_rate: None in the folder, 0.0 asked for"),
@@ -542,6 +550,10 @@ def test_callbacks_are_called_in_order_and_can_end_training():
         ({"learning_rate": -1.0}, "learning_rate must be a finite number above 0; got -1.0"),
         ({"final_learning_rate": -1e-4}, "final_learning_rate must be a finite number of at least 0; got -0.0001"),
         ({"final_learning_rate": 0.01}, r"final_learning_rate must be at most learning_rate \(0.001\); got 0.01"),
+        ({"schedule": "cosin"}, "schedule must be one of 'cosine', 'linear'; got 'cosin'. Did you mean 'cosine'?"),
+        ({"warmup": 1.0}, "warmup must be a number of at least 0 and below 1; got 1.0"),
+        ({"clip_threshold": 0.0}, "clip_threshold must be a finite number above 0; got 0.0"),
+        ({"weight_decay": -0.1}, "weight_decay must be a finite number of at least 0; got -0.1"),
         ({"adam_betas": (0.9,)}, r"adam_betas must be 2 values; got \(0.9,\)"),
         ({"adam_betas": (0.9, 1.0)}, "adam_betas must be a number of at least 0 and below 1; got 1.0"),
         ({"adam_betas": (-0.1, 0.9)}, "adam_betas must be a number of at least 0 and below 1; got -0.1"),

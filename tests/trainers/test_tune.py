@@ -131,7 +131,7 @@ def test_the_first_trial_is_of_the_settings_as_they_stand(tmp_path):
         assert search.first() == search.row | TINY[method]
         assert trial.user_attrs["settings"] == json.loads(json.dumps(search.named(search.first())))
     assert table(config.out)[0]["settings"].startswith(
-        "train_states=16; hidden=(8,); batch_size=8; learning_rate=0.001"
+        "train_states=16; hidden=(8,); batch_size=8; learning_rate=0.005"
     )
 
 
@@ -289,7 +289,7 @@ def test_a_trial_that_fails_is_told_and_the_study_goes_on(tmp_path, monkeypatch,
     learn = studying.learn
 
     def refusing(method, budget, settings, seed, report, *, compile):
-        if settings["learning_rate"] > 1e-3:
+        if settings["learning_rate"] > 5e-3:
             raise RefusedError("the rate is too large")
         return learn(method, budget, settings, seed, report, compile=compile)
 
@@ -299,7 +299,7 @@ def test_a_trial_that_fails_is_told_and_the_study_goes_on(tmp_path, monkeypatch,
     assert failed
     assert {one["error"] for one in failed} == {"the rate is too large"}
     assert len(study.trials) == 8
-    assert study.best["C"].row["learning_rate"] <= 1e-3
+    assert study.best["C"].row["learning_rate"] <= 5e-3
 
 
 def test_runs_that_are_not_finite_lose(tmp_path):
@@ -326,7 +326,7 @@ def test_trials_that_fall_behind_are_pruned_in_their_first_run(tmp_path, curves)
 
 
 def test_a_trial_ends_between_runs_where_it_cannot_be_the_best(tmp_path, curves):
-    made = curves(lambda settings, seed: -2 if settings["learning_rate"] == 1e-3 else -1)
+    made = curves(lambda settings, seed: -2 if settings["learning_rate"] == 5e-3 else -1)
     study = tune(tiny(tmp_path / "study", trials=2, seeds=3), progress=False)
     assert [one["state"] for one in study.trials] == ["complete", "pruned"]
     assert [seed for seed, _ in made] == [1000, 1001, 1002, 1000, 1001]

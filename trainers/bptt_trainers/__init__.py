@@ -7,7 +7,8 @@ from bptt_trainers.controllers import Controller
 from bptt_trainers.default_controllers import default_controller
 from bptt_trainers.ensemble import Ensemble, variations
 from bptt_trainers.gradient import PolicyGradient, policy_gradient
-from bptt_trainers.networks import MLP, ConvNet
+from bptt_trainers.networks import MLP, ConvNet, Squash
+from bptt_trainers.presets import from_preset
 from bptt_trainers.records.files import RunFolderError
 from bptt_trainers.rollout import Trajectory, losses, rollout
 from bptt_trainers.rules import RULES, Feedback, Rule
@@ -30,11 +31,13 @@ __all__ = [
     "Rule",
     "RunFolder",
     "RunFolderError",
+    "Squash",
     "TrainConfig",
     "Trainer",
     "Trajectory",
     "default_controller",
     "diagnose",
+    "from_preset",
     "held_out_states",
     "losses",
     "policy_gradient",

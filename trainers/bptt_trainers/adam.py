@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 
 class Adam:
-    """Adam (Kingma and Ba, ICLR 2015), or AMSGrad (Reddi, Kale and Kumar, ICLR 2018).
+    """Adam (Kingma and Ba, ICLR 2015), AMSGrad (Reddi, Kale and Kumar, ICLR 2018), AdamW (Loshchilov and Hutter, ICLR
+    2019).
 
-    `torch.optim.Adam` computes the same. It takes several times as long for the few small parameters of a controller,
-    and its first use in a process a second: it imports `torch._dynamo`.
+    `torch.optim.Adam` and `AdamW` compute the same. They take several times as long for the few small parameters of a controller,
+    and their first use in a process a second: it imports `torch._dynamo`.
 
     Args:
         parameters: n numbers in all.
@@ -22,6 +23,7 @@ class Adam:
         epsilon: added to the root of the second moment.
         betas: decay a step of the first and of the second moment.
         amsgrad: whether to divide by the root of the largest second moment so far.
+        weight_decay: share of the weights, times the learning rate, that a step takes away first.
 
     Attributes:
         learning_rate: of the next step.
@@ -35,8 +37,10 @@ class Adam:
         epsilon: float,
         betas: tuple[float, float] = (0.9, 0.999),
         amsgrad: bool = False,
+        weight_decay: float = 0.0,
     ) -> None:
         self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
         self.epsilon = epsilon
         self.betas = betas
         self._parameters = list(parameters)
@@ -62,6 +66,8 @@ class Adam:
         root = square.sqrt().div_(of_root).add_(self.epsilon)
         change = (self._mean / root).mul_(rate)
         for parameter, part in zip(self._parameters, change.split(self._sizes), strict=True):
+            if self.weight_decay:
+                parameter.mul_(1 - self.learning_rate * self.weight_decay)
             parameter.add_(part.view(parameter.shape))
 
     @torch.no_grad()

@@ -27,11 +27,11 @@ from tqdm import tqdm
 import bptt_envs
 from bptt_envs import System, checks
 from bptt_envs.differentiable import check_batch
-from bptt_envs.registration import ENTRIES, system_class
+from bptt_envs.registration import ENTRIES, build_system, system_class
 from bptt_envs.settings import Count, Seed, among, read
 from bptt_envs.surroundings import own_surroundings
 from bptt_trainers.curve import Curve, CurvePoint, curve_to_csv, read_curve
-from bptt_trainers.presets import PRESETS, Preset, preset
+from bptt_trainers.presets import PRESETS, Preset, PresetName, preset
 from bptt_trainers.records.checkpoints import packed, unpacked
 from bptt_trainers.records.claim import Claim, in_words, locked, same
 from bptt_trainers.records.files import RunFolderError, exists, read_bytes, understanding, write_atomic
@@ -88,17 +88,20 @@ class BaselineConfig:
     test_states: Count = 256
     """Held-out start states, the same for every seed and method."""
 
+    preset: PresetName = "tuned"
+    """Whose settings the method has: those that were tuned, or the paper's."""
+
     overrides: Mapping[str, Any] = field(default_factory=dict)
-    """Entries of the method's preset that are to differ, by name."""
+    """Entries of the preset that are to differ, by name."""
 
     def __post_init__(self) -> None:
         read(self)
         self.judged_system()
-        self.preset()
+        self.settings()
 
-    def preset(self) -> Preset:
+    def settings(self) -> Preset:
         """The settings of the method in full."""
-        return preset(self.method, self.env, self.overrides)
+        return preset(self.method, self.env, self.overrides, name=self.preset, options=self.env_options)
 
     def judged_system(self) -> System:
         """The system on which the controller is judged, with the observation that it learns from."""
@@ -106,16 +109,14 @@ class BaselineConfig:
 
     def trained_system(self) -> System:
         """The system on which it learns; only the objective may differ."""
-        objective = self.preset()["objective"]
+        objective = self.settings()["objective"]
         return self._system({} if objective == "same" else {"objective": objective})
 
     def _system(self, changes: dict[str, Any]) -> System:
-        loaded = system_class(self.env)
-        loaded.check_options(dict(self.env_options), self.env)
-        options = ENTRIES[self.env].defaults | dict(self.env_options) | changes
-        if "observation" in loaded.options() and "observation" not in options:
-            options["observation"] = self.preset()["observation"]
-        return loaded(**options)
+        known, options = system_class(self.env).options(), dict(self.env_options) | changes
+        if "observation" in known and "observation" not in ENTRIES[self.env].defaults | options:
+            options["observation"] = self.settings()["observation"]
+        return build_system(self.env, options, self.env)
 
 
 class BaselineController:
@@ -258,7 +259,8 @@ def load_baseline(folder: Path) -> BaselineRun:
                 f"{folder} was trained with {', '.join(objects)} among the options of its environment, which no file "
                 "holds; call train_baseline with the same configuration."
             )
-        config = BaselineConfig(**{name: stored[name] for name in _SETTINGS})
+        stored = _of_today(stored)
+        config = BaselineConfig(**{name: stored[name] for name in _SETTINGS} | {"overrides": stored["settings"]})
     return _load(folder, config)
 
 
@@ -277,7 +279,7 @@ def _load(folder: Path, config: BaselineConfig) -> BaselineRun:
     with understanding(folder / "policy.pt"):
         weights, mean, var = (checkpoint[name] for name in ("policy", "mean", "var"))
         widest = max(size for tensor in weights.values() for size in tensor.shape)
-        if max(config.preset()["hidden"], default=1) > widest:
+        if max(config.settings()["hidden"], default=1) > widest:
             raise ValueError("config.json has wider layers")
         with _apart():
             policy = _policy(config)
@@ -359,7 +361,7 @@ def _apart() -> Iterator[None]:
 
 
 def _build(config: BaselineConfig) -> tuple[BaseAlgorithm, VecNormalize]:
-    settings = config.preset()
+    settings = config.settings()
     env = SB3VecEnv(config.trained_system(), settings["num_envs"], dense=settings["dense"])
     normalize = VecNormalize(
         env,
@@ -382,7 +384,7 @@ def _build(config: BaselineConfig) -> tuple[BaseAlgorithm, VecNormalize]:
 
 def _policy(config: BaselineConfig) -> BasePolicy:
     """The policy of `_build` without what trains it."""
-    settings = config.preset()
+    settings = config.settings()
     env = SB3VecEnv(config.judged_system(), 1)
     kind = ALGORITHMS[config.method].policy_aliases["MlpPolicy"]
     return kind(env.observation_space, env.action_space, _learning_rate(settings), **_policy_settings(settings))
@@ -416,15 +418,24 @@ _SETTINGS = tuple(BaselineConfig.__dataclass_fields__)
 def _describe(config: BaselineConfig) -> dict[str, Any]:
     versions = {module.__name__: module.__version__ for module in (bptt_envs, stable_baselines3, torch)}
     settings = {name: getattr(config, name) for name in _SETTINGS}
-    described: dict[str, Any] = plain(settings | {"preset": config.preset(), "versions": versions})
+    described: dict[str, Any] = plain(settings | {"settings": config.settings(), "versions": versions})
     return described
+
+
+def _of_today(stored: dict[str, Any]) -> dict[str, Any]:
+    """What config.json says; an earlier version, which knew one preset, has under "preset" what it amounts to."""
+    return stored if "settings" in stored else stored | {"preset": "paper", "settings": stored["preset"]}
 
 
 def _claim(folder: Path) -> Claim:
     """config.json of a run of reinforcement learning; that of another configuration differs in one of these."""
 
     def differences(stored: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
-        named = (*_SETTINGS[:-1], "preset")  # the overrides are in the preset
-        return [in_words(n, stored.get(n), wanted[n]) for n in named if not same(stored.get(n), wanted[n])]
+        stored = _of_today(stored)
+        named = [name for name in _SETTINGS if name not in ("preset", "overrides")]  # which amount to the settings
+        pairs = [(name, stored.get(name), wanted[name]) for name in named]
+        before, now = stored["settings"], wanted["settings"]
+        pairs += [(name, before.get(name), now.get(name)) for name in dict.fromkeys([*before, *now])]
+        return [in_words(name, old, new) for name, old, new in pairs if not same(old, new)]
 
     return Claim(folder / "config.json", "run", differences)

@@ -111,7 +111,11 @@ def read_command(name: str, arguments: Sequence[str]) -> Command:
     if not {"-h", "--help"}.isdisjoint(arguments):  # printed here, as tyro would join the lines and not wrap them
         print(inspect.getdoc(command), end="\n\n")
     with checking_arguments(), wide_enough():
-        return tyro.cli(command, prog=f"bptt {name}", description="", args=arguments)
+        make_default = getattr(command, "with_defaults", None)  # some have defaults that hang on what is given
+        default = None if make_default is None else make_default(arguments)
+        given = {} if default is None else {"default": default}
+        made: Command = tyro.cli(command, prog=f"bptt {name}", description="", args=arguments, **given)
+        return made
 
 
 def _run(name: str, arguments: list[str], ended: Ended) -> int:

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 from tyro.conf import Suppress
 
+from bptt_envs import DifferentiableEnv
 from bptt_envs.checks import each_once, one_of
 from bptt_envs.registration import system_class
 from bptt_envs.settings import Count, Positive, Seed, among, read
@@ -22,6 +23,7 @@ from bptt_trainers.ensemble import SHARED, CannotStackError, Ensemble
 from bptt_trainers.figures.comparison import curves_figure
 from bptt_trainers.figures.style import plain_text, save_figure
 from bptt_trainers.methods import BPTT, METHODS, Budget, learning_curve
+from bptt_trainers.presets import PresetName
 from bptt_trainers.records.claim import Claim, in_words, locked, same
 from bptt_trainers.records.files import RunFolderError, exists, understanding, write_atomic
 from bptt_trainers.records.plain import plain
@@ -29,7 +31,7 @@ from bptt_trainers.threads import threads
 from bptt_trainers.user_code import imported_id
 
 # Settings that do not change a run: a comparison may be continued with others.
-CHANGEABLE = ("methods", "seeds", "losses", "together")
+CHANGEABLE = ("methods", "seeds", "losses", "together", "preset")  # what the preset amounts to is compared
 
 DEFAULTS = json.loads(json.dumps(asdict(TrainConfig())))  # of settings that are younger than a folder
 
@@ -66,11 +68,14 @@ class ComparisonConfig:
     test_states: Count = 256
     """Held-out start states, the same for every method and seed."""
 
+    preset: PresetName = "tuned"
+    """Whose settings each method has, but for overrides: those that were tuned (docs/tuning.md), or the paper's."""
+
     losses: tuple[Positive, ...] = (0.1, 0.01, 0.001)
     """Losses for which the table says after how many steps and seconds they were reached."""
 
     overrides: Annotated[Mapping[str, Mapping[str, Any]], Suppress] = field(default_factory=dict)
-    """Settings of single methods that are to differ from their defaults: {"PPO": {"num_envs": 32}}."""
+    """Settings of single methods that are to differ from the preset: {"PPO": {"num_envs": 32}}."""
 
     threads: Count = 1
     """Threads of torch; with the small networks here a second one costs more time than it gives."""
@@ -95,7 +100,7 @@ class ComparisonConfig:
     @property
     def budget(self) -> Budget:
         """What every run has in common."""
-        return Budget(self.env, self.env_options, self.steps, self.evaluations, self.test_states)
+        return Budget(self.env, self.env_options, self.steps, self.evaluations, self.test_states, self.preset)
 
     def settings(self) -> dict[str, dict[str, Any]]:
         """All settings of each method, by name."""
@@ -154,20 +159,24 @@ def member_folder(out: Path, method: str, seed: int) -> Path:
 def _train_together(config: ComparisonConfig, progress: bool) -> None:
     """Train what is missing of the update rules, in as few ensembles as their settings allow."""
     groups: dict[tuple[Any, ...], list[tuple[str, Path, TrainConfig]]] = {}
+    envs: dict[tuple[Any, ...], DifferentiableEnv] = {}
     for method in config.methods:
         rule = METHODS[method]
         if isinstance(rule, BPTT):
             for seed in config.seeds:
                 folder = member_folder(config.out, method, seed)
                 if not exists(folder / FINISHED):
-                    training = rule.config(config.budget, config.overrides.get(method, {}), seed=seed, out=folder)
-                    shared = tuple(getattr(training, name) for name in SHARED)
+                    overrides = config.overrides.get(method, {})
+                    training = rule.config(config.budget, overrides, seed=seed, out=folder)
+                    seen = rule.seen(config.budget, overrides)
+                    shared = (*(getattr(training, name) for name in SHARED), *seen.items())
                     groups.setdefault(shared, []).append((method, folder, training))
-    for group in groups.values():
+                    envs.setdefault(shared, config.budget.make_env(**seen))
+    for shared, group in groups.items():
         methods, folders, trainings = zip(*group, strict=True)
         title = f"{', '.join(dict.fromkeys(methods))}, {len(group)} runs"
         try:
-            ensemble = Ensemble(config.budget.make_env(), trainings, [ProgressBar(title)] if progress else [])
+            ensemble = Ensemble(envs[shared], trainings, [ProgressBar(title)] if progress else [])
         except CannotStackError:
             continue  # they are trained one by one
         for i, (folder, history) in enumerate(zip(folders, ensemble.fit(), strict=True)):

@@ -15,7 +15,9 @@ from bptt_trainers.networks import widths
 from bptt_trainers.rules import RULES, Combine
 
 Clip = Literal["none", "value", "norm"]
+Schedule = Literal["cosine", "linear"]
 OnNonfinite = Literal["stop", "skip"]
+StartStates = Literal["fixed", "shuffled", "fresh"]
 
 
 def _device(name: str, value: Any) -> str:
@@ -51,16 +53,23 @@ class TrainConfig:
     many random places (random), or M's everywhere, with the sign of R (turned)."""
 
     clip: Clip = "none"
-    """Clipping of the direction: none, by value (each component to [-1, 1]) or by global norm (to 1)."""
+    """Clipping of the direction: none, by value (each component) or by global norm."""
+
+    clip_threshold: Positive = 1.0
+    """To where clipping goes: components to [-threshold, threshold], or the norm to at most the threshold."""
 
     epochs: Count = 1000
-    """Passes over the training states."""
+    """Passes over the training states, or over as many fresh ones."""
 
     batch_size: Count = 8
     """Start states an update."""
 
+    start_states: StartStates = "fixed"
+    """Which start states an epoch visits: a set drawn from the seed in its order (fixed) or in a new one (shuffled), or
+    new ones (fresh)."""
+
     train_states: Count = 256
-    """Start states for training, drawn from the seed, visited in a fixed order."""
+    """Start states of an epoch, drawn from the seed. The training loss is that over the first so many."""
 
     test_states: Count = 256
     """Held-out start states, the same for every seed and method. They choose nothing."""
@@ -69,7 +78,13 @@ class TrainConfig:
     """Step size of Adam."""
 
     final_learning_rate: NotNegative | None = None
-    """To where the step size falls along half a cosine over all updates of epochs, 0 for none left. None: constant."""
+    """To where the step size falls over all updates of epochs, 0 for none left. None: constant."""
+
+    schedule: Schedule = "cosine"
+    """How it falls: along half a cosine, or linearly."""
+
+    warmup: Decay = 0.0
+    """Share of all updates of epochs over which the step size rises linearly to what it is without; 0 for none."""
 
     adam_epsilon: Positive = 1e-7
     """Epsilon of Adam."""
@@ -80,6 +95,9 @@ class TrainConfig:
     amsgrad: bool = False
     """Divide by the largest mean square so far in place of the latest: AMSGrad."""
 
+    weight_decay: NotNegative = 0.0
+    """Share of the weights, times the step size, that an update takes away beside its step: AdamW."""
+
     average: Decay = 0.0
     """Decay an update of a moving average of the weights, which is judged and kept in their place; 0 for none."""
 
@@ -88,6 +106,9 @@ class TrainConfig:
 
     hidden: Hidden = None
     """Widths of its hidden layers. None: the paper's, 100 100 for an MLP and 60 60 channels for conv."""
+
+    squash: bool = False
+    """Bend its actions by tanh within their bounds, in place of the clamp, which has no slope beyond them."""
 
     seed: Seed = 0
     """Seeds the controller's weights and the training states."""

@@ -24,7 +24,12 @@ CONTROLLER_NAMES = get_args(ControllerName)
 
 
 def default_controller(
-    system: System, seed: int = 0, hidden: Sequence[int] | None = None, kind: ControllerName = "default"
+    system: System,
+    seed: int = 0,
+    hidden: Sequence[int] | None = None,
+    kind: ControllerName = "default",
+    *,
+    squash: bool = False,
 ) -> Controller:
     """The paper's controller for `system`, in float32 on the CPU: an MLP 100-100, for quantum control a ConvNet 60-60.
 
@@ -33,6 +38,7 @@ def default_controller(
         seed: its weights are drawn from this.
         hidden: widths of an MLP's hidden layers or output channels of convolutions; None: the paper's.
         kind: "default", "mlp" or "conv".
+        squash: whether to bend its actions by tanh within `system.action_range`, see `Squash`.
 
     Raises:
         TypeError: if `system` is none.
@@ -46,6 +52,8 @@ def default_controller(
     else:
         name = kind
     given: dict[str, Any] = {} if hidden is None else {"hidden": hidden}
+    if checks.flag("squash", squash):
+        given["squash"] = system.action_range
     with own_surroundings():
         generator = torch.Generator().manual_seed(checks.seed("seed", seed))
         return CONTROLLERS[name](system.observation_shape, system.action_shape, generator=generator, **given)

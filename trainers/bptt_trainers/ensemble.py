@@ -33,7 +33,7 @@ from bptt_trainers.run_folder import Checkpoint
 from bptt_trainers.stacked import StackedEngine
 from bptt_trainers.trainer import NonFiniteError, Trainer
 
-SHARED = ("controller", "hidden", "engine", "compile", "device")
+SHARED = ("controller", "hidden", "squash", "engine", "compile", "device")
 """Settings in which the members of an ensemble do not differ."""
 
 TRAJECTORY_NUMBERS = 2**25  # of the states that are kept at once when losses are computed: 128 MiB in float32

@@ -16,7 +16,7 @@ from bptt_trainers.config import TrainConfig
 from bptt_trainers.curve import Curve, CurvePoint
 from bptt_trainers.floors import RandomController, ZeroController
 from bptt_trainers.metrics import EpochMetrics
-from bptt_trainers.presets import preset
+from bptt_trainers.presets import SEEN, PresetName, check_seen, defaults_seen, preset, rule_preset, seen_by
 from bptt_trainers.rollout import Policy, losses, rollout
 from bptt_trainers.rules import RULES
 from bptt_trainers.start_states import held_out_states
@@ -32,10 +32,15 @@ class Budget:
     steps: int  # simulator steps for training
     evaluations: int  # of reinforcement learning, while it learns
     test_states: int  # held-out start states
+    preset: PresetName = "paper"  # whose settings a method has, but for its own changes and overrides
 
-    def make_env(self) -> DifferentiableEnv:
-        """The environment on whose objective every method is judged."""
-        env = gym.make(self.env, **self.env_options).unwrapped
+    def make_env(self, **seen: Any) -> DifferentiableEnv:
+        """The environment on whose objective every method is judged.
+
+        Args:
+            seen: what the controller of a method sees, options that the budget does not give.
+        """
+        env = gym.make(self.env, **self.env_options, **seen).unwrapped
         assert isinstance(env, DifferentiableEnv)
         return env
 
@@ -75,21 +80,34 @@ class BPTT:
 
     @property
     def summary(self) -> str:
-        """The rule, and what differs from the defaults."""
+        """The rule, and what differs from the preset."""
         changes = "".join(f", {name} {value}" for name, value in self.changes.items())
         return f"BPTT, {RULES[self.rule].summary}{changes}"
 
     def settings(self, budget: Budget, overrides: Mapping[str, Any]) -> dict[str, Any]:
-        """Those of `TrainConfig` that the comparison does not set itself."""
+        """Those of `TrainConfig` that the comparison does not set itself, and what the controller sees."""
         chosen = asdict(self.config(budget, overrides))
         left_out = (*self.GIVEN, *self.HOW)
-        return {name: value for name, value in chosen.items() if name not in left_out} | {"rule": self.rule}
+        settings = {name: value for name, value in chosen.items() if name not in left_out} | {"rule": self.rule}
+        return settings | defaults_seen(budget.env, budget.env_options) | self.seen(budget, overrides)
 
     def run(self, budget: Budget, overrides: Mapping[str, Any], seed: int, folder: Path, title: str | None) -> Curve:
         """Train, or continue, the run in `folder`."""
         config = self.config(budget, overrides, seed=seed, out=folder)
         bars = [] if title is None else [ProgressBar(title)]
-        return learning_curve(Trainer(budget.make_env(), config=config, callbacks=bars).fit())
+        return learning_curve(Trainer(self.make_env(budget, overrides), config=config, callbacks=bars).fit())
+
+    def make_env(self, budget: Budget, overrides: Mapping[str, Any]) -> DifferentiableEnv:
+        """The budget's environment, with what the controller sees by this method's settings."""
+        return budget.make_env(**self.seen(budget, overrides))
+
+    def seen(self, budget: Budget, overrides: Mapping[str, Any]) -> dict[str, Any]:
+        """What the controller sees by this method's settings: options of the environment.
+
+        Raises:
+            ValueError: as `settings`.
+        """
+        return seen_by(self._row(budget, overrides), budget.env, budget.env_options)
 
     def config(self, budget: Budget, overrides: Mapping[str, Any], **given: Any) -> TrainConfig:
         """The settings of a run, with `seed` and `out` among what is `given`.
@@ -97,19 +115,34 @@ class BPTT:
         Raises:
             ValueError: as `settings`.
         """
-        free = [one.name for one in fields(TrainConfig) if one.name not in self.GIVEN]
-        changes = {**self.changes, **overrides}
-        for name in changes:
-            if name not in free:
-                raise ValueError(
-                    f"rule {self.rule} has no setting {name!r} to override.{nearest(name, free)} "
-                    f"Its settings: {', '.join(free)}."
-                )
         # A non-finite update is skipped and counted: one bad update should not take a run out of the table.
+        row = {"on_nonfinite": "skip", **self._row(budget, overrides)}
         given |= {"rule": self.rule, "test_states": budget.test_states, "tensorboard": False}
-        config = TrainConfig(**{"on_nonfinite": "skip", **changes, **given})
+        config = TrainConfig(**{**{name: value for name, value in row.items() if name not in SEEN}, **given})
         steps_an_epoch = config.train_states * budget.make_env().horizon
         return replace(config, epochs=max(1, round(budget.steps / steps_an_epoch)))
+
+    def _row(self, budget: Budget, overrides: Mapping[str, Any]) -> dict[str, Any]:
+        """Everything that differs from the defaults of `TrainConfig`: preset, own changes, overrides."""
+        free = [one.name for one in fields(TrainConfig) if one.name not in self.GIVEN]
+        changes = {**self.changes, **overrides}
+        for name, value in changes.items():
+            if name in SEEN:
+                check_seen(name, value, budget.env)
+            elif name not in free:
+                raise ValueError(
+                    f"rule {self.rule} has no setting {name!r} to override.{nearest(name, [*free, *SEEN])} "
+                    f"Its settings: {', '.join([*free, *SEEN])}."
+                )
+        return {**self._preset(budget), **changes}
+
+    def _preset(self, budget: Budget) -> dict[str, Any]:
+        return rule_preset(self.name, budget.env, name=budget.preset, options=budget.env_options)
+
+    @property
+    def name(self) -> str:
+        """Its name among the presets: what turns the modified direction is tuned apart."""
+        return f"{self.rule}-turned" if self.changes.get("combine") == "turned" else self.rule
 
 
 def learning_curve(history: Sequence[EpochMetrics]) -> Curve:
@@ -137,7 +170,8 @@ class RL:
 
     def settings(self, budget: Budget, overrides: Mapping[str, Any]) -> dict[str, Any]:
         """The preset, with what differs from it."""
-        return preset(self.method, budget.env, {**self.changes, **overrides})
+        changes = {**self.changes, **overrides}
+        return preset(self.method, budget.env, changes, name=budget.preset, options=budget.env_options)
 
     def run(self, budget: Budget, overrides: Mapping[str, Any], seed: int, folder: Path, title: str | None) -> Curve:
         """Train, or load the finished run in `folder`."""
@@ -151,6 +185,7 @@ class RL:
             seed=seed,
             evaluations=budget.evaluations,
             test_states=budget.test_states,
+            preset=budget.preset,
             overrides={**self.changes, **overrides},
         )
         return train_baseline(config, folder, progress=title is not None).curve
@@ -186,6 +221,7 @@ METHODS: dict[str, Method] = {
     "M": BPTT("M"),
     "S": BPTT("S"),
     "C": BPTT("C"),
+    "C-turned": BPTT("C", {"combine": "turned"}),
     "PPO": RL("PPO"),
     "SAC": RL("SAC"),
     "zero": Floor("never acts", lambda system, seed: ZeroController(system)),

@@ -7,11 +7,17 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from bptt_envs import checks
 from bptt_trainers.controllers import Controller
+
+Numbers = float | Sequence[Any] | Tensor
+"""A number, or one for each component."""
+
+Range = tuple[Numbers, Numbers] | Sequence[Numbers]
 
 
 class MLP(Controller):
@@ -22,6 +28,8 @@ class MLP(Controller):
         action_shape: shape of one action.
         hidden: width of each hidden layer.
         bias: whether the layers have biases.
+        squash: the least and the largest action, each a number or one for each component, between which the actions are
+            bent, see `Squash`. None leaves them as they are.
         generator: draws the weights; torch's global one by default.
 
     Raises:
@@ -35,6 +43,7 @@ class MLP(Controller):
         hidden: Sequence[int] = (100, 100),
         *,
         bias: bool = True,
+        squash: Range | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__(observation_shape, action_shape)
@@ -46,16 +55,17 @@ class MLP(Controller):
         for inputs, outputs in pairwise(sizes):
             layers += [_glorot_linear(inputs, outputs, generator, bias=bias), Tanh()]
         self.layers = nn.Sequential(*layers[:-1])
+        self.squash = None if squash is None else Squash(*squash)
 
     @property
     def settings(self) -> dict[str, Any]:
         """What its constructor takes besides the shapes and the generator, as plain data."""
-        return {"hidden": list(self.hidden), "bias": self.bias}
+        return {"hidden": list(self.hidden), "bias": self.bias} | _settings_of(self.squash)
 
     def forward(self, observation: Tensor) -> Tensor:
         """Observations (B, *observation_shape) -> actions (B, *action_shape)."""
-        actions: Tensor = self.layers(observation.flatten(1))
-        return actions.view(-1, *self.action_shape)
+        actions: Tensor = self.layers(observation.flatten(1)).view(-1, *self.action_shape)
+        return actions if self.squash is None else self.squash(actions)
 
 
 class ConvNet(Controller):
@@ -70,6 +80,7 @@ class ConvNet(Controller):
         observation_shape: (L, channels).
         action_shape: shape of one action.
         hidden: output channels of each convolution.
+        squash: as that of `MLP`.
         generator: draws the weights; torch's global one by default.
 
     Raises:
@@ -84,6 +95,7 @@ class ConvNet(Controller):
         action_shape: Sequence[int],
         hidden: Sequence[int] = (60, 60),
         *,
+        squash: Range | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__(observation_shape, action_shape)
@@ -107,20 +119,58 @@ class ConvNet(Controller):
             channels = outputs
         self.convolutions = nn.ModuleList(convolutions)
         self.tanh = Tanh()
+        self.squash = None if squash is None else Squash(*squash)
         self.head = _glorot_linear(channels * length, math.prod(self.action_shape), generator)
 
     @property
     def settings(self) -> dict[str, Any]:
         """What its constructor takes besides the shapes and the generator, as plain data."""
-        return {"hidden": list(self.hidden)}
+        return {"hidden": list(self.hidden)} | _settings_of(self.squash)
 
     def forward(self, observation: Tensor) -> Tensor:
         """Observations (B, L, channels) -> actions (B, *action_shape)."""
         x = observation
         for convolution in self.convolutions:
             x = self.tanh(convolution(_Patches.apply(x)))  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        actions: Tensor = self.head(x.transpose(1, 2).flatten(1))
-        return actions.view(-1, *self.action_shape)
+        actions: Tensor = self.head(x.transpose(1, 2).flatten(1)).view(-1, *self.action_shape)
+        return actions if self.squash is None else self.squash(actions)
+
+
+class Squash(nn.Module):
+    """Bends actions by tanh between bounds: mid + reach tanh((u - mid) / reach), of slope 1 in the middle.
+
+    A clamp leaves an action within the bounds alone and has no slope beyond them; this has one everywhere.
+
+    Args:
+        low: the least action, a number or one for each component, (*action_shape).
+        high: the largest, likewise.
+
+    Raises:
+        ValueError: if they are not finite numbers, or low is not below high.
+    """
+
+    mid: Tensor
+    reach: Tensor
+
+    def __init__(self, low: Numbers, high: Numbers) -> None:
+        super().__init__()
+        least, most = checks.real_array(low), checks.real_array(high)
+        if least is None or most is None or not np.all(np.isfinite(least) & np.isfinite(most) & (least < most)):
+            shown = " and ".join(map(checks.shown, (low, high)))
+            raise ValueError(f"squash must be finite bounds, the least below the largest; got {shown}.")
+        self.low, self.high = least.tolist(), most.tolist()
+        self.register_buffer("mid", torch.tensor(((least + most) / 2).tolist()), persistent=False)
+        self.register_buffer("reach", torch.tensor(((most - least) / 2).tolist()), persistent=False)
+        self.tanh = Tanh()
+
+    def forward(self, action: Tensor) -> Tensor:
+        """Actions (B, *action_shape) -> actions between the bounds."""
+        bent: Tensor = self.mid + self.reach * self.tanh((action - self.mid) / self.reach)
+        return bent
+
+
+def _settings_of(squash: Squash | None) -> dict[str, Any]:
+    return {} if squash is None else {"squash": [squash.low, squash.high]}
 
 
 class Tanh(nn.Module):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,10 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from bptt_trainers.adam import Adam
-from bptt_trainers.config import TrainConfig
+from bptt_trainers.config import Schedule, TrainConfig
 
 Moments = dict[str, Tensor]
 """What Adam knows of one parameter."""
+
+SCHEDULES: dict[Schedule, Callable[[int, int], float]] = {
+    "cosine": lambda update, updates: (1.0 + math.cos(math.pi * update / updates)) / 2.0,
+    "linear": lambda update, updates: 1.0 - update / updates,
+}
+"""How much of the way from the final learning rate to the first is left in an update of so many. The cosine is that of
+Loshchilov and Hutter, ICLR 2017, without restarts."""
 
 
 class Optimizer:
@@ -48,11 +55,12 @@ class Optimizer:
         self._average: Tensor | None = None  # (n,), once there was a step
 
     def learning_rate(self, update: int) -> float:
-        """That of an update, numbered from 0 through the run: half a cosine (Loshchilov and Hutter, ICLR 2017)."""
+        """The step size of an update, numbered from 0 through the run."""
         first, last = self.config.learning_rate, self.config.final_learning_rate
-        if last is None:
-            return first
-        return last + (first - last) * (1.0 + math.cos(math.pi * update / self.updates)) / 2.0
+        left = 1.0 if last is None else SCHEDULES[self.config.schedule](update, self.updates)
+        rate = first if last is None else last + (first - last) * left
+        rising = self.config.warmup * self.updates  # updates, not always whole
+        return rate * (update + 1) / rising if update + 1 < rising else rate
 
     @contextmanager
     def training(self) -> Iterator[None]:
@@ -137,7 +145,12 @@ class Optimizer:
         self._sizes = [shape.numel() for shape in self._shapes]
         config = self.config
         self._adam = Adam(
-            parameters.values(), config.learning_rate, config.adam_epsilon, config.adam_betas, config.amsgrad
+            parameters.values(),
+            config.learning_rate,
+            config.adam_epsilon,
+            config.adam_betas,
+            config.amsgrad,
+            config.weight_decay,
         )
 
     def _moments(self) -> dict[str, Moments]:
@@ -167,12 +180,14 @@ class Optimizer:
         return torch.cat([part.to(own).flatten() for part, own in zip(parts, self._parameters.values(), strict=True)])
 
     def _clipped(self, direction: Tensor, norm: float) -> Tensor:
+        threshold = self.config.clip_threshold
         if self.config.clip == "value":
-            return direction.clamp(-1.0, 1.0)
-        if self.config.clip == "norm" and norm > 1.0:
-            if norm > torch.finfo(direction.dtype).max:  # as a divisor it would be infinite
-                return (direction.double() / norm).to(direction.dtype)
-            return direction / norm
+            return direction.clamp(-threshold, threshold)
+        if self.config.clip == "norm" and norm > threshold:
+            divisor = norm / threshold
+            if divisor > torch.finfo(direction.dtype).max:  # it would be infinite
+                return (direction.double() / norm * threshold).to(direction.dtype)
+            return direction / divisor
         return direction
 
     def _weights(self) -> Tensor:

@@ -1,18 +1,34 @@
-"""Settings of the reinforcement-learning baselines, as tables: a row for each method, a few for single ids."""
+"""Settings of the methods by name: "paper", those that were published or found by hand, and "tuned".
+
+Of an update rule they are settings of `TrainConfig` and what the controller sees of the system (`SEEN`), of PPO and SAC
+arguments of their classes in stable-baselines3 and those below.
+"""
 
 from __future__ import annotations
 
 import ast
 import re
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from bptt_envs.checks import finite, integer, mapping, nearest, not_negative, one_of, shown, string
+import gymnasium as gym
+
+from bptt_envs import DifferentiableEnv
+from bptt_envs.checks import finite, flag, integer, mapping, nearest, not_negative, one_of, shown, string
+from bptt_envs.registration import ENTRIES, system_class
 from bptt_envs.settings import By, Count, NotNegative, Positive, Seed, Share, among, read_value
 from bptt_envs.system import OBJECTIVES
+from bptt_trainers.config import TrainConfig
 from bptt_trainers.networks import widths
+from bptt_trainers.tuned import ANYWHERE, TUNED, Row
 
 Preset = dict[str, Any]
+
+PresetName = Literal["tuned", "paper"]
+PRESET_NAMES = get_args(PresetName)
+
+SEEN = ("observation", "observe_time")
+"""Options of an environment that say what a controller sees: settings of a method, where the user gives none."""
 
 # What every method has. The rest of a row are arguments of its class in stable-baselines3.
 _COMMON: Preset = {
@@ -112,22 +128,130 @@ _KINDS: dict[str, Any] = {
 _OF_SAC: dict[str, Any] = {"ent_coef": Annotated[float | str, By(_entropy_coefficient)]}
 
 
-def preset(method: str, env_id: str, overrides: Mapping[str, Any] | None = None) -> Preset:
-    """The settings of `method` on `env_id`: its row, the id's own entries, then `overrides`.
+def preset(
+    method: str,
+    env_id: str,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    name: PresetName = "paper",
+    options: Mapping[str, Any] | None = None,
+) -> Preset:
+    """The settings of PPO or SAC on `env_id`: the method's row, the id's own entries, the tuned ones, `overrides`.
+
+    Args:
+        method: "PPO" or "SAC".
+        env_id: id of the environment.
+        overrides: entries that are to differ.
+        name: whose settings, "tuned" or "paper".
+        options: of the environment, by which the tuned row is chosen.
 
     Raises:
         ValueError: if the method or an entry is unknown, or a value has a wrong type or range.
     """
     method = one_of("method", method, PRESETS)
     row = PRESETS[method] | ENV_PRESETS.get((method, string("env_id", env_id)), {})
+    changes = dict(mapping("overrides", {} if overrides is None else overrides))
+    if one_of("preset", name, PRESET_NAMES) == "tuned":
+        changes = {**tuned_row(method, env_id, options).settings, **changes}
     kinds = _KINDS | (_OF_SAC if method == "SAC" else {})
-    for name, value in mapping("overrides", {} if overrides is None else overrides).items():
-        if name not in row:
-            raise ValueError(f"{method} has no setting {name!r}.{nearest(name, row)} Its settings: {', '.join(row)}.")
-        row[name] = read_value(f"{method} {name}", value, kinds.get(name, type(row[name])))
+    for entry, value in changes.items():
+        if entry not in row:
+            raise ValueError(f"{method} has no setting {entry!r}.{nearest(entry, row)} Its settings: {', '.join(row)}.")
+        row[entry] = read_value(f"{method} {entry}", value, kinds.get(entry, type(row[entry])))
     if "n_steps" in row:
         _check_batch(method, row)
     return row
+
+
+def rule_preset(
+    method: str, env_id: str, *, name: PresetName = "tuned", options: Mapping[str, Any] | None = None
+) -> Preset:
+    """What a method that is an update rule changes of `TrainConfig`'s defaults on `env_id`, which are the paper's.
+
+    Args:
+        method: "R", "M", "S", "C" or another row of `METHODS`; one without a tuned row has that of C.
+        env_id: id of the environment.
+        name: whose settings, "tuned" or "paper".
+        options: of the environment, by which the tuned row is chosen.
+
+    Raises:
+        ValueError: if a name is unknown.
+    """
+    if one_of("preset", name, PRESET_NAMES) == "paper":
+        return {}
+    return dict(tuned_row(method, env_id, options).settings)
+
+
+def tuned_row(method: str, env_id: str, options: Mapping[str, Any] | None = None) -> Row:
+    """The row of `TUNED` for a method on an environment: of those for its id, that which agrees in most options.
+
+    Without any for the id, the method's row of `ANYWHERE`; without that, the one of rule C.
+
+    Raises:
+        ValueError: if the id is not registered.
+    """
+    defaults = system_class(env_id).options() | ENTRIES[env_id].defaults
+    given = {**defaults, **(options or {})}
+    rows = [row for row in TUNED if (row.method, row.env_id) == (method, env_id)]
+    return max(
+        rows,
+        key=lambda row: sum(given.get(option) == value for option, value in row.options.items()) - len(row.options),
+        default=ANYWHERE.get(method, ANYWHERE["C"]),
+    )
+
+
+def from_preset(
+    env_id: str,
+    rule: str = "C",
+    preset: PresetName = "tuned",
+    env_options: Mapping[str, Any] | None = None,
+    **changes: Any,
+) -> tuple[DifferentiableEnv, TrainConfig]:
+    """An environment and the settings by which a rule learns best there, for `Trainer(env, config=config)`.
+
+    Args:
+        env_id: id of the environment.
+        rule: the update rule.
+        preset: "tuned", found by `bptt tune`, or "paper".
+        env_options: options of the environment; what the controller sees is the preset's unless they say it.
+        changes: settings of `TrainConfig` that are to differ from the preset.
+
+    Raises:
+        ValueError: if a name is unknown or a value out of range.
+    """
+    options = dict(mapping("env_options", {} if env_options is None else env_options))
+    row = rule_preset(rule, env_id, name=preset, options=options)
+    seen = seen_by(row, env_id, options)
+    env = gym.make(env_id, **options, **seen).unwrapped
+    assert isinstance(env, DifferentiableEnv)
+    settings = {entry: value for entry, value in row.items() if entry not in SEEN}
+    if preset == "tuned" and "epochs" not in changes:
+        steps = tuned_row(rule, env_id, options).steps
+        states = changes.get("train_states", settings.get("train_states", TrainConfig.train_states))
+        settings["epochs"] = max(1, round(steps / (states * env.horizon)))
+    return env, TrainConfig(**{"rule": rule, **settings, **changes})
+
+
+def seen_by(row: Mapping[str, Any], env_id: str, options: Mapping[str, Any]) -> Preset:
+    """What the controller is to see by a method's settings, as options of the environment, unless those say it."""
+    return {name: row[name] for name in defaults_seen(env_id, options) if name in row}
+
+
+def defaults_seen(env_id: str, options: Mapping[str, Any]) -> Preset:
+    """What a method may say of what the controller sees, with what holds if none does: all that `options` do not."""
+    defaults = {"observe_time": False} | system_class(env_id).options() | ENTRIES[env_id].defaults
+    return {name: defaults[name] for name in SEEN if name in defaults and name not in options}
+
+
+def check_seen(name: str, value: Any, env_id: str) -> None:
+    """Raise ValueError unless a setting of `SEEN` is an option that the environment has, with a value it takes."""
+    system = system_class(env_id)
+    if name == "observe_time":
+        flag(name, value)
+    elif name not in system.options():
+        raise ValueError(f"{env_id} has no option {name!r}, so that it is no setting of a method there.")
+    else:
+        system(**{**ENTRIES[env_id].defaults, name: value})
 
 
 def parse_overrides(texts: Iterable[str]) -> dict[str, Preset]:

@@ -200,7 +200,7 @@ def _why_not_apart(system: System, controller: nn.Module, states: Tensor, action
         if result.requires_grad and any(
             slope is not None for slope in torch.autograd.grad(result.sum(), trained, allow_unused=True)
         ):
-            return f"{type(system).__name__}.{method} depends on its parameters"
+            return f"{system.class_name}.{method} depends on its parameters"
     return None
 
 

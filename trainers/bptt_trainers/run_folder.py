@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import bptt_envs
-from bptt_envs import DifferentiableEnv, System, checks
+from bptt_envs import DifferentiableEnv, System, Timed, checks
 from bptt_envs.registration import ENTRIES, system_class
 from bptt_trainers.config import TrainConfig
 from bptt_trainers.default_controllers import CONTROLLERS
@@ -38,8 +38,8 @@ from bptt_trainers.records.files import (
 )
 from bptt_trainers.records.plain import EVAL, content, objects_in, parts, plain, tensor_line, tensors
 
-# Settings that do not change what has been computed so far: a run may be continued with others. (With a learning rate
-# that falls over the epochs, their number does.)
+# Settings that do not change what has been computed so far: a run may be continued with others. (The number of epochs
+# does where `epochs_count`.)
 CHANGEABLE = (
     "epochs",
     "compile",
@@ -74,8 +74,8 @@ class Standing:
     rows: list[EpochMetrics]
 
 
-def describe(env: Any, controller: nn.Module, config: TrainConfig) -> Config:
-    """What config.json says: the environment, the controller, the training settings, the versions.
+def describe(env: Any, controller: nn.Module, config: TrainConfig, own: Mapping[str, Any] | None = None) -> Config:
+    """What config.json says: environment, controller, training settings, terms of the user's own, versions.
 
     Beside names, shapes and plain values there are digests of all that the run depends on and JSON cannot hold: the
     classes and attributes of the system and of the controller's parts, tensors that are not trained, networks and
@@ -84,13 +84,15 @@ def describe(env: Any, controller: nn.Module, config: TrainConfig) -> Config:
     system = system_of(env)
     spec = getattr(getattr(env, "unwrapped", None), "spec", None)  # a wrapper's is a deep copy
     given = {} if spec is None else spec.kwargs
-    options = type(system).options()
+    timed = {"observe_time": True} if isinstance(system, Timed) else {}
+    system = system.system if isinstance(system, Timed) else system
+    options = type(system).env_options()
     settings = {k: plain(v) for k, v in vars(system).items() if k in options or _is_scalar(v)}
     environment: Config = {
         "id": None if spec is None else spec.id,
         "options": {k: plain(v) for k, v in given.items() if k in options},
         "system": type(system).__name__,
-        "settings": settings,
+        "settings": settings | timed,
         "content": content(system, apart=settings),
     }
     parameters = dict(controller.named_parameters())
@@ -107,8 +109,14 @@ def describe(env: Any, controller: nn.Module, config: TrainConfig) -> Config:
         "environment": environment,
         "controller": description,
         "training": {k: plain(v) for k, v in asdict(config).items() if k != "out"},
+        "own": {name: _in_short(one) for name, one in (own or {}).items() if one is not None},
         "versions": {module.__name__: module.__version__ for module in (bptt_envs, torch, gym, np)},
     }
+
+
+def _in_short(thing: Any) -> Any:
+    """What was given beside the settings, such as a function, as config.json can hold it."""
+    return tensor_line(thing) if isinstance(thing, Tensor) else plain(thing)
 
 
 def _parts(controller: nn.Module) -> dict[str, str]:
@@ -124,20 +132,26 @@ def as_trained(config: Config) -> str:
 
 def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
     """What differs between two configurations in a way that makes them different runs, a line each."""
-    known = ("environment", "controller", "training")
+    known = ("environment", "controller", "training", "own")
     said = {part: stored[part] for part in known if isinstance(stored.get(part), Mapping)}
     younger = [f"{part}.{name}." for part, name in YOUNGER if name not in said.get(part, {})]
     old = _flat(asdict(TrainConfig()), "training")  # of a setting that is younger than the folder
     old |= {k: v for part in known for k, v in _flat(stored.get(part), part).items()}
     new = {k: v for part in known for k, v in _flat(wanted.get(part), part).items()}
     ignored = {f"training.{name}" for name in CHANGEABLE}
-    if new.get("training.final_learning_rate") is not None:
-        ignored.remove("training.epochs")  # the learning rate falls over all of them
+    if epochs_count(wanted):
+        ignored.remove("training.epochs")
     return [
         in_words(name, old.get(name), new.get(name))
         for name in dict.fromkeys([*old, *new])
         if name not in ignored and not name.startswith(tuple(younger)) and not same(old.get(name), new.get(name))
     ]
+
+
+def epochs_count(config: Mapping[str, Any]) -> bool:
+    """Whether the step sizes of a run follow from the number of its epochs, which then must stay what it is."""
+    training = config["training"]
+    return training["final_learning_rate"] is not None or training["warmup"] > 0.0
 
 
 def kept_name(epoch: int) -> str:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from bptt_envs import System, checks
+from bptt_envs.differentiable import check_batch
+from bptt_trainers.config import TrainConfig
 
-WEIGHTS, TRAINING, HELD_OUT, MASKS, VALIDATION = range(5)  # streams of random numbers that never meet
+WEIGHTS, TRAINING, HELD_OUT, MASKS, VALIDATION, FRESH, ORDER = range(7)  # streams of random numbers that never meet
+
+Draw = Callable[[int, torch.Generator], Tensor]
+"""Draws (count, *state_shape) start states by a generator on the CPU."""
 
 
 def stream_seed(stream: int, seed: int = 0, *parts: int) -> int:
@@ -41,6 +48,76 @@ def validation_states(system: System, count: int, dtype: torch.dtype = torch.flo
         TypeError, ValueError: as `training_states`.
     """
     return _drawn(system, count, stream_seed(VALIDATION), dtype)
+
+
+class StartStates:
+    """The start states that a run trains on.
+
+    Args:
+        system: the physics.
+        config: how many an epoch visits and which, and the seed.
+        given: the user's own: a set (config.train_states, *state_shape), or a function that draws them. None: the
+            system's.
+        like: what the states are to have the dtype and device of.
+
+    Attributes:
+        first: (config.train_states, *state_shape), over which the training loss is taken.
+
+    Raises:
+        TypeError, ValueError: if those given cannot be used; the message names what is wrong.
+    """
+
+    def __init__(self, system: System, config: TrainConfig, given: Tensor | Draw | None, like: Tensor) -> None:
+        self._system = system
+        self._config = config
+        self._like = like
+        if given is not None and not isinstance(given, Tensor) and not callable(given):
+            raise TypeError(
+                "train_states must be a tensor (N, *state_shape), a function of a count and a generator that draws "
+                f"as many, or None; got {checks.shown(given)}."
+            )
+        self._draw: Draw = system.initial_states if given is None or isinstance(given, Tensor) else given
+        if isinstance(given, Tensor):
+            if config.start_states == "fresh":
+                raise ValueError('start_states="fresh" draws new states; train_states must be a function, not a set.')
+            self.first = checked_states("train_states", given, system, config.train_states).to(like)
+        else:
+            self.first = self._drawn(stream_seed(TRAINING, config.seed))
+
+    def of_epoch(self, epoch: int) -> Tensor:
+        """Those of an epoch, numbered from 0 through the run, as they are visited, (config.train_states, ...)."""
+        if self._config.start_states == "fixed":
+            return self.first
+        if self._config.start_states == "fresh":
+            return self._drawn(stream_seed(FRESH, self._config.seed, epoch))
+        generator = torch.Generator().manual_seed(stream_seed(ORDER, self._config.seed, epoch))
+        order = torch.randperm(len(self.first), generator=generator)
+        return self.first[order.to(self.first.device)]
+
+    def _drawn(self, seed: int) -> Tensor:
+        count = checks.in_memory("train_states", self._config.train_states, self._system.state_size)
+        drawn = self._draw(count, torch.Generator().manual_seed(seed))
+        return checked_states("train_states", drawn, self._system, count).to(self._like)
+
+
+def checked_states(name: str, states: Tensor, system: System, count: int | None = None) -> Tensor:
+    """Return `states` as start states, (N, *state_shape), finite and cut off from any graph.
+
+    Args:
+        name: of the argument, for the message.
+        states: what was given.
+        system: the physics.
+        count: how many there must be; None: at least one.
+
+    Raises:
+        TypeError, ValueError: if they are anything else.
+    """
+    check_batch(name, states, system.state_shape)
+    if len(states) == 0 or not bool(states.isfinite().all()):
+        raise ValueError(f"{name} must be one or more finite states; got {checks.shown(states)}.")
+    if count is not None and len(states) != count:
+        raise ValueError(f"{name} must be {count} start states, as many as TrainConfig says; got {len(states)}.")
+    return states.detach()
 
 
 def _drawn(system: System, count: int, seed: int, dtype: torch.dtype) -> Tensor:

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,14 +24,23 @@ from bptt_trainers.directions.memory import refuse_memory
 from bptt_trainers.directions.snapshot import evaluating, left_as_it_was
 from bptt_trainers.directions.surroundings import computing
 from bptt_trainers.gradient import Choice, adjoint_engine, check_parameters, choose_engine, system_of
+from bptt_trainers.loss_terms import Regularizer, StepCost, regularizer_gradient, with_extra_cost
 from bptt_trainers.metrics import EpochMetrics
 from bptt_trainers.optimizer import Optimizer
 from bptt_trainers.queries import DirectionQuery, LossQuery, Query, answer_comparisons, answer_directions, flattened
 from bptt_trainers.records.files import RunFolderError, modified
 from bptt_trainers.rollout import losses, rollout
 from bptt_trainers.rules import MODIFIED, REGULAR, Feedback, get_rule
-from bptt_trainers.run_folder import Checkpoint, RunFolder, Standing, as_trained, describe, kept_name
-from bptt_trainers.start_states import MASKS, WEIGHTS, held_out_states, stream_seed, training_states
+from bptt_trainers.run_folder import Checkpoint, RunFolder, Standing, as_trained, describe, epochs_count, kept_name
+from bptt_trainers.start_states import (
+    MASKS,
+    WEIGHTS,
+    Draw,
+    StartStates,
+    checked_states,
+    held_out_states,
+    stream_seed,
+)
 
 PICTURES = ("learning_curve.png", "trajectories.png")  # drawn into the run folder at the end
 
@@ -54,9 +64,20 @@ class Trainer:
             configuration names.
         config: every setting.
         callbacks: called as training goes.
+        train_states: start states of your own to train on: a set (N, *state_shape), which sets `config.train_states`,
+            or a function of a count and a `torch.Generator` that draws as many. None: the system's.
+        test_states: start states of your own, (N, *state_shape), to be judged by, which set `config.test_states`. None:
+            the held-out states.
+        extra_cost: a further term of the loss that is trained on, not of those that are reported: a torch function of
+            states (B, *state_shape), bounded actions (B, *action_shape) and next states that gives the cost of a step,
+            (B,), to be differentiated.
+        regularizer: a further term that depends on the controller alone: a torch function from the controller to a
+            number, whose gradient is added to the direction of the rule.
+
+    Config.json records what these are; another set or another function is another run.
 
     Raises:
-        ValueError: if the environment, the controller or the device cannot be used.
+        TypeError, ValueError: if the environment, the controller, the device or one of these cannot be used.
     """
 
     def __init__(
@@ -65,9 +86,19 @@ class Trainer:
         controller: nn.Module | None = None,
         config: TrainConfig | None = None,
         callbacks: Sequence[Callback] = (),
+        *,
+        train_states: Tensor | Draw | None = None,
+        test_states: Tensor | None = None,
+        extra_cost: StepCost | None = None,
+        regularizer: Regularizer | None = None,
     ) -> None:
-        self.config = config = TrainConfig() if config is None else config
+        config = TrainConfig() if config is None else config
         instance("config", config, TrainConfig, "a TrainConfig")
+        if isinstance(train_states, Tensor) and train_states.dim():
+            config = replace(config, train_states=len(train_states))
+        if isinstance(test_states, Tensor) and test_states.dim():
+            config = replace(config, test_states=len(test_states))
+        self.config = config
         if controller is not None:
             instance("controller", controller, nn.Module, "a torch.nn.Module; settings are passed as config=")
         instance("callbacks", callbacks, (list, tuple), "a list of Callback objects")
@@ -78,7 +109,12 @@ class Trainer:
         self.system: System = system_of(env)
         if controller is None:
             controller = default_controller(
-                self.system, stream_seed(WEIGHTS, config.seed), config.hidden, config.controller
+                self.system, stream_seed(WEIGHTS, config.seed), config.hidden, config.controller, squash=config.squash
+            )
+        elif config.squash:
+            raise ValueError(
+                "squash is for the controllers that TrainConfig names; with one of your own, train "
+                "torch.nn.Sequential(controller, Squash(*system.action_range))."
             )
         check_parameters(controller)
         self.controller = controller.to(self.device)
@@ -90,13 +126,19 @@ class Trainer:
         with computing(parameter):
             self._optimizer = Optimizer(self.parameters, config, config.epochs * self.updates_per_epoch)
             check_system(self.system, dtype=parameter.dtype, device=parameter.device)
-            self.train_states = training_states(self.system, config.train_states, config.seed).to(parameter)
-            self.test_states = held_out_states(self.system, config.test_states).to(parameter)
+            self._start_states = StartStates(self.system, config, train_states, parameter)
+            self.train_states = self._start_states.first
+            judged = held_out_states(self.system, config.test_states) if test_states is None else test_states
+            self.test_states = checked_states("test_states", judged, self.system).to(parameter)
+            trained = with_extra_cost(self.system, extra_cost, self.train_states)
             self.choice: Choice = choose_engine(
-                self.system, controller, self.train_states, config.engine, compile=config.compile
+                trained, controller, self.train_states, config.engine, compile=config.compile
             )
+            if regularizer is not None:
+                regularizer_gradient(regularizer, self.controller, self.parameters.values())
+            self._regularizer = regularizer
             if config.diagnostics:
-                adjoint_engine(self.system, controller, self.train_states, PURPOSE)
+                adjoint_engine(trained, controller, self.train_states, PURPOSE)
         self.folder = None if config.out is None else RunFolder(config.out)
         self.callbacks = list(callbacks)
         if self.folder is not None and config.tensorboard:
@@ -106,7 +148,13 @@ class Trainer:
         self.history: list[EpochMetrics] = []
         self._last: Checkpoint = {}
         self.best_train_loss = math.inf
-        self._description = describe(env, controller, config)
+        own = {
+            "train_states": train_states,
+            "test_states": test_states,
+            "extra_cost": extra_cost,
+            "regularizer": regularizer,
+        }
+        self._description = describe(env, controller, config, own)
 
     @property
     def epoch(self) -> int:
@@ -117,6 +165,11 @@ class Trainer:
     def updates_per_epoch(self) -> int:
         """Updates of one epoch."""
         return math.ceil(self.config.train_states / self.config.batch_size)
+
+    @property
+    def lengthens(self) -> bool:
+        """Whether a run that has its epochs can go on with more: not if its step sizes follow from their number."""
+        return not epochs_count(self._description)
 
     def fit(self) -> list[EpochMetrics]:
         """Train until `config.epochs` epochs are done, continuing what the run folder holds.
@@ -228,7 +281,8 @@ class Trainer:
         skipped, seconds = 0, self.history[-1].seconds
         self._follow()
         with self._optimizer.training():
-            for update, states in enumerate(self.train_states.split(self.config.batch_size)):
+            epoch_states = self._start_states.of_epoch(self.epoch)
+            for update, states in enumerate(epoch_states.split(self.config.batch_size)):
                 self._follow()
                 number = self.epoch * self.updates_per_epoch + update  # in the run
                 query = self._direction_query(states, number, compare=update == 0)
@@ -236,6 +290,7 @@ class Trainer:
                 begin = time.perf_counter()
                 if update == 0:
                     agreement, angle = query.sign_agreement, query.cosine
+                self._regularize(query)
                 objection = self._optimizer.objection(query.direction, query.norm)
                 if objection is None and math.isfinite(query.loss):
                     self._optimizer.step(number, query.direction, query.norm)
@@ -283,6 +338,14 @@ class Trainer:
             generator = torch.Generator().manual_seed(stream_seed(MASKS, self.config.seed, number))
         sizes = [parameter.numel() for parameter in self.parameters.values()]
         return DirectionQuery(states, self.rule, self.config.combine, compare, sizes, generator)
+
+    def _regularize(self, query: DirectionQuery) -> None:
+        """Add the gradient of the regularizer to the direction of a query."""
+        if self._regularizer is not None:
+            query.direction = query.direction + regularizer_gradient(
+                self._regularizer, self.controller, self.parameters.values()
+            )
+            query.norm = float(query.direction.double().norm())
 
     def _loss(self, states: Tensor) -> Generator[Query, None, float]:
         query = LossQuery(states)

@@ -71,9 +71,9 @@ def parse_options(env: str, texts: Sequence[str]) -> dict[str, Any]:
 
 
 def option_types(system: type[System]) -> dict[str, Any]:
-    """The type of each option of a system: as annotated, else that of its default, `Any` where that is None."""
+    """The type of each option of a system's environment: as annotated, else its default's, `Any` where that is None."""
     hints = get_type_hints(system.__init__)
-    defaults = {name: Any if default is None else type(default) for name, default in system.options().items()}
+    defaults = {name: Any if default is None else type(default) for name, default in system.env_options().items()}
     return {name: hints.get(name, kind) for name, kind in defaults.items()}
 
 

@@ -12,6 +12,7 @@ from tyro.conf import Positional, arg
 
 from bptt_envs import System
 from bptt_envs.registration import ENTRIES
+from bptt_envs.system import ENV_OPTIONS
 from bptt_trainers.commands.environment import (
     Module,
     describe_type,
@@ -74,8 +75,9 @@ def details(env: str) -> str:
     for name, fact in facts.items():
         lines += textwrap.wrap(f"{name:<13}{fact}", WIDTH, subsequent_indent=" " * 13)
     lines += ["", "options (--env-option NAME=VALUE; in Python, arguments of gym.make):"]
-    types, meanings = option_types(system_class), option_docs(system_class)
-    for name, default in (system_class.options() | entry.defaults).items():
+    types = option_types(system_class)
+    meanings = {name: meaning for name, (_, meaning) in ENV_OPTIONS.items()} | option_docs(system_class)
+    for name, default in (system_class.env_options() | entry.defaults).items():
         lines.append(f"  {name}: {describe_type(types[name])}, default {'none' if default is None else default}")
         meaning = meanings.get(name, "(not documented)")
         lines += textwrap.wrap(meaning, WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import re
 import shlex
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,9 +20,10 @@ from bptt_trainers.commands.exits import Interrupted, checking_arguments
 from bptt_trainers.commands.output import aligned
 from bptt_trainers.config import Clip, OnNonfinite, TrainConfig
 from bptt_trainers.ensemble import Ensemble, variations
+from bptt_trainers.presets import PresetName, from_preset, rule_preset, seen_by
 from bptt_trainers.run_folder import RunFolder
 from bptt_trainers.trainer import NonFiniteError, Trainer
-from bptt_trainers.user_code import split_id
+from bptt_trainers.user_code import import_module, split_id
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,9 +33,13 @@ class Train:
     A folder that holds a run of the same settings is continued; one of other
     settings is refused. Ctrl-C loses at most the epoch in progress.
 
+    The settings are those that were tuned for the rule and the environment; what
+    you give counts before them. --preset paper has those of the paper.
+
     With several rules, clips, learning rates or seeds, every combination is a run
-    in a folder of its own below --out. They are trained together, in less time
-    than one after the other; what is finished is not computed again.
+    in a folder of its own below --out, its other settings those of --rule. They
+    are trained together, in less time than one after the other; what is finished
+    is not computed again.
 
     example: bptt train --env DiffMultiPole-v0 --env-option n_poles=2 --epochs 100
     example: bptt train --rules R C --seeds 0 1 2 3 --epochs 100 --out runs/grid
@@ -43,6 +49,9 @@ class Train:
     """Module to import first: one that registers the environment, if that is your own."""
 
     training: OmitArgPrefixes[TrainConfig]
+
+    preset: PresetName = "tuned"
+    """Where settings come from that are not given: tuned (docs/tuning.md), or the paper's."""
 
     env: str = "DiffCartPole-v0"
     """Environment id (bptt envs lists them), or MODULE:ID to import first the module that registers it."""
@@ -62,11 +71,29 @@ class Train:
     seeds: tuple[int, ...] = ()
     """Several seeds in place of --seed."""
 
+    @classmethod
+    def with_defaults(cls, arguments: Sequence[str]) -> Train | None:
+        """The command with the defaults that its arguments ask for: the preset's; None where they cannot be read."""
+        reader = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+        reader.add_argument("--env", default=cls.env)
+        reader.add_argument("--module", type=import_module)
+        reader.add_argument("--rule", default=TrainConfig.rule)
+        reader.add_argument("--preset", default=cls.preset)
+        reader.add_argument("--env-option", "--env_option", action="append", default=[])
+        try:
+            given, _ = reader.parse_known_args(arguments)
+            options = parse_options(given.env, given.env_option)
+            _, config = from_preset(split_id(given.env)[1], given.rule, given.preset, options)
+        except (argparse.ArgumentError, ValueError, SystemExit):  # what is wrong is said when all of them are read
+            return None
+        return cls(training=replace(config, rule=TrainConfig.rule))
+
     def run(self) -> None:
         """Train."""
         with checking_arguments():
             options = parse_options(self.env, self.env_option)
-            env = make_environment(self.env, options)
+            row = rule_preset(self.training.rule, split_id(self.env)[1], name=self.preset, options=options)
+            env = make_environment(self.env, options | seen_by(row, split_id(self.env)[1], options))
             module, env_id = split_id(self.env)
             module = module or self.module
             several = {name: values for name in VARIED if (values := getattr(self, name))}
@@ -151,8 +178,7 @@ class Announce(Callback):
             print(f"{folder}: continuing after epoch {done} of {epochs}", flush=True)
             announce_compiling(trainer.config)
         else:
-            lengthens = trainer.config.final_learning_rate is None
-            further = "; bptt resume with more --epochs goes further" if lengthens else ""
+            further = "; bptt resume with more --epochs goes further" if trainer.lengthens else ""
             print(f"{folder}: all {epochs} epochs are done{further}", flush=True)
 
 

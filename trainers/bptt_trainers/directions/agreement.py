@@ -85,10 +85,10 @@ def disagreement(engine: AdjointEngine, trajectory: Trajectory, tolerance: float
         return f"{different} differs from autograd's"
     found, expected = _physics_parts(engine, state, action)
     if float(deviation(expected.pop(STATES), next_state.flatten(1))) > tolerance:
-        return f"{type(system).__name__}.step gives other states when it is run again on the same states and actions"
+        return f"{system.class_name}.step gives other states when it is run again on the same states and actions"
     different = _different(found, expected, tolerance)
     how = "linearize" if system.dense_jacobians else "pullback"
-    return None if different is None else f"{type(system).__name__}.{how}: {different} differs from that of its step"
+    return None if different is None else f"{system.class_name}.{how}: {different} differs from that of its step"
 
 
 ACTIONS = "the actions"

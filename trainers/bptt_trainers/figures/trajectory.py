@@ -86,7 +86,7 @@ def trajectory_figure(system: System, trajectory: Trajectory, title: str = "") -
             handlelength=1.4,
             columnspacing=1.2,
         )
-    figure.suptitle(f"{title or type(system).__name__}: {_describe(costs)}", fontsize=11)
+    figure.suptitle(f"{title or system.class_name}: {_describe(costs)}", fontsize=11)
     return figure
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from bptt_trainers.methods import BPTT, RL
+from bptt_trainers.presets import PresetName
 
 Tier = Literal["smoke", "standard", "full"]
 TIERS: tuple[Tier, ...] = get_args(Tier)
 
-Study = Literal["rules", "sensitivity", "ablation", "stability", "continued", "rl"]
+Study = Literal["rules", "sensitivity", "ablation", "stability", "continued", "rl", "tuned"]
 STUDIES: tuple[Study, ...] = get_args(Study)
 
 
@@ -45,6 +46,7 @@ class Variant:
         alone: not in an ensemble, so that its seconds are those that a run takes by itself.
         start: of the study of the rules, the variant on the same task from whose best controller, on the training
             states, the run with the same seed starts; None: from random weights.
+        seeds: how many runs there are at most; None: as many as of the others.
     """
 
     label: str
@@ -52,6 +54,7 @@ class Variant:
     options: Mapping[str, Any] = field(default_factory=dict)
     alone: bool = False
     start: str | None = None
+    seeds: int | None = None
 
 
 @dataclass(frozen=True)
@@ -84,12 +87,16 @@ class Experiment:
         task: what is to be learned.
         variants: what is trained.
         standard: how much of it two cores train in a fair time.
+        preset: whose settings the methods have, but for their own changes.
+        evaluations: of reinforcement learning, while it learns.
     """
 
     study: Study
     task: Task
     variants: tuple[Variant, ...]
     standard: Amount
+    preset: PresetName = "paper"
+    evaluations: int = 50
 
     @property
     def name(self) -> str:
@@ -97,26 +104,26 @@ class Experiment:
         return f"{self.study}-{self.task.name}"
 
     def amount(self, tier: Tier) -> Amount:
-        """How much of it a tier runs: "full" is the paper's protocol with 10 seeds."""
-        return {"smoke": SMOKE, "standard": self.standard, "full": FULL}[tier]
+        """How much of it a tier runs: "full" is the paper's protocol with 10 seeds, where it is the paper's."""
+        full = FULL if self.preset == "paper" else self.standard
+        return {"smoke": SMOKE, "standard": self.standard, "full": full}[tier]
 
 
 def _cart_pole(n_poles: int, name: str = "", **options: Any) -> Task:
-    words = "".join(f", {value} {option}" for option, value in options.items())
+    words = "".join(f", {value} {option}" for option, value in options.items() if option == "dynamics")
     title = f"cart-pole, {n_poles} {'pole' if n_poles == 1 else 'poles'}{words}"
     env_id, given = ("DiffCartPole-v0", {}) if n_poles == 1 else ("DiffMultiPole-v0", {"n_poles": n_poles})
     return Task(name or f"cart-pole-{n_poles}", title, env_id, {**given, **options}, (0.1, 0.01, 0.001))
 
 
-def _quantum(target: int) -> Task:
+def _quantum(target: int, losses: tuple[float, ...] = (80.0, 40.0, 20.0), **options: Any) -> Task:
     title = f"quantum control, target {target}"
-    return Task(f"quantum-{target}", title, "DiffQuantumControl-v0", {"target": target}, (80.0, 40.0, 20.0))
+    return Task(f"quantum-{target}", title, "DiffQuantumControl-v0", {"target": target, **options}, losses)
 
 
-def _guidance(weight: float) -> Task:
+def _guidance(weight: float, losses: tuple[float, ...] = (3.0, 2.0, 1.5), **options: Any) -> Task:
     title = f"guidance, control weight {weight:g}"
-    options = {"control_weight": weight}
-    return Task(f"guidance-{weight:g}", title, "DiffGuidance-v0", options, (3.0, 2.0, 1.5))
+    return Task(f"guidance-{weight:g}", title, "DiffGuidance-v0", {"control_weight": weight, **options}, losses)
 
 
 CART_POLES = {n: _cart_pole(n) for n in (1, 2, 4)}
@@ -206,6 +213,26 @@ RL_ON_POLES = (
 # The continuous objective pays at every step: there is no sparse one that asks for the same
 RL_WHERE_STEPS_PAY = (*_alone("CR"), Variant("PPO", RL("PPO")), Variant("SAC", RL("SAC")))
 
+# All are tuned alike, see docs/tuning.md. The two ablations have the settings of C
+TUNED_METHODS = (
+    *_alone("RMSC"),
+    Variant("C turned", BPTT("C", {"combine": "turned"}), alone=True),
+    *(replace(ablation, alone=True) for ablation in ABLATIONS),
+    Variant("PPO", RL("PPO")),
+    Variant("SAC", RL("SAC"), seeds=5),
+)
+
+# On all of them every method has the same actions: those that reinforcement learning explores
+TUNED_TASKS = (
+    (_cart_pole(1, max_force=50.0), Amount(50, 10, train_states=64)),
+    (_cart_pole(2, max_force=50.0), Amount(100, 10, train_states=128)),
+    (_cart_pole(2, "cart-pole-2-exact", dynamics="exact", max_force=50.0), Amount(100, 10, train_states=128)),
+    (_cart_pole(4, max_force=50.0), Amount(100, 10, train_states=256)),
+    (_guidance(0.1, (2.0, 1.5, 1.3), max_control=12.0), Amount(100, 10, train_states=128)),
+    (_quantum(3, max_control=30.0), Amount(100, 10, train_states=64)),
+    (_quantum(5, max_control=30.0), Amount(100, 10, train_states=64)),
+)
+
 EXPERIMENTS: dict[str, Experiment] = {
     experiment.name: experiment
     for experiment in (
@@ -224,6 +251,10 @@ EXPERIMENTS: dict[str, Experiment] = {
         *(Experiment("rl", CART_POLES[n], RL_ON_POLES, Amount(50, 5)) for n in (1, 2)),
         Experiment("rl", QUANTUM[3], RL_WHERE_STEPS_PAY, Amount(25, 5)),
         Experiment("rl", GUIDANCE[0.1], RL_WHERE_STEPS_PAY, Amount(50, 5)),
+        *(
+            Experiment("tuned", task, TUNED_METHODS, amount, preset="tuned", evaluations=100)
+            for task, amount in TUNED_TASKS
+        ),
     )
 }
 """In the order in which they are run."""

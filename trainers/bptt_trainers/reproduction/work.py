@@ -26,11 +26,11 @@ from bptt_envs import DifferentiableEnv, System
 from bptt_trainers.callbacks import Callback
 from bptt_trainers.children import end_with_parent, out_of_reach_of_the_terminal, pool
 from bptt_trainers.config import TrainConfig
-from bptt_trainers.default_controllers import default_controller
 from bptt_trainers.ensemble import SHARED, Ensemble
-from bptt_trainers.methods import RL, Budget
+from bptt_trainers.methods import BPTT, RL, Budget
 from bptt_trainers.metrics import EpochMetrics, read_csv
 from bptt_trainers.options import write_options
+from bptt_trainers.presets import tuned_row
 from bptt_trainers.records.claim import locked
 from bptt_trainers.records.files import RunFolderError
 from bptt_trainers.reproduction.experiments import EXPERIMENTS, Experiment, Tier, Variant
@@ -43,10 +43,7 @@ from bptt_trainers.reproduction.results import (
     write,
 )
 from bptt_trainers.run_folder import RunFolder
-from bptt_trainers.start_states import WEIGHTS, stream_seed
 from bptt_trainers.trainer import Trainer
-
-EVALUATIONS = 50  # of reinforcement learning, while it learns
 
 NAN = float("nan")
 
@@ -67,7 +64,8 @@ class Run:
         """Runs with the same may be members of one ensemble; None among them stands for nobody else."""
         if self.config is None or self.variant.alone:
             return (self.member,)
-        return (self.member.experiment, self.member.options, *(getattr(self.config, name) for name in SHARED))
+        begins = self.start is None
+        return (self.member.experiment, self.member.options, begins, *(getattr(self.config, name) for name in SHARED))
 
     @property
     def trained(self) -> bool:
@@ -90,26 +88,36 @@ def runs_of(experiment: Experiment, tier: Tier, folder: Path, *, compile: bool =
         compile: whether the loops of the adjoint engine are compiled, which changes rounding only.
     """
     seeds = range(experiment.amount(tier).seeds)
-    return [_run(experiment, tier, variant, seed, folder, compile) for seed in seeds for variant in experiment.variants]
+    return [
+        _run(experiment, tier, variant, seed, folder, compile)
+        for seed in seeds
+        for variant in experiment.variants
+        if variant.seeds is None or seed < variant.seeds
+    ]
 
 
 def _run(experiment: Experiment, tier: Tier, variant: Variant, seed: int, folder: Path, compile: bool) -> Run:
     task, method, amount = experiment.task, variant.method, experiment.amount(tier)
     options = {**task.options, **variant.options}
     steps = amount.epochs * amount.train_states * _make(task.env_id, options).horizon
-    budget = Budget(task.env_id, options, steps, EVALUATIONS, amount.test_states)
+    budget = Budget(task.env_id, options, steps, experiment.evaluations, amount.test_states, experiment.preset)
     where = folder / experiment.name / f"{_file_name(variant.label)}-seed{seed}"
+    settings = dict(method.changes)
+    if experiment.preset == "tuned":
+        name = method.method if isinstance(method, RL) else method.name
+        settings = {**tuned_row(name, task.env_id, options).settings, **settings}
     if isinstance(method, RL):
         config = None
         preset = method.settings(budget, {})
         rule, clip, rate, epochs, train_states = method.method, "", preset["learning_rate"], 0, 0
         steps = min(steps, preset["max_steps"])
     else:
-        given = {"train_states": amount.train_states, "batch_size": min(TrainConfig.batch_size, amount.train_states)}
-        config = method.config(budget, {**given, "compile": compile, "pictures": False}, seed=seed, out=where)
+        batch_size = min(settings.get("batch_size", TrainConfig.batch_size), amount.train_states)
+        given = {"train_states": amount.train_states, "batch_size": batch_size, "compile": compile, "pictures": False}
+        config = method.config(budget, given, seed=seed, out=where)
         rule, clip, rate = config.rule, config.clip, config.learning_rate
         epochs, train_states = config.epochs, amount.train_states
-    settings = {name: value for name, value in method.changes.items() if name not in ("clip", "learning_rate")}
+    settings = {name: value for name, value in settings.items() if name not in _OWN_COLUMNS}
     member = Member(
         experiment=experiment.name,
         env_id=task.env_id,
@@ -131,6 +139,9 @@ def _run(experiment: Experiment, tier: Tier, variant: Variant, seed: int, folder
         (source,) = (one for one in rules.variants if one.label == variant.start)
         start = _run(rules, tier, source, seed, folder, compile)
     return Run(member, variant, budget, config, where, start)
+
+
+_OWN_COLUMNS = ("clip", "learning_rate", "train_states")  # beside the settings in the files
 
 
 def missing(runs: Sequence[Run], results: Path) -> list[Run]:
@@ -257,19 +268,19 @@ def _train(unit: Sequence[Run]) -> list[list[Point]]:
                 for i, one in enumerate(curve)
             ]
         ]
-    env = _make(first.member.env_id, first.budget.env_options)
+    assert isinstance(first.variant.method, BPTT)
+    env = first.variant.method.make_env(first.budget, {})
     configs = [run.config for run in unit if run.config is not None]
     controllers = [_controller(run, env.system) for run in unit]
     if len(unit) == 1:
         return [_curve(Trainer(env, controllers[0], first.config, [_Reporter()]).fit())]
-    return [_curve(history) for history in Ensemble(env, configs, [_Reporter()], controllers).fit()]
+    given = [one for one in controllers if one is not None]
+    return [_curve(history) for history in Ensemble(env, configs, [_Reporter()], given or None).fit()]
 
 
-def _controller(run: Run, system: System) -> nn.Module:
-    """The controller as training finds it."""
-    if run.start is None:
-        return default_controller(system, stream_seed(WEIGHTS, run.member.seed))
-    return RunFolder(run.start.folder).load_controller(system, "best")[0]
+def _controller(run: Run, system: System) -> nn.Module | None:
+    """The controller that training starts from; None: that of the settings."""
+    return None if run.start is None else RunFolder(run.start.folder).load_controller(system, "best")[0]
 
 
 def _curve(history: Iterable[EpochMetrics]) -> list[Point]:

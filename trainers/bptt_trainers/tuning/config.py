@@ -97,7 +97,7 @@ class TuneConfig:
     @property
     def budget(self) -> Budget:
         """What every run has in common; its start states for judging are the validation states."""
-        return Budget(self.env, self.env_options, self.steps, self.evaluations, self.validation_states)
+        return Budget(self.env, self.env_options, self.steps, self.evaluations, self.validation_states, "tuned")
 
     def searches(self, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Search]:
         """The search of each method.

@@ -110,7 +110,7 @@ def command(config: TuneConfig, method: str, row: Preset) -> str:
     words = ["bptt", "train" if isinstance(trained, BPTT) else "compare"]
     words += ["--module", config.module] if config.module is not None else []
     options = dict(config.env_options)
-    words += ["--env", config.env]
+    words += ["--env", config.env, "--preset", "paper"]  # all that differs from it is in the row
     if isinstance(trained, BPTT):
         own = {one.name for one in fields(TrainConfig)}
         settings = trained.config(config.budget, row)
@@ -125,9 +125,8 @@ def command(config: TuneConfig, method: str, row: Preset) -> str:
 
 
 def preset_line(config: TuneConfig, best: Best) -> str:
-    """The row of a method as it stands in the table of presets."""
-    entries = ", ".join(f"{name!r}: {value!r}" for name, value in best.row.items())
-    return f"({best.method!r}, {config.env!r}): {{{entries}}},"
+    """The row of a method as it stands in the table of tuned settings."""
+    return f"Row({best.method!r}, {config.env!r}, {dict(config.env_options)!r}, {config.steps}, {best.row!r}),"
 
 
 def _line(config: TuneConfig, method: str, trial: FrozenTrial) -> dict[str, Any]:

@@ -6,8 +6,8 @@ import ast
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, get_args, get_type_hints
+from dataclasses import dataclass, replace
+from typing import Any
 
 from bptt_envs import System
 from bptt_envs.checks import nearest, one_of, shown
@@ -82,11 +82,11 @@ class Choice:
         return f"{{{', '.join(repr(value) for value in self.values)}}}"
 
     def encoded(self, value: Any) -> str:
-        """The parameter of a study that stands for `value`, or for the nearest number, else the first: its text."""
+        """The parameter of a study that stands for `value`, or for the nearest number, else the last: its text."""
         if not any(_alike(one, value) for one in self.values) and _number(value):
             numbers = [one for one in self.values if _number(one)]
-            return repr(min(numbers, key=lambda one: abs(one - value), default=self.values[0]))
-        return repr(next((one for one in self.values if _alike(one, value)), self.values[0]))
+            return repr(min(numbers, key=lambda one: abs(one - value), default=self.values[-1]))
+        return repr(next((one for one in self.values if _alike(one, value)), self.values[-1]))
 
     def decoded(self, parameter: Any) -> Any:
         """The value that a parameter of a study stands for."""
@@ -104,13 +104,13 @@ def only(value: Any) -> Choice:
 
 def _of_rules(system: System) -> Space:
     space: Space = {
-        "learning_rate": Range(3e-4, 5e-2, log=True),
+        "learning_rate": Range(3e-4, 1e-1, log=True),
         "final_learning_rate": only(0.0),  # along half a cosine
         "batch_size": Choice((2, 4, 8, 16, 32)),
         "clip": Choice(("none", "norm")),
         "clip_threshold": Range(0.1, 10.0, log=True),
-        "hidden": Choice(((100, 100), (64, 64), (32, 32))),
-        "adam_betas": Choice(((0.9, 0.999), (0.9, 0.99), (0.9, 0.95))),
+        "hidden": Choice(((32, 32), (64, 64), (100, 100))),
+        "adam_betas": Choice(((0.9, 0.95), (0.9, 0.99), (0.9, 0.999))),
         "start_states": only("fresh"),
         "observe_time": Choice((False, True)),
     }
@@ -118,8 +118,6 @@ def _of_rules(system: System) -> Space:
         space["controller"] = Choice(("default", "mlp"))
     if system.has_bounds:
         space["squash"] = Choice((False, True))
-    if "cos_sin" in get_args(get_type_hints(type(system).__init__).get("observation")):
-        space["observation"] = only("cos_sin")
     return space
 
 
@@ -242,6 +240,8 @@ def search_of(
         row = trained.settings(budget, {})
         row.pop("rule", None)  # which is no setting of a rule, but the rule
     table = SPACES[trained.method if isinstance(trained, RL) else "rules"](budget.make_env().system)
+    published = trained.settings(replace(budget, preset="paper"), {})
+    table |= {name: only(value) for name, value in row.items() if name not in table and published.get(name) != value}
     searchable = [*row, *(name for name in table if name == MINIBATCHES)]
     for option, given, known in (("fix", fixed, list(row)), ("search", searched, searchable)):
         for name in given:

@@ -17,7 +17,7 @@ import numpy as np
 from gymnasium.error import DependencyNotInstalled
 
 from bptt_trainers.records.claim import Claim, in_words, locked, same
-from bptt_trainers.records.files import append, read_bytes, understanding
+from bptt_trainers.records.files import append, exists, read_bytes, understanding
 from bptt_trainers.records.plain import plain
 from bptt_trainers.tuning.config import TuneConfig
 from bptt_trainers.tuning.score import LIMIT
@@ -226,20 +226,17 @@ def _distributions(search: Search) -> dict[str, BaseDistribution]:
 def _claim(config: TuneConfig) -> dict[str, Search]:
     """Claim the folder, or check that it is of the same study; the searches, from the rows that it was begun with."""
     claim = Claim(config.out / CLAIM, "study", _differences)
-    named = {one.name: getattr(config, one.name) for one in fields(config) if one.name not in CHANGEABLE}
-    now = config.searches({})
-    wanted = plain(named) | {
-        "searches": {method: str(search) for method, search in now.items()},
-        "rows": {method: plain(search.row) for method, search in now.items()},
-    }
-    stored = claim.check(wanted)
-    if stored is not None:
-        with understanding(claim.path):
-            for name in ("searches", "rows"):  # methods left out now may come back; rows are those of then
-                wanted[name] = {**wanted[name], **stored[name]}
-            now = config.searches(wanted["rows"])
+    stored: dict[str, Any] = claim.read() if exists(claim.path) else {}
+    with understanding(claim.path):
+        searches = config.searches(stored.get("rows", {}))
+        wanted = plain({one.name: getattr(config, one.name) for one in fields(config) if one.name not in CHANGEABLE})
+        wanted["searches"] = {method: str(search) for method, search in searches.items()}
+        wanted["rows"] = {method: plain(search.row) for method, search in searches.items()}
+        claim.check(wanted)
+        for name in ("searches", "rows"):  # methods left out now may come back
+            wanted[name] = {**stored.get(name, {}), **wanted[name]}
     claim.take(wanted)
-    return now
+    return searches
 
 
 def _differences(stored: dict[str, Any], wanted: dict[str, Any]) -> list[str]:

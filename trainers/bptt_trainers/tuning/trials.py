@@ -53,9 +53,9 @@ def learn(
 
 def _learn_by_rule(method: BPTT, budget: Budget, settings: Mapping[str, Any], seed: int, report: Report) -> Curve:
     config = method.config(budget, settings, seed=seed)
-    trainer = Trainer(budget.make_env(), config=config, callbacks=[_Reporting(report)])
-    trainer.test_states = validation_states(trainer.system, budget.test_states).to(trainer.train_states)
-    return learning_curve(trainer.fit())
+    env = method.make_env(budget, settings)
+    judged = validation_states(env.system, budget.test_states)
+    return learning_curve(Trainer(env, config=config, callbacks=[_Reporting(report)], test_states=judged).fit())
 
 
 def _learn_by_rl(method: RL, budget: Budget, settings: Mapping[str, Any], seed: int, report: Report) -> Curve:

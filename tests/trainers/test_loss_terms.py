@@ -1,0 +1,89 @@
+"""Terms of a user's own in the loss that is trained on."""
+
+from dataclasses import replace
+
+import gymnasium as gym
+import pytest
+import torch
+
+from bptt_trainers import RunFolder, RunFolderError, TrainConfig, Trainer
+
+TINY = TrainConfig(
+    epochs=2, batch_size=4, train_states=8, test_states=6, hidden=(8,), tensorboard=False, pictures=False
+)
+
+
+@pytest.fixture
+def env():
+    return gym.make("DiffIntegrator-v0")
+
+
+def effort(state, action, next_state):
+    return 10.0 * action.square().sum(-1)
+
+
+def size(controller):
+    return 0.5 * sum(parameter.square().sum() for parameter in controller.parameters())
+
+
+@pytest.mark.parametrize("engine", ["autograd", "adjoint"])
+def test_an_extra_cost_is_trained_on_and_not_reported(env, engine):
+    config = replace(TINY, rule="R", engine=engine)
+    trainer = Trainer(env, config=config, extra_cost=effort)
+    states = trainer.train_states[:4]
+    plain = Trainer(env, config=config)
+    plain.controller.load_state_dict(trainer.controller.state_dict())
+    assert trainer.evaluate(states) == plain.evaluate(states)
+
+    loss, passes = trainer.choice.engine(states, trainer.rule.passes)
+    (direction,) = passes.values()
+    system, controller = trainer.system, trainer.controller
+    state, total = states, torch.zeros(4)
+    for _ in range(system.horizon):
+        action = system.bound(controller(system.observe(state)))
+        following = system.step(state, action)
+        total = total + system.running_cost(state, action, following) + effort(state, action, following)
+        state = following
+    total = total + system.final_cost(state)
+    expected = torch.autograd.grad(total.mean(), list(controller.parameters()))
+    torch.testing.assert_close(loss, total.detach())
+    torch.testing.assert_close(list(direction.values()), list(expected), rtol=1e-4, atol=1e-6)
+
+
+def test_the_gradient_of_a_regularizer_is_added_to_the_direction(env):
+    config = replace(TINY, epochs=1, train_states=4, optimizer="SGD", learning_rate=0.5, seed=3)
+    plain, decayed = Trainer(env, config=config), Trainer(env, config=config, regularizer=size)
+    start = {name: one.detach().clone() for name, one in plain.parameters.items()}
+    plain.fit()
+    decayed.fit()
+    for name, one in start.items():  # the gradient of half the sum of squares is the weights themselves
+        torch.testing.assert_close(decayed.parameters[name], plain.parameters[name] - 0.5 * one)
+
+
+def test_terms_are_recorded_and_another_one_is_another_run(env, tmp_path):
+    config = replace(TINY, out=tmp_path / "run")
+    history = Trainer(env, config=config, extra_cost=effort, regularizer=size).fit()
+    assert RunFolder(config.out).read_config()["own"].keys() == {"extra_cost", "regularizer"}
+    again = Trainer(env, config=config, extra_cost=effort, regularizer=size).fit()
+    assert [row.test_loss for row in again] == [row.test_loss for row in history]
+    with pytest.raises(RunFolderError, match=r"own\.extra_cost"):
+        Trainer(env, config=config, regularizer=size).fit()
+    with pytest.raises(RunFolderError, match=r"own\.extra_cost"):
+        Trainer(env, config=config, extra_cost=lambda s, a, n: 0.5 * effort(s, a, n), regularizer=size).fit()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"extra_cost": 3}, "extra_cost must be a function"),
+        ({"extra_cost": lambda state, action, following: action.square()}, "extra_cost is no cost of a step"),
+        ({"extra_cost": lambda state, action, following: action.square().mean().expand(len(action))}, "extra_cost"),
+        ({"regularizer": "L2"}, "regularizer must be a function"),
+        ({"regularizer": lambda controller: 1.0}, "regularizer must return a tensor"),
+        ({"regularizer": lambda controller: torch.tensor(1.0)}, "depends on none"),
+        ({"regularizer": lambda controller: next(controller.parameters())}, "one number"),
+    ],
+)
+def test_terms_that_cannot_be_used_are_refused_before_training(env, given, said):
+    with pytest.raises((TypeError, ValueError), match=said):
+        Trainer(env, config=TINY, **given)

@@ -1,0 +1,79 @@
+"""Terms of a user's own in the loss that a run trains on."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+from bptt_envs import System, check_system, checks
+
+StepCost = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""From states (B, *state_shape), bounded actions (B, *action_shape) and next states to the cost of the step, (B,)."""
+
+Regularizer = Callable[[nn.Module], Tensor]
+"""From a controller to a number, differentiable by its parameters."""
+
+
+def with_extra_cost(system: System, extra_cost: StepCost | None, states: Tensor) -> System:
+    """The system with `extra_cost` in its running cost, by the same physics; the system itself for None.
+
+    Args:
+        system: the physics.
+        extra_cost: the further term.
+        states: of the dtype and on the device of what is trained.
+
+    Raises:
+        TypeError: if it is no function.
+        ValueError: if it is not a cost of a step, (B,), differentiable and each sample's own.
+    """
+    if extra_cost is None:
+        return system
+    if not callable(extra_cost):
+        raise TypeError(
+            f"extra_cost must be a function of state, action and next_state; got {checks.shown(extra_cost)}."
+        )
+    extended = copy.copy(system)
+    vars(extended)["running_cost"] = _Sum(system.running_cost, extra_cost)
+    try:
+        check_system(extended, dtype=states.dtype, device=states.device)
+    except ValueError as error:
+        raise ValueError(f"extra_cost is no cost of a step (in the running_cost below): {error}") from error
+    return extended
+
+
+class _Sum:
+    """The sum of two costs of a step."""
+
+    def __init__(self, *costs: StepCost) -> None:
+        self.costs = costs
+
+    def __call__(self, state: Tensor, action: Tensor, next_state: Tensor) -> Tensor:
+        first, second = (cost(state, action, next_state) for cost in self.costs)
+        return first + second
+
+
+def regularizer_gradient(regularizer: Regularizer, controller: nn.Module, parameters: Iterable[nn.Parameter]) -> Tensor:
+    """The gradient of a regularizer by n parameters, (n,), one parameter after the other.
+
+    Raises:
+        TypeError: if it is no function, or its value no tensor.
+        ValueError: if its value is not one number that depends on a parameter of the controller.
+    """
+    if not callable(regularizer):
+        raise TypeError(f"regularizer must be a function of the controller; got {checks.shown(regularizer)}.")
+    own = list(parameters)
+    with torch.enable_grad():
+        value = regularizer(controller)
+    if not isinstance(value, Tensor):
+        raise TypeError(f"regularizer must return a tensor; got {checks.shown(value)}.")
+    if value.numel() != 1 or not value.requires_grad:
+        depends = "" if value.requires_grad else " that depends on none"
+        raise ValueError(
+            "regularizer must return one number that depends on the parameters; got a tensor of shape "
+            f"{tuple(value.shape)}{depends}."
+        )
+    gradients = torch.autograd.grad(value.sum(), own, allow_unused=True, materialize_grads=True)
+    return torch.cat([gradient.flatten() for gradient in gradients])

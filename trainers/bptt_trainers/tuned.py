@@ -1,0 +1,48 @@
+"""The tuned settings: a table of the rows that `bptt tune` found, by method and task.
+
+Each row is the best of its study in results/, on validation states; `docs/tuning.md` has the commands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a study found for one method on one task.
+
+    Attributes:
+        method: a row of `METHODS`.
+        env_id: id of the environment.
+        options: of the environment, those that make the task; a task with others takes the row that is nearest.
+        steps: simulator steps of a run for which the settings were found.
+        settings: what differs from the paper's settings.
+    """
+
+    method: str
+    env_id: str
+    options: Mapping[str, Any]
+    steps: int
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+_SENSIBLE: Mapping[str, Any] = {
+    "observation": "cos_sin",
+    "start_states": "fresh",
+    "train_states": 64,
+    "learning_rate": 5e-3,
+    "final_learning_rate": 0.0,
+    "clip": "norm",
+}
+
+ANYWHERE: Mapping[str, Row] = {
+    **{rule: Row(rule, "", {}, 1_000_000, _SENSIBLE) for rule in "RMSC"},
+    **{method: Row(method, "", {}, 1_000_000) for method in ("PPO", "SAC")},
+}
+"""For ids without a row: what is sensible on all tasks that were studied."""
+
+TUNED: tuple[Row, ...] = ()
+"""Those of the studies."""
