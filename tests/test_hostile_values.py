@@ -391,6 +391,8 @@ DOORS = [
     ("controller", lambda v: Trainer(cart_pole(), v, TINY), {"None", "nn.Module"}),
     ("config", lambda v: Trainer(cart_pole(), None, v), {"None"}),
     ("callbacks", lambda v: Trainer(cart_pole(), None, TINY, v), {"[]", "()"}),
+    ("optimizer", lambda v: Trainer(cart_pole(), None, TINY, optimizer=v), {"None"}),
+    ("schedule", lambda v: Trainer(cart_pole(), None, TINY, schedule=v), {"None", "lambda", "type"}),
     ("callbacks", lambda v: Ensemble(cart_pole(), [TINY], v), {"[]", "()"}),
     ("system", lambda v: RLView(v), set()),
     ("system", lambda v: Timed(v), set()),

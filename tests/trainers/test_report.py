@@ -20,11 +20,12 @@ from bptt_trainers.figures.results import (
     stability_figure,
 )
 from bptt_trainers.reproduction.experiments import Amount, Experiment, Task, Variant
-from bptt_trainers.reproduction.report import report, report_studies, with_rules
+from bptt_trainers.reproduction.report import report, report_studies, tables_of, with_rules
 from bptt_trainers.reproduction.results import Member, Point, result_of, write
 from bptt_trainers.reproduction.statistics import measured
 from bptt_trainers.reproduction.study import TaskResults, change, plain
 from bptt_trainers.reproduction.tables import (
+    Family,
     ablation_table,
     comparison_table,
     continued_table,
@@ -79,9 +80,14 @@ def continued():
     return task(*runs)
 
 
-def lines(table):
+def shown(table):
+    """The Markdown of a table whose claims are all that are made."""
+    return table.text(Family(table.claims()))
+
+
+def lines(text):
     """The rows of a Markdown table, by its first column, each by column."""
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if line[:1] == "|"]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
     return {row[0]: dict(zip(rows[0], row, strict=True)) for row in rows[2:]}
 
 
@@ -89,40 +95,74 @@ def lines(table):
 
 
 def test_a_row_says_where_the_runs_of_a_method_ended():
-    table = method_table(task(*rules()))
+    table = shown(method_table(task(*rules())))
     row = lines(table)["C"]
     assert row["runs"] == "5"
     assert row["final"] == "0.060 [0.055 to 0.065]"
     assert row["mean final"].startswith("0.060 (0.05")
+    assert row["last 30"] == "0.37 [0.37 to 0.38]"  # all three epochs: 1, 0.06 and 0.06
     assert (row["at most 0.1"], lines(table)["R"]["at most 0.1"]) == ("100 %", "0 %")
     assert (row["climbed back"], row["updates skipped"], row["seconds a run"]) == ("0/5", "5", "6.00")
     assert "3 epochs, 64 training states, 256 held-out states, 5 seeds a method." in table
     assert "share of one of 4 runs that were trained together" in table
-    assert "Every run was trained alone" in method_table(task(*rules(together=1)))
+    assert "Every run was trained alone" in shown(method_table(task(*rules(together=1))))
 
 
 def test_climbing_back_is_seen_in_the_best_on_the_training_states():
-    row = lines(method_table(task(*seeds("C", 2, final=0.4, best=0.1), *seeds("R", 2, final=0.2, best=0.1))))
+    row = lines(shown(method_table(task(*seeds("C", 2, final=0.4, best=0.1), *seeds("R", 2, final=0.2, best=0.1)))))
     assert (row["C"]["climbed back"], row["R"]["climbed back"]) == ("2/2", "0/2")
     assert row["C"]["best"] == "0.10 [0.10 to 0.10]"
 
 
 def test_an_infinite_loss_is_shown_and_counted():
-    row = lines(method_table(task(run("R", 0, math.nan), *seeds("R")[1:])))["R"]
+    row = lines(shown(method_table(task(run("R", 0, math.nan), *seeds("R")[1:]))))["R"]
     assert row["final"] == "0.26 [0.24 to 0.28]"
     assert row["mean final"].startswith("inf (")
     assert row["mean final"].endswith("to inf)")
 
 
 def test_too_few_runs_are_said_and_have_no_verdict():
-    four = task(*rules(4))
-    assert lines(method_table(four))["C"]["runs"] == "4, too few"
-    assert lines(overview_table([four]))["the toy"]["C better than R"].startswith("too few: 1.00")
-    assert lines(overview_table([task(*rules(5))]))["the toy"]["C better than R"] == "yes: 1.00 (1.00 to 1.00)"
+    three = task(*rules(3))
+    assert lines(shown(method_table(three)))["C"]["runs"] == "3, too few"
+    assert lines(shown(overview_table([three])))["the toy"]["C better than R"] == "too few: 1.00 (1.00 to 1.00)"
+
+
+def test_a_verdict_says_on_how_few_runs_it_rests():
+    claims = [lines(shown(overview_table([task(*rules(count))])))["the toy"] for count in (5, 10)]
+    assert [one["C better than R"] for one in claims] == [
+        "yes (5 a side): 1.00 (1.00 to 1.00)",
+        "yes: 1.00 (1.00 to 1.00)",
+    ]
+    unlike = task(*rules(10, names="R"), *rules(6, names="C"))
+    cell = lines(shown(overview_table([unlike])))["the toy"]["C better than R"]
+    assert cell == "yes (6 and 10 a side): 1.00 (1.00 to 1.00)"
+
+
+def test_the_overview_says_after_how_much_training():
+    row = lines(shown(overview_table([task(*rules(5))])))["the toy"]
+    assert row["as published, with"] == "3 epochs, 5 seeds"
+
+
+def test_all_claims_of_a_report_are_corrected_together_each_once():
+    one, other = {"rules": [task(*rules())]}, {"ablation": [task(*rules(names="RMC"), *seeds("C keeping R"))]}
+    alone, among = tables_of(one), tables_of(one | other)
+    assert "C better than R | 5 and 5 | too few: 1.00" in alone["rules-toy-claims"]  # with best and area nine are made
+    assert "together here: 9 comparisons, 9 *too few*." in alone["reading"]  # those of the overview are among them
+    assert "together here: 18 comparisons, 18 *too few*." in among["reading"]
+    ten = tables_of({"rules": [task(*rules(10))], **other})
+    assert ten["claims"].count("yes: 1.00") == 3
+    assert "together here: 18 comparisons, 9 *yes*, 9 *too few*." in ten["reading"]
+
+
+def test_curves_end_smoothed_where_those_of_the_paper_would():
+    diverged = [run("R", seed, math.nan) for seed in range(3)]
+    found = lines(shown(method_table(task(*diverged, *seeds("PPO", 1)))))
+    assert found["R"]["last 30"] == "inf [inf to inf]"
+    assert found["PPO"]["last 30"] == "–"  # it has no epochs
 
 
 def test_claims_compare_rules_of_the_same_clipping():
-    table = comparison_table(task(*rules(clips=("none", "norm"), names="RC"), *seeds("M")))
+    table = shown(comparison_table(task(*rules(10, clips=("none", "norm"), names="RC"), *seeds("M", 10))))
     rows = [line for line in table.splitlines() if "better" in line]
     assert [row.split("|")[1].strip() for row in rows] == ["none"] * 3 + ["norm"] * 3
     assert "yes: 1.00" in rows[0]  # C over R
@@ -131,22 +171,22 @@ def test_claims_compare_rules_of_the_same_clipping():
 
 
 def test_variants_are_compared_with_the_rules_as_they_are():
-    variants = [*seeds("C keeping R"), *seeds("M masked at random", rule="C", final=0.3)]
-    found = lines(ablation_table(task(*rules(names="RMC"), *variants)))
+    variants = [*seeds("C keeping R", 10), *seeds("M masked at random", 10, rule="C", final=0.3)]
+    found = lines(shown(ablation_table(task(*rules(10, names="RMC"), *variants))))
     assert list(found) == [
         f"{one} better than {peer}" for one in ("C keeping R", "M masked at random") for peer in "RMC"
     ]
     assert found["M masked at random better than M"]["final"].startswith("yes")
     assert found["M masked at random better than C"]["final"].startswith("no")
     cures = [*seeds("C norm", clip="norm"), *seeds("C norm cosine", clip="norm"), *seeds("R cosine")]
-    assert list(lines(stability_table(task(*rules(names="RC"), *cures)))) == [
+    assert list(lines(shown(stability_table(task(*rules(names="RC"), *cures))))) == [
         "C norm better than C",
         "C norm cosine better than C",
         "R cosine better than R",
         "R cosine better than C",
     ]
     beside_norm = task(*rules(names="RC", clips=("none", "norm")), *seeds("R cosine"))
-    peers = [one.removeprefix("R cosine better than ") for one in lines(stability_table(beside_norm))]
+    peers = [one.removeprefix("R cosine better than ") for one in lines(shown(stability_table(beside_norm)))]
     assert peers[-3:] == ["R", "C", "R norm"]
 
 
@@ -154,7 +194,7 @@ def test_the_rules_by_norm_stand_where_they_were_not_run_without_clipping():
     own = task(*seeds("C cosine", clip="norm"))
     by_norm = with_rules(own, task(*rules(clips=("norm",))), "RMC", ("none",))
     assert list(by_norm.methods()) == ["R norm", "M norm", "C norm", "C cosine"]
-    assert list(lines(ablation_table(by_norm)))[-1] == "C cosine better than C norm"
+    assert list(lines(shown(ablation_table(by_norm))))[-1] == "C cosine better than C norm"
     both = with_rules(own, task(*rules(clips=("none", "norm"))), "RMC", ("none",))
     assert list(both.methods()) == ["R", "M", "C", "C cosine"]
     assert set(both.curves) == {result.member.name for result in both.results}
@@ -168,7 +208,7 @@ def test_what_a_study_has_itself_is_not_taken_from_the_rules():
 
 def test_reinforcement_learning_says_when_it_reached_a_loss():
     late = [run("PPO", seed, 0.01 if seed < 2 else 0.5) for seed in range(5)]
-    row = lines(reinforcement_table(task(*seeds("C", together=1), *late)))
+    row = lines(shown(reinforcement_table(task(*seeds("C", together=1), *late))))
     assert row["C"]["to 0.1: steps, seconds"] == "2,000, 4.0 s (5/5)"
     assert row["PPO"]["to 0.1: steps, seconds"] == "– (2/5)"
     assert (row["C"]["steps"], row["C"]["C better"]) == ("4,000", "–")
@@ -177,15 +217,15 @@ def test_reinforcement_learning_says_when_it_reached_a_loss():
 
 def test_reinforcement_learning_has_no_best_on_training_states():
     assert measured([result for result, _ in seeds("PPO")], "best") is None
-    assert lines(method_table(task(*seeds("PPO"))))["PPO"]["best"] == "–"
+    assert lines(shown(method_table(task(*seeds("PPO")))))["PPO"]["best"] == "–"
 
 
 def test_a_learning_rate_is_a_row_and_a_rule_not_run_with_it_a_dash():
     found = task(*seeds("R lr=0.01", rate=1e-2), *seeds("R lr=0.001", final=0.1), *seeds("C lr=0.001", final=0.05))
-    table = sensitivity_table(found)
+    table = shown(sensitivity_table(found))
     rows = lines(table)
     assert list(rows) == ["0.001", "0.01"]
-    assert rows["0.001"]["C better than R"] == "yes: 1.00 (1.00 to 1.00)"
+    assert rows["0.001"]["C better than R"] == "yes (5 a side): 1.00 (1.00 to 1.00)"
     assert (rows["0.01"]["C"], rows["0.01"]["C better than R"]) == ("–", "–")
     assert "R 2.4, C 1.0" in table
 
@@ -199,7 +239,7 @@ def test_labels_say_what_is_changed():
 
 
 def test_what_goes_on_from_a_trained_controller_says_how_often_it_rose():
-    table = continued_table(continued())
+    table = shown(continued_table(continued()))
     row = lines(table)["from C: R lr=0.001"]
     assert (row["start"], row["final over start"], row["rose"]) == ("0.10", "4.0 [4.0 to 4.0]", "5/5")
     assert lines(table)["from C: C keeping R lr=0.0001"]["rose"] == "0/5"
@@ -261,7 +301,7 @@ def test_curves_without_an_evaluation_in_training_are_left_out():
 
 def test_titles_say_how_many_seeds_and_panels_which_clipping():
     figure = rules_figure(task(*rules(3, clips=("none", "norm"))))
-    assert figure.get_suptitle().startswith("the toy: 3 seeds (fewer than 5: no claim)")
+    assert figure.get_suptitle().startswith("the toy: 3 seeds (fewer than 4: no claim)")
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["no clipping", "clipped by norm"]
 
 
@@ -278,8 +318,8 @@ def test_a_task_without_runs_leaves_an_empty_panel():
     assert [text.get_text() for text in figure.axes[1].texts] == ["no runs"]
 
 
-def test_the_forest_is_colored_by_the_better_rule_and_hollow_for_too_few():
-    figure = improvement_figure([task(*rules(5)), task(*rules(2), name="few"), task(*seeds("C"), name="only C")])
+def test_the_forest_is_colored_by_the_better_rule_and_hollow_for_few_runs():
+    figure = improvement_figure([task(*rules(10)), task(*rules(9), name="few"), task(*seeds("C"), name="only C")])
     markers = [line for line in figure.axes[0].lines if line.get_marker() == "o"]
     assert [(*line.get_xdata(), *line.get_ydata()) for line in markers] == [(1.0, 0), (1.0, 1)]
     assert [line.get_markerfacecolor() for line in markers] == ["#D55E00", "white"]
@@ -353,4 +393,4 @@ def test_an_experiment_is_reported_from_its_files_and_those_of_the_rules(tmp_pat
     tables = report([ablation, missing], tmp_path, tmp_path / "report")
     assert set(tables) == {"reading", "ablation-toy", "ablation-toy-claims"}
     assert list(lines(tables["ablation-toy"])) == ["R", "M", "C", "C keeping R"]
-    assert lines(tables["ablation-toy-claims"])["C keeping R better than C"]["final"].startswith("open: 0.50")
+    assert lines(tables["ablation-toy-claims"])["C keeping R better than C"]["final"].startswith("too few: 0.50")

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 
 class Adam:
-    """Adam (Kingma and Ba, ICLR 2015), AMSGrad (Reddi, Kale and Kumar, ICLR 2018), AdamW (Loshchilov and Hutter, ICLR
-    2019).
+    """Adam (Kingma and Ba, ICLR 2015), also as AMSGrad (Reddi, Kale and Kumar, ICLR 2018) or AdamW.
 
-    `torch.optim.Adam` and `AdamW` compute the same. They take several times as long for the few small parameters of a controller,
-    and their first use in a process a second: it imports `torch._dynamo`.
+    The latter is by Loshchilov and Hutter (ICLR 2019). `torch.optim.Adam` and `AdamW` compute the same. They take
+    several times as long for the few small parameters of a controller, and their first use in a process a second: it
+    imports `torch._dynamo`.
 
     Args:
         parameters: n numbers in all.
@@ -28,7 +28,10 @@ class Adam:
     Attributes:
         learning_rate: of the next step.
         steps: that were made, by parameter. They differ where `load_state_dict` left some parameters out.
+        name: for messages.
     """
+
+    name = "Adam"
 
     def __init__(
         self,
@@ -61,8 +64,8 @@ class Adam:
         largest = self._moments.get("max_exp_avg_sq")
         square = self._square if largest is None else torch.maximum(largest, self._square, out=largest)
         # The bias that a start from zero leaves in a moment is 1 - beta^steps
-        of_root = self.for_each([math.sqrt(1 - self.betas[1] ** steps) for steps in self.steps])
-        rate = self.for_each([-self.learning_rate / (1 - self.betas[0] ** steps) for steps in self.steps])
+        of_root = self._for_each([math.sqrt(1 - self.betas[1] ** steps) for steps in self.steps])
+        rate = self._for_each([-self.learning_rate / (1 - self.betas[0] ** steps) for steps in self.steps])
         root = square.sqrt().div_(of_root).add_(self.epsilon)
         change = (self._mean / root).mul_(rate)
         for parameter, part in zip(self._parameters, change.split(self._sizes), strict=True):
@@ -82,13 +85,6 @@ class Adam:
     def harmless(self) -> float:
         """A norm up to which no direction makes a moment overflow."""
         return math.sqrt(torch.finfo(self._square.dtype).max)
-
-    def for_each(self, values: list[float]) -> float | Tensor:
-        """A value for each parameter, as a factor of vectors (n,): a number where they are all the same."""
-        if values.count(values[0]) == len(values):
-            return values[0]
-        parts = [self._mean.new_full((size,), value) for value, size in zip(values, self._sizes, strict=True)]
-        return torch.cat(parts)
 
     def state_dict(self) -> dict[str, Any]:
         """What `load_state_dict` takes, laid out as that of `torch.optim.Adam`: the moments of each parameter.
@@ -115,7 +111,17 @@ class Adam:
             for one, part, shape in zip(by_parameter, moment.split(self._sizes), self._shapes, strict=True):
                 part.view(shape).copy_(torch.zeros_like(part).view(shape) if one is None else one[name])
 
+    def _for_each(self, values: list[float]) -> float | Tensor:
+        return for_each(values, self._sizes, self._mean)
+
     def _move(self, mean: Tensor, square: Tensor, direction: Tensor) -> None:
         """Move the moments, in place, towards a direction and its square."""
         mean.lerp_(direction, 1 - self.betas[0])
         square.mul_(self.betas[1]).addcmul_(direction, direction, value=1 - self.betas[1])
+
+
+def for_each(values: list[float], sizes: list[int], like: Tensor) -> float | Tensor:
+    """A value for each part of those sizes, as a factor of vectors (n,): a number where they are all the same."""
+    if values.count(values[0]) == len(values):
+        return values[0]
+    return torch.cat([like.new_full((size,), value) for value, size in zip(values, sizes, strict=True)])

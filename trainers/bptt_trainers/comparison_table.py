@@ -8,7 +8,7 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from bptt_trainers.curve import Curve
 
@@ -16,6 +16,29 @@ CLIMB = 3.0  # a run climbed back if its loss at the end is more than this times
 
 Cell = str | int | float
 Row = dict[str, Cell]
+
+
+class Evaluation(Protocol):
+    """A point of a learning curve, as a `CurvePoint` is one."""
+
+    @property
+    def simulator_steps(self) -> int:
+        """Taken for training so far."""
+
+    @property
+    def seconds(self) -> float:
+        """Spent on training so far."""
+
+    @property
+    def test_loss(self) -> float:
+        """Over the held-out states."""
+
+
+def reached(curve: Sequence[Evaluation], loss: float) -> tuple[float, float]:
+    """Simulator steps and seconds at the first evaluation with at most this loss; infinite if there is none."""
+    return next(
+        ((point.simulator_steps, point.seconds) for point in curve if point.test_loss <= loss), (math.inf, math.inf)
+    )
 
 
 @dataclass(frozen=True)
@@ -51,7 +74,7 @@ class RunSummary:
 def summarize(method: str, seed: int, curve: Curve, losses: Sequence[float]) -> RunSummary:
     """Put a curve in numbers; a loss that is not a number counts as infinite."""
     values = [math.inf if math.isnan(point.test_loss) else point.test_loss for point in curve]
-    first = {loss: next((i for i, value in enumerate(values) if value <= loss), None) for loss in losses}
+    first = {loss: reached(curve, loss) for loss in losses}
     return RunSummary(
         method=method,
         seed=seed,
@@ -59,8 +82,8 @@ def summarize(method: str, seed: int, curve: Curve, losses: Sequence[float]) -> 
         seconds=curve[-1].seconds,
         final_loss=values[-1],
         best_loss=min(values),
-        steps_to={loss: math.inf if i is None else curve[i].simulator_steps for loss, i in first.items()},
-        seconds_to={loss: math.inf if i is None else curve[i].seconds for loss, i in first.items()},
+        steps_to={loss: steps for loss, (steps, _) in first.items()},
+        seconds_to={loss: seconds for loss, (_, seconds) in first.items()},
     )
 
 

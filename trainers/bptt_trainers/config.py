@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from bptt_envs.checks import shown
+from tyro.conf import Suppress
+
+from bptt_envs.checks import finite, mapping, shown
 from bptt_envs.settings import By, Count, Decay, NotNegative, Positive, Seed, among, read
 from bptt_trainers.default_controllers import ControllerName
 from bptt_trainers.directions.chosen_engine import EngineName
 from bptt_trainers.networks import widths
+from bptt_trainers.records.plain import plain
 from bptt_trainers.rules import RULES, Combine
+from bptt_trainers.torch_optimizer import named_optimizer
 
 Clip = Literal["none", "value", "norm"]
-Schedule = Literal["cosine", "linear"]
+ScheduleName = Literal["cosine", "linear"]
 OnNonfinite = Literal["stop", "skip"]
 StartStates = Literal["fixed", "shuffled", "fresh"]
+
+BUILT_IN = "adam"
+"""The optimizer that is not one of torch.optim."""
+
+OF_BUILT_IN = ("adam_epsilon", "adam_betas", "amsgrad")
+"""Settings that are that one's."""
 
 
 def _device(name: str, value: Any) -> str:
@@ -28,6 +39,22 @@ def _device(name: str, value: Any) -> str:
 
 def _hidden(name: str, value: Any) -> tuple[int, ...] | None:
     return None if value is None else widths(name, value, "a tuple of widths, such as (100, 100), or None")
+
+
+def _options(name: str, value: Any) -> dict[str, Any]:
+    return {key: _option(f"{name}[{key!r}]", one) for key, one in mapping(name, value).items()}
+
+
+def _option(name: str, value: Any) -> Any:
+    """A plain value, or a tuple of them: what JSON gives back, but for lists."""
+    if isinstance(value, (list, tuple)):
+        return tuple(_option(name, one) for one in value)
+    value = plain(value)
+    if isinstance(value, float):
+        return finite(name, value)
+    if not isinstance(value, (bool, int, str, type(None))):
+        raise ValueError(f"{name} must be a number, text, True, False, None or a tuple of these; got {shown(value)}.")
+    return value
 
 
 Device = Annotated[str, By(_device)]
@@ -74,29 +101,36 @@ class TrainConfig:
     test_states: Count = 256
     """Held-out start states, the same for every seed and method. They choose nothing."""
 
+    optimizer: str = BUILT_IN
+    """What steps: adam, the built-in one, or a class of torch.optim by its name, such as SGD or RMSprop."""
+
+    optimizer_options: Annotated[Mapping[str, Any], By(_options), Suppress] = field(default_factory=dict, hash=False)
+    """Further arguments of that class, such as {"momentum": 0.9}."""
+
     learning_rate: Positive = 1e-3
-    """Step size of Adam."""
+    """Step size."""
 
     final_learning_rate: NotNegative | None = None
     """To where the step size falls over all updates of epochs, 0 for none left. None: constant."""
 
-    schedule: Schedule = "cosine"
+    schedule: ScheduleName = "cosine"
     """How it falls: along half a cosine, or linearly."""
 
     warmup: Decay = 0.0
     """Share of all updates of epochs over which the step size rises linearly to what it is without; 0 for none."""
 
     adam_epsilon: Positive = 1e-7
-    """Epsilon of Adam."""
+    """Epsilon of adam."""
 
     adam_betas: tuple[Decay, Decay] = (0.9, 0.999)
-    """Decay an update of Adam's means of the direction and of its square."""
+    """Decay an update of adam's means of the direction and of its square."""
 
     amsgrad: bool = False
-    """Divide by the largest mean square so far in place of the latest: AMSGrad."""
+    """Let adam divide by the largest mean square so far in place of the latest: AMSGrad."""
 
     weight_decay: NotNegative = 0.0
-    """Share of the weights, times the step size, that an update takes away beside its step: AdamW."""
+    """Of adam: share of the weights, times the step size, that an update takes away beside its step, as AdamW does. Of
+    one of torch.optim: its own."""
 
     average: Decay = 0.0
     """Decay an update of a moving average of the weights, which is judged and kept in their place; 0 for none."""
@@ -142,6 +176,14 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         read(self)
+        if self.optimizer != BUILT_IN:
+            named_optimizer(self.optimizer, self.optimizer_options, self.weight_decay)
+            left_at_default(self, OF_BUILT_IN, f"optimizer {self.optimizer!r} has optimizer_options of its own")
+        elif self.optimizer_options:
+            raise ValueError(
+                f"optimizer_options are those of a class of torch.optim; {BUILT_IN}, the built-in one, has "
+                f"{', '.join(OF_BUILT_IN)}; got {self.optimizer_options}."
+            )
         if self.final_learning_rate is not None and self.final_learning_rate > self.learning_rate:
             raise ValueError(
                 f"final_learning_rate must be at most learning_rate ({self.learning_rate}); "
@@ -149,3 +191,13 @@ class TrainConfig:
             )
         if self.batch_size > self.train_states:
             raise ValueError(f"batch_size must be at most train_states ({self.train_states}); got {self.batch_size}.")
+
+
+def left_at_default(config: TrainConfig, names: Iterable[str], why: str) -> None:
+    """Raise ValueError if one of the settings of these names, which has no effect then, is not its default."""
+    for one in fields(config):
+        default = one.default if one.default_factory is MISSING else one.default_factory()
+        if one.name in names and getattr(config, one.name) != default:
+            raise ValueError(
+                f"{one.name} has no effect where {why}: leave it at {default!r}; got {getattr(config, one.name)!r}."
+            )

@@ -1,22 +1,25 @@
-"""From directions to weights: clipping, Adam under a falling learning rate, an average of the weights."""
+"""From directions to weights: clipping, a step of a size that changes over the run, an average of the weights."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bptt_trainers.adam import Adam
-from bptt_trainers.config import Schedule, TrainConfig
+from bptt_envs.checks import shown
+from bptt_trainers.adam import Adam, for_each
+from bptt_trainers.config import BUILT_IN, OF_BUILT_IN, ScheduleName, TrainConfig, left_at_default
+from bptt_trainers.torch_optimizer import Make, TorchOptimizer, named_optimizer, refusing
 
-Moments = dict[str, Tensor]
-"""What Adam knows of one parameter."""
+Schedule = Callable[[float], float]
+"""A schedule of a user's own: from the share of the updates that is done, 0 <= s < 1, to a step size."""
 
-SCHEDULES: dict[Schedule, Callable[[int, int], float]] = {
+SCHEDULES: dict[ScheduleName, Callable[[int, int], float]] = {
     "cosine": lambda update, updates: (1.0 + math.cos(math.pi * update / updates)) / 2.0,
     "linear": lambda update, updates: 1.0 - update / updates,
 }
@@ -25,7 +28,7 @@ Loshchilov and Hutter, ICLR 2017, without restarts."""
 
 
 class Optimizer:
-    """Trains parameters by `config`'s settings of clipping, learning rate, Adam and averaging.
+    """Trains parameters by `config`'s settings of clipping, learning rate, optimizer and averaging.
 
     With `config.average` set there are two sets of weights: those that are trained and, after n steps with weights
     w_1 ... w_n, their exponential moving average
@@ -42,20 +45,47 @@ class Optimizer:
         parameters: n numbers in all, of float32 or float64.
         config: the settings.
         updates: of the whole run.
+        optimizer: a class of torch's kind, or a callable from parameters to an instance, in place of what the settings
+            name.
+        schedule: from the share of the updates that is done to the step size, in place of what the settings say.
 
     Raises:
-        ValueError: if there is no parameter, or one that cannot be trained.
+        TypeError, ValueError: if there is no parameter, or one that cannot be trained, or the optimizer or the schedule
+            cannot be used.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], config: TrainConfig, updates: int) -> None:
+    def __init__(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        config: TrainConfig,
+        updates: int,
+        optimizer: Make | None = None,
+        schedule: Schedule | None = None,
+    ) -> None:
         self.config = config
         self.updates = updates
+        self._make = optimizer
+        self._schedule = schedule
+        if schedule is not None:
+            _check_schedule(config, schedule)
+            for percent in range(101):
+                self.learning_rate(percent * (updates - 1) // 100)
+        if optimizer is not None:
+            _check_own(config, optimizer)
+        elif config.optimizer != BUILT_IN:
+            self._make = named_optimizer(config.optimizer, config.optimizer_options, config.weight_decay)
         self._bind(parameters)
         self._trained: Tensor | None = None  # (n,), while the parameters hold the average
         self._average: Tensor | None = None  # (n,), once there was a step
 
     def learning_rate(self, update: int) -> float:
-        """The step size of an update, numbered from 0 through the run."""
+        """The step size of an update, numbered from 0 through the run.
+
+        Raises:
+            ValueError: if a schedule of the user's own gives anything but a finite number of at least 0.
+        """
+        if self._schedule is not None:
+            return _checked(self._schedule, update / self.updates)
         first, last = self.config.learning_rate, self.config.final_learning_rate
         left = 1.0 if last is None else SCHEDULES[self.config.schedule](update, self.updates)
         rate = first if last is None else last + (first - last) * left
@@ -80,10 +110,10 @@ class Optimizer:
     def objection(self, direction: Tensor, norm: float) -> str | None:
         """Why there can be no step against a direction, (n,) and of that norm; None if there can.
 
-        It is not finite, or after clipping so large that a moment of Adam would not be: that parameter would never move
-        again.
+        It is not finite, or after clipping so large that what the optimizer keeps of a parameter, such as a moment of
+        Adam, would not be: that parameter would never move again.
         """
-        if norm <= self._adam.harmless:
+        if norm <= self._stepper.harmless:
             return None
         names, parts = list(self._parameters), direction.split(self._sizes)
         bad = [name for name, part in zip(names, parts, strict=True) if not part.isfinite().all()]
@@ -91,16 +121,17 @@ class Optimizer:
             return f"the direction of {', '.join(bad)} is not finite"
         if not math.isfinite(norm):
             return f"the direction has a norm of {norm}"
-        large = [names[i] for i in self._adam.overflowing(self._clipped(direction, norm))]
-        return f"the direction of {', '.join(large)} is too large for Adam's moments" if large else None
+        large = [names[i] for i in self._stepper.overflowing(self._clipped(direction, norm))]
+        return f"the direction of {', '.join(large)} is too large for {self._stepper.name}'s moments" if large else None
 
     def step(self, update: int, direction: Tensor, norm: float) -> None:
         """Step against a direction, (n,) and of that norm, in an update numbered from 0 through the run."""
-        self._adam.learning_rate = self.learning_rate(update)
-        self._adam.step(self._clipped(direction, norm))
+        self._stepper.learning_rate = self.learning_rate(update)
+        self._stepper.step(self._clipped(direction, norm))
         if self.config.average:
             decay, weights = self.config.average, self._weights()
-            share = self._adam.for_each([(1.0 - decay) / (1.0 - decay**steps) for steps in self._adam.steps])
+            shares = [(1.0 - decay) / (1.0 - decay**steps) for steps in self._stepper.steps]
+            share = for_each(shares, self._sizes, weights)
             self._average = weights if self._average is None else self._average.lerp_(weights, share)
 
     def follow(self, parameters: Mapping[str, nn.Parameter]) -> None:
@@ -114,25 +145,25 @@ class Optimizer:
         """
         if _kinds(parameters) == self._kinds:
             return
-        moments = self._moments()
+        state, shapes = self._stepper.state_dict(), dict(zip(self._parameters, self._shapes, strict=True))
         trained, average = self._named(self._trained), self._named(self._average)
         self._bind(parameters)
-        self._take_over(moments)
+        same = [name if name in parameters and parameters[name].shape == shapes[name] else None for name in shapes]
+        self._take_over(state, same)
         self._trained, self._average = self._gathered(trained), self._gathered(average)
 
     def state_dict(self) -> dict[str, Any]:
         """Entries of a checkpoint beside that of the parameters, for `load_state_dict`."""
-        state: dict[str, Any] = {"optimizer": self._adam.state_dict(), "trained": list(self._parameters)}
+        state: dict[str, Any] = {"optimizer": self._stepper.state_dict(), "trained": list(self._parameters)}
         if self.config.average:
             state["trained_weights"] = self._named(self._weights() if self._trained is None else self._trained)
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint, whose parameters are there already."""
-        names = dict(enumerate(state.get("trained", self._parameters)))  # older checkpoints do not name them
-        self._take_over({names[i]: moments for i, moments in state["optimizer"]["state"].items()})
+        self._take_over(state["optimizer"], list(state.get("trained", self._parameters)))  # older ones do not name them
         self._trained = self._average = None
-        if self.config.average and any(self._adam.steps):
+        if self.config.average and any(self._stepper.steps):
             self._trained = self._gathered(state["trained_weights"])
             self._average = self._weights()
 
@@ -143,28 +174,25 @@ class Optimizer:
         self._kinds = _kinds(parameters)
         self._shapes = [parameter.shape for parameter in parameters.values()]  # a parameter's own may change
         self._sizes = [shape.numel() for shape in self._shapes]
-        config = self.config
-        self._adam = Adam(
-            parameters.values(),
-            config.learning_rate,
-            config.adam_epsilon,
-            config.adam_betas,
-            config.amsgrad,
-            config.weight_decay,
-        )
+        config, trained = self.config, list(parameters.values())
+        self._stepper: Adam | TorchOptimizer
+        if self._make is None:
+            self._stepper = Adam(
+                trained,
+                config.learning_rate,
+                config.adam_epsilon,
+                config.adam_betas,
+                config.amsgrad,
+                config.weight_decay,
+            )
+        else:
+            self._stepper = TorchOptimizer(trained, config.learning_rate, self._make)
 
-    def _moments(self) -> dict[str, Moments]:
-        names = list(self._parameters)
-        return {names[i]: moments for i, moments in self._adam.state_dict()["state"].items()}
-
-    def _take_over(self, moments: Mapping[str, Moments]) -> None:
-        """Let Adam go on from moments, by name, where the parameter of that name has their shape."""
-        known = {
-            i: moments[name]
-            for i, (name, parameter) in enumerate(self._parameters.items())
-            if name in moments and moments[name]["exp_avg"].shape == parameter.shape
-        }
-        self._adam.load_state_dict({"state": known})
+    def _take_over(self, state: Mapping[str, Any], names: Sequence[str | None]) -> None:
+        """Go on from a stepper's state, whose parameter i is now that of `names[i]`, if there is one."""
+        there = {name: i for i, name in enumerate(self._parameters)}
+        known = {there[name]: one for i, one in state["state"].items() if (name := names[i]) in there}
+        self._stepper.load_state_dict({**state, "state": known})
 
     def _named(self, vector: Tensor | None) -> dict[str, Tensor] | None:
         return None if vector is None else dict(zip(self._parameters, self._split(vector), strict=True))
@@ -216,3 +244,32 @@ def _check_trainable(parameters: Mapping[str, nn.Parameter]) -> None:
                 f"controller has a parameter {name} of {parameter.dtype}; train in float32 or float64, such as by "
                 "controller.float(). Half precision loses small steps to rounding."
             )
+
+
+def _check_own(config: TrainConfig, optimizer: Any) -> None:
+    """Raise an error unless a user's own optimizer is of a kind that can be used, and the settings leave it to it."""
+    if not callable(optimizer):
+        raise TypeError(
+            "optimizer must be a class such as torch.optim.SGD or a callable from parameters to an optimizer, such as "
+            f"functools.partial(torch.optim.SGD, momentum=0.9); got {shown(optimizer)}. By name, one of torch.optim "
+            "is a setting: TrainConfig(optimizer='SGD')."
+        )
+    left_at_default(config, ("optimizer", "optimizer_options", "weight_decay", *OF_BUILT_IN), "optimizer= is given")
+
+
+def _check_schedule(config: TrainConfig, schedule: Any) -> None:
+    """The same of a schedule."""
+    if not callable(schedule):
+        raise TypeError(
+            f"schedule must be a function from the share of the updates that is done to a step size; got "
+            f"{shown(schedule)}. By its name, one is a setting: TrainConfig(schedule='linear')."
+        )
+    left_at_default(config, ("learning_rate", "final_learning_rate", "schedule", "warmup"), "schedule= is given")
+
+
+def _checked(schedule: Schedule, share: float) -> float:
+    with refusing(f"schedule cannot give a step size at {share}"):
+        rate = schedule(share)
+    if not isinstance(rate, Real) or isinstance(rate, bool) or not 0.0 <= float(rate) < math.inf:
+        raise ValueError(f"schedule must give a finite step size of at least 0; at {share} it gave {shown(rate)}.")
+    return float(rate)

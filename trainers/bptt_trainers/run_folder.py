@@ -36,7 +36,7 @@ from bptt_trainers.records.files import (
     understanding,
     write_atomic,
 )
-from bptt_trainers.records.plain import EVAL, content, objects_in, parts, plain, tensor_line, tensors
+from bptt_trainers.records.plain import EVAL, code_line, content, objects_in, parts, plain, tensor_line, tensors
 
 # Settings that do not change what has been computed so far: a run may be continued with others. (The number of epochs
 # does where `epochs_count`.)
@@ -74,12 +74,13 @@ class Standing:
     rows: list[EpochMetrics]
 
 
-def describe(env: Any, controller: nn.Module, config: TrainConfig, own: Mapping[str, Any] | None = None) -> Config:
-    """What config.json says: environment, controller, training settings, terms of the user's own, versions.
+def describe(env: Any, controller: nn.Module, config: TrainConfig, own: Mapping[str, Any]) -> Config:
+    """What config.json says: environment, controller, training settings, what is the user's own, versions.
 
     Beside names, shapes and plain values there are digests of all that the run depends on and JSON cannot hold: the
     classes and attributes of the system and of the controller's parts, tensors that are not trained, networks and
-    functions among the options. So another network of the same shapes is another run.
+    functions among the options, and the `own` classes and functions, by argument of the trainer. So another network of
+    the same shapes is another run.
     """
     system = system_of(env)
     spec = getattr(getattr(env, "unwrapped", None), "spec", None)  # a wrapper's is a deep copy
@@ -109,14 +110,14 @@ def describe(env: Any, controller: nn.Module, config: TrainConfig, own: Mapping[
         "environment": environment,
         "controller": description,
         "training": {k: plain(v) for k, v in asdict(config).items() if k != "out"},
-        "own": {name: _in_short(one) for name, one in (own or {}).items() if one is not None},
+        "own": {name: _in_a_line(one) for name, one in own.items()},
         "versions": {module.__name__: module.__version__ for module in (bptt_envs, torch, gym, np)},
     }
 
 
-def _in_short(thing: Any) -> Any:
-    """What was given beside the settings, such as a function, as config.json can hold it."""
-    return tensor_line(thing) if isinstance(thing, Tensor) else plain(thing)
+def _in_a_line(own: Any) -> str:
+    """States, a class or a function of the user's own."""
+    return tensor_line(own) if isinstance(own, Tensor) else code_line(own)
 
 
 def _parts(controller: nn.Module) -> dict[str, str]:
@@ -151,7 +152,7 @@ def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[st
 def epochs_count(config: Mapping[str, Any]) -> bool:
     """Whether the step sizes of a run follow from the number of its epochs, which then must stay what it is."""
     training = config["training"]
-    return training["final_learning_rate"] is not None or training["warmup"] > 0.0
+    return training["final_learning_rate"] is not None or training["warmup"] > 0.0 or "schedule" in config["own"]
 
 
 def kept_name(epoch: int) -> str:
@@ -389,6 +390,17 @@ class RunFolder:
                 _check_size(name, stored.get(name), largest)
             config = TrainConfig(**(stored | {"hidden": hidden, "adam_betas": betas, "out": self.path}))
         return replace(config, **changes)
+
+    def check_complete(self) -> None:
+        """Raise RunFolderError if training goes on only with code of the user's own, which no file holds."""
+        with self.understanding("config.json"):
+            own = dict(self.read_config().get("own", {}))
+        if own:
+            named = ", ".join(f"{name}={str(line).partition(' ')[0]}" for name, line in own.items())
+            raise RunFolderError(
+                f"{self.path} was trained with code of its user's own, which no file holds; go on in Python, by "
+                f"Trainer(..., {named}).fit()."
+            )
 
     def make_env(self, **kwargs: Any) -> DifferentiableEnv:
         """Build the environment of the run.

@@ -26,7 +26,7 @@ from bptt_trainers.directions.surroundings import computing
 from bptt_trainers.gradient import Choice, adjoint_engine, check_parameters, choose_engine, system_of
 from bptt_trainers.loss_terms import Regularizer, StepCost, regularizer_gradient, with_extra_cost
 from bptt_trainers.metrics import EpochMetrics
-from bptt_trainers.optimizer import Optimizer
+from bptt_trainers.optimizer import Optimizer, Schedule
 from bptt_trainers.queries import DirectionQuery, LossQuery, Query, answer_comparisons, answer_directions, flattened
 from bptt_trainers.records.files import RunFolderError, modified
 from bptt_trainers.rollout import losses, rollout
@@ -41,6 +41,7 @@ from bptt_trainers.start_states import (
     held_out_states,
     stream_seed,
 )
+from bptt_trainers.torch_optimizer import Make
 
 PICTURES = ("learning_curve.png", "trajectories.png")  # drawn into the run folder at the end
 
@@ -73,8 +74,11 @@ class Trainer:
             (B,), to be differentiated.
         regularizer: a further term that depends on the controller alone: a torch function from the controller to a
             number, whose gradient is added to the direction of the rule.
+        optimizer: a class of torch's kind, such as torch.optim.SGD or your own, or a callable from parameters to an
+            instance, such as functools.partial(torch.optim.SGD, momentum=0.9). None: that which `config` names.
+        schedule: from the share of the updates that is done, 0 <= s < 1, to a step size. None: as `config` says.
 
-    Config.json records what these are; another set or another function is another run.
+    Config.json records what of these is given; another set or another function is another run.
 
     Raises:
         TypeError, ValueError: if the environment, the controller, the device or one of these cannot be used.
@@ -91,6 +95,8 @@ class Trainer:
         test_states: Tensor | None = None,
         extra_cost: StepCost | None = None,
         regularizer: Regularizer | None = None,
+        optimizer: Make | None = None,
+        schedule: Schedule | None = None,
     ) -> None:
         config = TrainConfig() if config is None else config
         instance("config", config, TrainConfig, "a TrainConfig")
@@ -124,7 +130,8 @@ class Trainer:
             raise ValueError(f"controller {type(controller).__name__} has no parameters to train.")
         self.parameters = {n: p for n, p in controller.named_parameters() if p.requires_grad}
         with computing(parameter):
-            self._optimizer = Optimizer(self.parameters, config, config.epochs * self.updates_per_epoch)
+            updates = config.epochs * self.updates_per_epoch
+            self._optimizer = Optimizer(self.parameters, config, updates, optimizer, schedule)
             check_system(self.system, dtype=parameter.dtype, device=parameter.device)
             self._start_states = StartStates(self.system, config, train_states, parameter)
             self.train_states = self._start_states.first
@@ -153,8 +160,10 @@ class Trainer:
             "test_states": test_states,
             "extra_cost": extra_cost,
             "regularizer": regularizer,
+            "optimizer": optimizer,
+            "schedule": schedule,
         }
-        self._description = describe(env, controller, config, own)
+        self._description = describe(env, controller, config, {n: one for n, one in own.items() if one is not None})
 
     @property
     def epoch(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -61,13 +61,23 @@ def parse_options(env: str, texts: Sequence[str]) -> dict[str, Any]:
     system = known_system(env)
     types = option_types(system)
     options: dict[str, Any] = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not equals:
-            raise ValueError(f"--env-option must be NAME=VALUE, such as horizon=50; got {text!r}.")
+    for name, value in named_texts("--env-option", texts, "horizon=50"):
         system.check_options({name: value}, owner=split_id(env)[1])
         options[name] = _parse(name, value, types[name])
     return options
+
+
+def named_texts(option: str, texts: Sequence[str], example: str) -> Iterator[tuple[str, str]]:
+    """Split the "name=value" texts of an option.
+
+    Raises:
+        ValueError: if a text has another form.
+    """
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise ValueError(f"{option} must be NAME=VALUE, such as {example}; got {text!r}.")
+        yield name, value
 
 
 def option_types(system: type[System]) -> dict[str, Any]:
@@ -112,7 +122,7 @@ def _read_bool(text: str) -> bool:
     return {"true": True, "false": False}[one_of("value", text.lower(), ("true", "false"))]
 
 
-def _read_any(text: str) -> Any:
+def read_any(text: str) -> Any:
     """A number, none, true, false, any Python literal; else the text itself."""
     named = {"none": None, "true": True, "false": False}
     try:
@@ -122,7 +132,7 @@ def _read_any(text: str) -> Any:
 
 
 _READERS: dict[Any, Callable[[str], Any]] = {
-    Any: _read_any,
+    Any: read_any,
     type(None): _read_none,
     bool: _read_bool,
     int: int,

@@ -11,11 +11,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from tyro.conf import OmitArgPrefixes, Positional, arg
+from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
 
 from bptt_envs.program import cache_folder
 from bptt_trainers.callbacks import Callback, ProgressBar
-from bptt_trainers.commands.environment import EnvOptions, Module, make_environment, parse_options
+from bptt_trainers.commands.environment import (
+    EnvOptions,
+    Module,
+    make_environment,
+    named_texts,
+    parse_options,
+    read_any,
+)
 from bptt_trainers.commands.exits import Interrupted, checking_arguments
 from bptt_trainers.commands.output import aligned
 from bptt_trainers.config import Clip, OnNonfinite, TrainConfig
@@ -24,6 +31,8 @@ from bptt_trainers.presets import PresetName, from_preset, rule_preset, seen_by
 from bptt_trainers.run_folder import RunFolder
 from bptt_trainers.trainer import NonFiniteError, Trainer
 from bptt_trainers.user_code import import_module, split_id
+
+OptimizerOptions = Annotated[tuple[str, ...], UseAppendAction, arg(metavar="NAME=VALUE")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +67,9 @@ class Train:
 
     env_option: EnvOptions = ()
     """An option of the environment, such as max_force=50 (N); 'none' for none. bptt envs ID lists them."""
+
+    optimizer_option: OptimizerOptions = ()
+    """An argument of an --optimizer of torch.optim, such as momentum=0.9."""
 
     rules: tuple[str, ...] = ()
     """Several update rules in place of --rule."""
@@ -100,7 +112,9 @@ class Train:
             if several and self.training.out is not None and RunFolder(self.training.out).exists():
                 raise ValueError(f"--out {self.training.out} holds a single run; several need another folder.")
             out = self.training.out or default_folder(env_id, options, self.training, several)
-            config = replace(self.training, out=out)
+            texts = named_texts("--optimizer-option", self.optimizer_option, "momentum=0.9")
+            optimizer_options = {name: read_any(text) for name, text in texts}
+            config = replace(self.training, out=out, optimizer_options=optimizer_options)
             if several:
                 ensemble = Ensemble(env, variations(config, **several), [ProgressBar()])
             else:
@@ -156,6 +170,7 @@ class Resume:
         changes = {name: getattr(self, name) for name in named}
         folder = RunFolder(self.run_folder)
         with checking_arguments():
+            folder.check_complete()
             config = folder.train_config(**{name: value for name, value in changes.items() if value is not None})
             env = folder.make_env()
             begun = folder.load("last") is not None

@@ -15,7 +15,7 @@ from bptt_envs.rendering import INK, MUTED
 from bptt_trainers.figures.bands import QUARTILES, draw_band, drawable, readable_ticks, series_of
 from bptt_trainers.figures.style import COLORS, OTHERS, colors_of, rgb, style_axes
 from bptt_trainers.reproduction.results import Point, Result
-from bptt_trainers.reproduction.statistics import FEW, Improvement, quantile
+from bptt_trainers.reproduction.statistics import ENOUGH, FEW, Improvement, quantile
 from bptt_trainers.reproduction.study import PLAIN, RULES, TaskResults, at_rate, change, plain
 from bptt_trainers.reproduction.tables import PAIRS, by_learning_rate, improvement_of, measured_losses
 
@@ -233,7 +233,7 @@ def improvement_figure(tasks: Sequence[TaskResults]) -> Figure:
     panels[0].set_yticks(range(len(rows)), names)
     figure.supxlabel("probability that a run of the one ends with a lower held-out loss", fontsize=9)
     runs = _runs([one for task in tasks for one in task.results])
-    note = f"color: the better rule; gray: the interval holds 0.5; hollow: fewer than {FEW} runs a side"
+    note = f"color: the better rule; gray: the interval holds 0.5; hollow: fewer than {ENOUGH} runs a side"
     figure.suptitle(f"Probability of improvement with 95 % intervals: {runs}\n{note}", fontsize=10)
     return figure
 
@@ -316,7 +316,7 @@ def _dots(
 
 
 def _interval(axes: Axes, place: int, found: Improvement, colors: Mapping[str, str]) -> None:
-    color = colors.get(found.verdict, rgb(MUTED))
+    color = colors.get("yes" if found.low > 0.5 else "no" if found.high < 0.5 else "", rgb(MUTED))
     axes.plot([found.low, found.high], [place, place], color=color, linewidth=2.0, solid_capstyle="butt")
     axes.plot(
         [found.probability],
@@ -324,7 +324,7 @@ def _interval(axes: Axes, place: int, found: Improvement, colors: Mapping[str, s
         "o",
         color=color,
         markersize=6,
-        markerfacecolor="white" if found.too_few else color,
+        markerfacecolor="white" if found.marked else color,
     )
 
 

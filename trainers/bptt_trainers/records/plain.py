@@ -124,6 +124,15 @@ def qualified(kind: Any) -> str:
     return f"{module}.{getattr(kind, '__qualname__', type(kind).__qualname__)}".lstrip(".")
 
 
+def code_line(code: Any) -> str:
+    """A class, a function or another callable, also in `partial`, in a line: its name, a digest of what it holds."""
+    named = code
+    while isinstance(named, partial):
+        named = named.func
+    is_code = isinstance(named, (type, types.FunctionType, types.BuiltinFunctionType, types.MethodType))
+    return f"{qualified(named if is_code else type(named))} {digest(code)}"
+
+
 def _named(value: Any) -> dict[str, str]:
     is_code = isinstance(value, (type, types.FunctionType, types.BuiltinFunctionType))
     return {OBJECT: qualified(value if is_code else type(value)), "digest": digest(value)}

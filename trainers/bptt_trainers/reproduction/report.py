@@ -24,7 +24,8 @@ from bptt_trainers.reproduction.experiments import Experiment, Task
 from bptt_trainers.reproduction.results import read_books
 from bptt_trainers.reproduction.study import TaskResults, plain
 from bptt_trainers.reproduction.tables import (
-    READING,
+    Family,
+    Table,
     ablation_table,
     comparison_table,
     continued_table,
@@ -41,7 +42,7 @@ REFERENCES = {"ablation": ("RMC", ("none",)), "stability": ("RC", ("none", "norm
 Where the rules were not run without clipping, those by norm take their place.
 """
 
-OF_TASK: Mapping[str, Mapping[str, Callable[[TaskResults], str]]] = {
+OF_TASK: Mapping[str, Mapping[str, Callable[[TaskResults], Table]]] = {
     "rules": {"": method_table, "-claims": comparison_table},
     "sensitivity": {"": sensitivity_table},
     "ablation": {"": method_table, "-claims": ablation_table},
@@ -50,6 +51,9 @@ OF_TASK: Mapping[str, Mapping[str, Callable[[TaskResults], str]]] = {
     "rl": {"": reinforcement_table},
 }
 """The tables of each task of a study, named STUDY-TASK and a suffix."""
+
+OF_STUDY: Mapping[str, Mapping[str, Callable[[Sequence[TaskResults]], Table]]] = {"rules": {"claims": overview_table}}
+"""The tables of a whole study, by name."""
 
 FIGURES: Mapping[str, Callable[[TaskResults], Figure]] = {
     "rules": rules_figure,
@@ -151,17 +155,19 @@ def tables_of(studies: Mapping[str, Sequence[TaskResults]]) -> dict[str, str]:
         studies: the tasks of each study of `OF_TASK`. A task without results has no table and no figure of its own.
 
     Returns:
-        STUDY-TASK, STUDY-TASK-claims, "claims" of the rules on all tasks, and "reading", how to read them.
+        Those of `OF_TASK` and `OF_STUDY`, and "reading", how to read them. The verdicts are corrected for all claims of
+        all these tables together.
 
     Raises:
         ValueError: if there is no such study.
     """
-    tables = {"reading": READING}
+    tables: dict[str, Table] = {}
     for study, tasks in studies.items():
         kinds = OF_TASK[one_of("studies", study, OF_TASK)]
         run = [task for task in tasks if task.results]
         for task in run:
             tables |= {f"{study}-{task.name}{suffix}": table(task) for suffix, table in kinds.items()}
-        if run and study == "rules":
-            tables["claims"] = overview_table(run)
-    return tables
+        if run:
+            tables |= {name: table(run) for name, table in OF_STUDY.get(study, {}).items()}
+    family = Family(claim for table in tables.values() for claim in table.claims())
+    return {"reading": family.reading()} | {name: table.text(family) for name, table in tables.items()}
