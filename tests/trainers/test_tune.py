@@ -390,18 +390,40 @@ PPO_LINE = " ".join(f"--fix 'PPO.{name}={value}'" for name, value in TINY["PPO"]
 
 
 @pytest.mark.slow
-def test_jobs_are_processes_that_know_the_users_system(tmp_path, monkeypatch):
+def test_jobs_are_processes_that_know_the_users_system(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     Path("tuned_envs.py").write_text(
         "from bptt_envs import register\n"
         "from bptt_envs.systems import Integrator\n\n\n"
-        "class Tuned(Integrator):\n    pass\n\n\n"
+        "class Tuned(Integrator):\n"
+        "    def __init__(self, *, fault=False, **options):\n"
+        "        super().__init__(**options)\n"
+        "        self.fault = fault\n\n"
+        "    def initial_states(self, *arguments):\n"
+        "        if self.fault:\n"
+        "            raise ArithmeticError('all is lost')\n"
+        "        return super().initial_states(*arguments)\n\n\n"
         "register('Tuned-v0', 'tuned_envs:Tuned', 'one to be tuned')\n"
     )
     words = f"{LINE} --trials 2 --methods C --jobs 2 --out study".replace(PPO_LINE, "")
-    assert main(shlex.split(words.replace("DiffIntegrator-v0", "tuned_envs:Tuned-v0"))) == 0
+    words = words.replace("DiffIntegrator-v0", "tuned_envs:Tuned-v0")
+    assert main(shlex.split(words)) == 0
     assert [one["state"] for one in table(Path("study"))] == ["complete"] * 2
+    assert main(shlex.split(f"{words}-2 --env-option fault=true")) == 1
+    said = capsys.readouterr().err
+    assert "tuned_envs.py" in said
+    assert said.endswith("ArithmeticError: all is lost\n")
+
+
+def test_a_journal_that_is_none_is_refused_in_words(tmp_path, curves):
+    curves(lambda settings, seed: -1)
+    config = tiny(tmp_path / "study")
+    tune(config, progress=False)
+    for text in (b"so\nmuch\n", b'{"op_code": 9}\n[]\n'):
+        (config.out / "trials.journal").write_bytes(text)
+        with pytest.raises(RunFolderError, match=r"trials\.journal"):
+            tune(config, progress=False)
 
 
 def test_a_trial_of_a_process_that_is_silent_is_given_to_another(tmp_path, monkeypatch):
@@ -499,9 +521,9 @@ def test_every_method_can_be_searched_on_every_id(env):
     config = TuneConfig(env=env, methods=TUNABLE)
     for method, search in config.searches({}).items():
         values = {name: entry.encoded(entry.values[-1]) for name, entry in search.free.items()}
-        row = search.named(search.settings(values))
-        words = shlex.split(command(config, method, row))
-        read_command(words[1], words[2:])
+        for settings in (search.first(), search.settings(values)):
+            words = shlex.split(command(config, method, search.named(settings)))
+            read_command(words[1], words[2:])
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,7 @@ CHECKPOINTS = 8
 """Fractions of the first run's budget after each of which a trial may be pruned."""
 
 WAIT = 60.0  # seconds for another process to let go of the folder
+GRACE = 10  # seconds after which the lock of the journal is taken from a process that was killed with it
 BEAT = 20.0  # seconds between two signs of life of a process that makes a trial
 SILENCE = 180.0  # seconds without one after which it counts as gone; clocks of machines differ
 TRIES = 5  # of a trial, after which it has failed
@@ -81,14 +82,15 @@ class Store:
         with locked(config.out, WAIT):
             self.searches = _claim(config)
             path = config.out / JOURNAL
-            lock = JournalFileOpenLock(str(path))
-            lock.acquire()  # whoever appends has it
-            try:
-                if path.exists():
+            lock = JournalFileOpenLock(str(path), grace_period=GRACE)
+            if exists(path):
+                lock.acquire()  # whoever appends has it
+                try:
                     _drop_torn_line(path)
-            finally:
-                lock.release()
-            self._storage = JournalStorage(JournalFileBackend(str(path), lock))
+                finally:
+                    lock.release()
+            with understanding(path):
+                self._storage = JournalStorage(JournalFileBackend(str(path), lock))
 
     def take(self) -> tuple[str, Trial] | None:
         """Begin a trial of the method that has the fewest; None if every method has all."""

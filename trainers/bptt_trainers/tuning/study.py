@@ -25,7 +25,7 @@ from bptt_trainers.tuning.outcome import Best, Study, write
 from bptt_trainers.tuning.score import LIMIT, area, best_possible, final, score, so_far
 from bptt_trainers.tuning.store import CHECKPOINTS, Store, beating
 from bptt_trainers.tuning.trials import FIRST_SEED, RefusedError, learn
-from bptt_trainers.user_code import import_module
+from bptt_trainers.user_code import import_module, raised_by_user, told
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -220,4 +220,9 @@ def _begin(notes: Queue[Note], module: str | None) -> None:
 
 def _work_of_child(config: TuneConfig, end: float | None) -> None:
     assert _notes is not None
-    _work(Store(config), end, _notes.put)
+    try:
+        _work(Store(config), end, _notes.put)
+    except Exception as error:
+        if raised_by_user(error):  # told here, as its traceback does not reach the parent
+            raise ChildProcessError(told(error)) from None
+        raise
