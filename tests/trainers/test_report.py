@@ -19,7 +19,7 @@ from bptt_trainers.figures.results import (
     sensitivity_figure,
     stability_figure,
 )
-from bptt_trainers.reproduction.experiments import Amount, Experiment, Task, Variant
+from bptt_trainers.reproduction.experiments import EXPERIMENTS, Amount, Experiment, Task, Variant
 from bptt_trainers.reproduction.report import report, report_studies, tables_of, with_rules
 from bptt_trainers.reproduction.results import Member, Point, result_of, write
 from bptt_trainers.reproduction.statistics import measured
@@ -147,11 +147,26 @@ def test_all_claims_of_a_report_are_corrected_together_each_once():
     one, other = {"rules": [task(*rules())]}, {"ablation": [task(*rules(names="RMC"), *seeds("C keeping R"))]}
     alone, among = tables_of(one), tables_of(one | other)
     assert "C better than R | 5 and 5 | too few: 1.00" in alone["rules-toy-claims"]  # with best and area nine are made
-    assert "together here: 9 comparisons, 9 *too few*." in alone["reading"]  # those of the overview are among them
-    assert "together here: 18 comparisons, 18 *too few*." in among["reading"]
+    assert "of all experiments: 9, 9 *too few*." in alone["reading"]  # those of the overview are among them
+    assert "of all experiments: 18, 18 *too few*." in among["reading"]
     ten = tables_of({"rules": [task(*rules(10))], **other})
     assert ten["claims"].count("yes: 1.00") == 3
-    assert "together here: 18 comparisons, 9 *yes*, 9 *too few*." in ten["reading"]
+    assert "of all experiments: 18, 9 *yes*, 9 *too few*." in ten["reading"]
+
+
+def test_a_part_of_a_report_has_the_verdicts_of_the_whole(tmp_path):
+    def left(runs):
+        write(tmp_path, [result for result, _ in runs], {result.member.name: curve for result, curve in runs})
+
+    def cell():
+        tables = report([EXPERIMENTS["sensitivity-cart-pole-1"]], tmp_path, tmp_path / "report")
+        assert set(tables) == {"reading", "sensitivity-cart-pole-1"}
+        return lines(tables["sensitivity-cart-pole-1"])["0.001"]["C better than R"]
+
+    left([one for label in ("C lr=0.001", "R lr=0.001") for one in seeds(label, experiment="sensitivity-cart-pole-1")])
+    assert cell() == "yes (5 a side): 1.00 (1.00 to 1.00)"
+    left(rules(experiment="rules-cart-pole-2"))
+    assert cell() == "too few: 1.00 (1.00 to 1.00)"
 
 
 def test_curves_end_smoothed_where_those_of_the_paper_would():

@@ -134,7 +134,6 @@ class Trainer:
             self._optimizer = Optimizer(self.parameters, config, updates, optimizer, schedule)
             check_system(self.system, dtype=parameter.dtype, device=parameter.device)
             self._start_states = StartStates(self.system, config, train_states, parameter)
-            self.train_states = self._start_states.first
             judged = held_out_states(self.system, config.test_states) if test_states is None else test_states
             self.test_states = checked_states("test_states", judged, self.system).to(parameter)
             trained = with_extra_cost(self.system, extra_cost, self.train_states)
@@ -164,6 +163,15 @@ class Trainer:
             "schedule": schedule,
         }
         self._description = describe(env, controller, config, {n: one for n, one in own.items() if one is not None})
+
+    @property
+    def train_states(self) -> Tensor:
+        """Start states over which the training loss is taken, (config.train_states, *state_shape)."""
+        return self._start_states.first
+
+    @train_states.setter
+    def train_states(self, states: Tensor) -> None:
+        self._start_states.first = states
 
     @property
     def epoch(self) -> int:

@@ -20,7 +20,7 @@ from bptt_trainers.figures.results import (
 )
 from bptt_trainers.figures.style import save_figure
 from bptt_trainers.records.files import write_atomic
-from bptt_trainers.reproduction.experiments import Experiment, Task
+from bptt_trainers.reproduction.experiments import EXPERIMENTS, Experiment, Task
 from bptt_trainers.reproduction.results import read_books
 from bptt_trainers.reproduction.study import TaskResults, plain
 from bptt_trainers.reproduction.tables import (
@@ -35,6 +35,9 @@ from bptt_trainers.reproduction.tables import (
     sensitivity_table,
     stability_table,
 )
+
+Studies = Mapping[str, Sequence[TaskResults]]
+"""The tasks of each study, by its name."""
 
 REFERENCES = {"ablation": ("RMC", ("none",)), "stability": ("RC", ("none", "norm"))}
 """Rules and clippings whose runs, in the study of the rules on the same task, belong into the tables of another study.
@@ -76,7 +79,8 @@ def report(experiments: Iterable[Experiment], results: Path, out: Path) -> dict[
 
     Args:
         experiments: what is reported; of one that left nothing, its name only.
-        results: folder of the CSV files; those of the rules are read for the studies that need them, reported or not.
+        results: folder of the CSV files; those of all experiments are read, reported or not: verdicts are corrected for
+            all comparisons together, so that one part of a page does not say otherwise than the whole.
         out: as `report_studies`.
 
     Returns:
@@ -85,7 +89,9 @@ def report(experiments: Iterable[Experiment], results: Path, out: Path) -> dict[
     Raises:
         RunFolderError: if a file cannot be read or written.
     """
-    return report_studies(read_studies(experiments, results), out)
+    chosen = list(experiments)
+    every = {experiment.name: experiment for experiment in (*EXPERIMENTS.values(), *chosen)}
+    return report_studies(read_studies(chosen, results), out, read_studies(every.values(), results))
 
 
 def read_studies(experiments: Iterable[Experiment], results: Path) -> dict[str, list[TaskResults]]:
@@ -120,12 +126,13 @@ def read_task(folder: Path, study: str, task: Task) -> TaskResults:
     return TaskResults(task.name, task.title, list(results.values()), curves, task.losses)
 
 
-def report_studies(studies: Mapping[str, Sequence[TaskResults]], out: Path) -> dict[str, str]:
+def report_studies(studies: Studies, out: Path, others: Studies | None = None) -> dict[str, str]:
     """Write the figures of studies as PNG into a folder, and their tables as Markdown, each file whole.
 
     Args:
         studies: as `tables_of` takes them.
         out: the folder; what it held under other names stays.
+        others: as `tables_of` takes them.
 
     Returns:
         As `tables_of`.
@@ -134,7 +141,7 @@ def report_studies(studies: Mapping[str, Sequence[TaskResults]], out: Path) -> d
         ValueError: if there is no such study.
         RunFolderError: if a file cannot be written.
     """
-    tables = tables_of(studies)
+    tables = tables_of(studies, others)
     for study, tasks in studies.items():
         run = [task for task in tasks if task.results]
         for task in run:
@@ -148,19 +155,25 @@ def report_studies(studies: Mapping[str, Sequence[TaskResults]], out: Path) -> d
     return tables
 
 
-def tables_of(studies: Mapping[str, Sequence[TaskResults]]) -> dict[str, str]:
+def tables_of(studies: Studies, others: Studies | None = None) -> dict[str, str]:
     """The tables of studies in Markdown, by name.
 
     Args:
         studies: the tasks of each study of `OF_TASK`. A task without results has no table and no figure of its own.
+        others: whose claims count, too, where the verdicts are corrected for how many there are.
 
     Returns:
-        Those of `OF_TASK` and `OF_STUDY`, and "reading", how to read them. The verdicts are corrected for all claims of
-        all these tables together.
+        Those of `OF_TASK` and `OF_STUDY`, and "reading", how to read them.
 
     Raises:
         ValueError: if there is no such study.
     """
+    tables = _tables(studies)
+    family = Family(claim for table in (*tables.values(), *_tables(others or {}).values()) for claim in table.claims())
+    return {"reading": family.reading()} | {name: table.text(family) for name, table in tables.items()}
+
+
+def _tables(studies: Studies) -> dict[str, Table]:
     tables: dict[str, Table] = {}
     for study, tasks in studies.items():
         kinds = OF_TASK[one_of("studies", study, OF_TASK)]
@@ -169,5 +182,4 @@ def tables_of(studies: Mapping[str, Sequence[TaskResults]]) -> dict[str, str]:
             tables |= {f"{study}-{task.name}{suffix}": table(task) for suffix, table in kinds.items()}
         if run:
             tables |= {name: table(run) for name, table in OF_STUDY.get(study, {}).items()}
-    family = Family(claim for table in tables.values() for claim in table.claims())
-    return {"reading": family.reading()} | {name: table.text(family) for name, table in tables.items()}
+    return tables

@@ -49,7 +49,7 @@ is more than {CLIMB:g} times their best.
 pairs of runs, with its bootstrap 95 % interval in parentheses
 ([Agarwal et al. 2021](https://arxiv.org/abs/2108.13264)). That describes what was seen; of few runs the interval is too
 narrow. The word before it is the verdict, by the exact two-sided test of Mann and Whitney with Holm's correction over
-all comparisons that are reported together: the probability that one of them has a false *yes* or *no* is at most
+all comparisons of all experiments: the probability that one of them has a false *yes* or *no* is at most
 {100 * LEVEL:g} %. *Yes*: better; *no*: the other one is better; on fewer than {ENOUGH} runs a side it says so.
 *Open*: not significant. *Too few*: with so few runs no outcome could be significant among so many comparisons; these
 do not count in the correction, as the numbers of runs alone tell which they are (Tarone 1990)."""
@@ -94,7 +94,7 @@ class Family:
         """How to read the tables, and how many claims there are with which verdict."""
         made = list(self.verdicts.values())
         counts = ", ".join(f"{made.count(word)} *{word}*" for word in get_args(Verdict) if word in made)
-        return f"{READING}\n\nReported together here: {len(made):,} comparisons, {counts}." if made else READING
+        return f"{READING}\n\nComparisons of all experiments: {len(made):,}, {counts}." if made else READING
 
 
 Row = dict[str, Cell | Claim]
