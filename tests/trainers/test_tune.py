@@ -330,6 +330,13 @@ def test_a_trial_ends_between_runs_where_it_cannot_be_the_best(tmp_path, curves)
     study = tune(tiny(tmp_path / "study", trials=2, seeds=3), progress=False)
     assert [one["state"] for one in study.trials] == ["complete", "pruned"]
     assert [seed for seed, _ in made] == [1000, 1001, 1002, 1000, 1001]
+    assert study.best["C"].trial == 0
+
+
+def test_trials_that_end_between_runs_count_among_those_that_others_are_compared_with(tmp_path, curves):
+    made = curves(lambda settings, seed: -2 if settings["learning_rate"] == 5e-3 else -settings["learning_rate"] / 0.1)
+    tune(tiny(tmp_path / "study", trials=12, seeds=3), progress=False)
+    assert any(length < 17 for _, length in made)  # though a single trial is whole
 
 
 def test_reinforcement_learning_ends_where_its_report_says_so():

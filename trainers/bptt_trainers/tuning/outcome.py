@@ -19,7 +19,7 @@ from bptt_trainers.records.claim import locked
 from bptt_trainers.records.files import write_atomic
 from bptt_trainers.records.plain import plain
 from bptt_trainers.tuning.config import TuneConfig
-from bptt_trainers.tuning.store import WAIT, Store
+from bptt_trainers.tuning.store import FAILED, WAIT, Store, state_of
 from bptt_trainers.tuning.trials import FIRST_SEED
 
 if TYPE_CHECKING:
@@ -133,11 +133,12 @@ def _line(config: TuneConfig, method: str, trial: FrozenTrial) -> dict[str, Any]
     """A line of the table; a number that there is not is an empty cell."""
     attributes = trial.user_attrs
     finals, areas = attributes.get("finals", []), attributes.get("areas", [])
-    whole = trial.state.name == "COMPLETE" and "error" not in attributes
+    state = state_of(trial)
+    whole = state == "complete"
     line = {
         "method": method,
         "trial": trial.number,
-        "state": "failed" if "error" in attributes else trial.state.name.lower(),
+        "state": state,
         "settings": write_options(_row(trial)),
         "score": trial.value if whole else "",
         "final": median(finals) if whole else "",
@@ -147,7 +148,7 @@ def _line(config: TuneConfig, method: str, trial: FrozenTrial) -> dict[str, Any]
     for number in range(config.seeds):
         for name, values in (("final", finals), ("area", areas)):
             line[f"{name}_{FIRST_SEED + number}"] = values[number] if number < len(values) else ""
-    return line | {"error": attributes.get("error", "")}
+    return line | {"error": attributes.get(FAILED, "")}
 
 
 def _row(trial: FrozenTrial) -> Preset:

@@ -37,6 +37,12 @@ CHANGEABLE = ("module", "methods", "trials", "fix", "search", "compile", "jobs",
 CHECKPOINTS = 8
 """Fractions of the first run's budget after each of which a trial may be pruned."""
 
+FAILED = "error"
+"""The attribute of a failed trial: why."""
+
+SHORT = "pruned"
+"""The attribute of a trial without its last runs. To optuna it is complete: the median of first runs holds its own."""
+
 WAIT = 60.0  # seconds for another process to let go of the folder
 GRACE = 10  # seconds after which the lock of the journal is taken from a process that was killed with it
 BEAT = 20.0  # seconds between two signs of life of a process that makes a trial
@@ -103,7 +109,7 @@ class Store:
             return (method, self._ask(method)) if counts[method] < self.config.trials else None
 
     def finish(self, method: str, trial: Trial, value: float | None, attributes: Mapping[str, Any]) -> bool:
-        """End a trial with a score, or pruned if that is None; False if meanwhile it was given to another process."""
+        """End a trial with a score, None if its first run was cut short; False if another process has it meanwhile."""
         from optuna.trial import TrialState
 
         with locked(self.config.out, WAIT):
@@ -119,13 +125,13 @@ class Store:
         return self._study(method).get_trials(deepcopy=False)
 
     def done(self, method: str) -> list[FrozenTrial]:
-        """Those that ended with a score or were pruned."""
+        """Those that are complete, pruned or failed."""
         return [one for one in self.trials(method) if one.state.name in ("COMPLETE", "PRUNED")]
 
     def best(self, method: str) -> FrozenTrial | None:
-        """The trial with the least score, of those that did not fail; None if there is none."""
-        ended = [one for one in self.done(method) if one.state.name == "COMPLETE" and "error" not in one.user_attrs]
-        return min(ended, key=lambda one: one.value or 0.0, default=None)
+        """The complete trial with the least score; None if there is none."""
+        complete = [one for one in self.done(method) if state_of(one) == "complete"]
+        return min(complete, key=lambda one: one.value or 0.0, default=None)
 
     def _ask(self, method: str) -> Trial:
         search, count = self.searches[method], len(self.trials(method))
@@ -148,7 +154,7 @@ class Store:
             tries = trial.user_attrs.get("tries", 1)
             if tries == TRIES:
                 words = f"{TRIES} processes that made it were ended; for want of memory?"
-                self._storage.set_trial_user_attr(trial._trial_id, "error", words)
+                self._storage.set_trial_user_attr(trial._trial_id, FAILED, words)
                 study.tell(trial.number, LIMIT)
                 continue
             first = {"first": True} if "first" in trial.user_attrs else {}
@@ -168,6 +174,13 @@ class Store:
                 sampler=optuna.samplers.TPESampler(seed=int(parts[0]), multivariate=True),
                 pruner=optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=2),
             )
+
+
+def state_of(trial: FrozenTrial) -> str:
+    """How a trial ended: complete, pruned or failed."""
+    if FAILED in trial.user_attrs:
+        return "failed"
+    return "pruned" if SHORT in trial.user_attrs or trial.state.name == "PRUNED" else "complete"
 
 
 @contextmanager
