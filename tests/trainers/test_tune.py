@@ -494,6 +494,17 @@ def test_after_ctrl_c_the_trial_under_way_is_made_again(tmp_path, monkeypatch, c
     assert calls[2][2] == calls[3][2]  # with the same settings
 
 
+def test_the_command_says_how_it_goes_on_after_ctrl_c(tmp_path, monkeypatch, capsys):
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(studying, "learn", interrupted)
+    assert main(shlex.split(f"{LINE} --methods C PPO --out study")) == 130
+    said = capsys.readouterr().err
+    assert "stopped; every finished trial is kept; to go on:\n  bptt tune --env DiffIntegrator-v0" in said
+
+
 def test_a_folder_that_is_shared_waits_for_its_turn(tmp_path):
     has_it, let_go = threading.Event(), threading.Event()
 
