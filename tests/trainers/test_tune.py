@@ -115,6 +115,7 @@ def test_the_command_searches_rules_and_reinforcement_learning_alike(tmp_path, m
     assert list(rows) == ["C", "PPO"]
     assert rows["C"]["row"]["hidden"] == [8]
     assert "PPO trial 1: " in captured.err
+    assert "new study" not in captured.err
     told = captured.out.splitlines()
     for name in ("train", "compare"):  # what it prints can be run
         (said,) = (one for one in told if one.startswith(f"  bptt {name}"))
@@ -465,6 +466,16 @@ def test_a_process_that_makes_a_trial_shows_that_it_lives(tmp_path, monkeypatch)
     with beating(trial):
         time.sleep(0.2)
     assert store.trials(method)[0].user_attrs["beat"] > before
+
+
+def test_a_journal_grows_by_its_trials_only(tmp_path, curves):
+    curves(lambda settings, seed: -1)
+    config = tiny(tmp_path / "study")
+    tune(config, progress=False)
+    before = (config.out / "trials.journal").read_bytes()
+    tune(config, progress=False)
+    assert (config.out / "trials.journal").read_bytes() == before
+    assert sum(json.loads(one)["op_code"] == 0 for one in before.splitlines()) == 1  # the study is made once
 
 
 def test_a_journal_that_was_cut_short_is_taken_up(tmp_path, curves):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 import threading
@@ -83,6 +82,7 @@ class Store:
         need_optuna()
         from optuna.storages import JournalStorage
         from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+        from optuna.study import StudyDirection
 
         self.config = config
         with locked(config.out, WAIT):
@@ -97,6 +97,11 @@ class Store:
                     lock.release()
             with understanding(path):
                 self._storage = JournalStorage(JournalFileBackend(str(path), lock))
+                there = {one.study_name for one in self._storage.get_all_studies()}
+            with _quiet():
+                for method in config.methods:
+                    if method not in there:
+                        self._storage.create_new_study([StudyDirection.MINIMIZE], method)
 
     def take(self) -> tuple[str, Trial] | None:
         """Begin a trial of the method that has the fewest; None if every method has all."""
@@ -166,14 +171,12 @@ class Store:
         import optuna
 
         parts = np.random.SeedSequence([self.config.seed, seed]).generate_state(1)
-        with _quiet():
-            return optuna.create_study(
-                storage=self._storage,
-                study_name=method,
-                load_if_exists=True,
-                sampler=optuna.samplers.TPESampler(seed=int(parts[0]), multivariate=True),
-                pruner=optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=2),
-            )
+        return optuna.load_study(
+            storage=self._storage,
+            study_name=method,
+            sampler=optuna.samplers.TPESampler(seed=int(parts[0]), multivariate=True),
+            pruner=optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=2),
+        )
 
 
 def state_of(trial: FrozenTrial) -> str:
@@ -275,7 +278,7 @@ def _quiet() -> Iterator[None]:
     import optuna
 
     before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
         yield
     finally:
