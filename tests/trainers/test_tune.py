@@ -20,7 +20,10 @@ from bptt_envs.registration import ENTRIES
 from bptt_trainers import RunFolderError, held_out_states, training_states
 from bptt_trainers.baselines import BaselineConfig, train_baseline
 from bptt_trainers.cli import main, read_command
+from bptt_trainers.commands.environment import parse_options
 from bptt_trainers.curve import CurvePoint
+from bptt_trainers.methods import BPTT, METHODS
+from bptt_trainers.presets import parse_overrides
 from bptt_trainers.records.claim import locked
 from bptt_trainers.start_states import validation_states
 from bptt_trainers.tuning import store as storing
@@ -546,13 +549,22 @@ def test_no_trial_is_begun_after_the_time(tmp_path, curves):
 
 
 @pytest.mark.parametrize("env", ENTRIES)
-def test_every_method_can_be_searched_on_every_id(env):
+def test_every_method_can_be_searched_on_every_id_and_what_is_printed_trains_with_the_row(env):
     config = TuneConfig(env=env, methods=TUNABLE)
+    published = replace(config.budget, preset="paper")
     for method, search in config.searches({}).items():
         values = {name: entry.encoded(entry.values[-1]) for name, entry in search.free.items()}
         for settings in (search.first(), search.settings(values)):
             words = shlex.split(command(config, method, search.named(settings)))
-            read_command(words[1], words[2:])
+            read, trained = read_command(words[1], words[2:]), METHODS[method]
+            if isinstance(trained, BPTT):
+                whole = trained.config(config.budget, settings)
+                assert replace(read.training, test_states=256, tensorboard=False, pictures=True) == whole
+                seen = parse_options(env, read.env_option)
+                assert {name: settings[name] for name in seen} == seen
+            else:
+                overrides = parse_overrides(read.override)[method]
+                assert trained.settings(published, overrides) == trained.settings(config.budget, settings)
 
 
 @pytest.mark.parametrize(

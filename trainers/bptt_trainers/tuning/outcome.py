@@ -114,7 +114,8 @@ def command(config: TuneConfig, method: str, row: Preset) -> str:
     if isinstance(trained, BPTT):
         own = {one.name for one in fields(TrainConfig)}
         settings = trained.config(config.budget, row)
-        for name in ("rule", "epochs", *trained.changes, *(name for name in row if name in own)):
+        given = ("rule", "epochs", "on_nonfinite", *trained.changes, *(name for name in row if name in own))
+        for name in dict.fromkeys(given):
             words += _flag(name, getattr(settings, name))
         options |= {name: value for name, value in row.items() if name not in own}
     else:
