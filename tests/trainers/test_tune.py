@@ -20,7 +20,10 @@ from bptt_envs.registration import ENTRIES
 from bptt_trainers import RunFolderError, held_out_states, training_states
 from bptt_trainers.baselines import BaselineConfig, train_baseline
 from bptt_trainers.cli import main, read_command
+from bptt_trainers.commands.environment import parse_options
 from bptt_trainers.curve import CurvePoint
+from bptt_trainers.methods import BPTT, METHODS
+from bptt_trainers.presets import parse_overrides
 from bptt_trainers.records.claim import locked
 from bptt_trainers.start_states import validation_states
 from bptt_trainers.tuning import store as storing
@@ -115,6 +118,7 @@ def test_the_command_searches_rules_and_reinforcement_learning_alike(tmp_path, m
     assert list(rows) == ["C", "PPO"]
     assert rows["C"]["row"]["hidden"] == [8]
     assert "PPO trial 1: " in captured.err
+    assert "new study" not in captured.err
     told = captured.out.splitlines()
     for name in ("train", "compare"):  # what it prints can be run
         (said,) = (one for one in told if one.startswith(f"  bptt {name}"))
@@ -131,7 +135,7 @@ def test_the_first_trial_is_of_the_settings_as_they_stand(tmp_path):
         assert search.first() == search.row | TINY[method]
         assert trial.user_attrs["settings"] == json.loads(json.dumps(search.named(search.first())))
     assert table(config.out)[0]["settings"].startswith(
-        "train_states=16; hidden=(8,); batch_size=8; learning_rate=0.001"
+        "train_states=16; hidden=(8,); batch_size=8; learning_rate=0.005"
     )
 
 
@@ -289,7 +293,7 @@ def test_a_trial_that_fails_is_told_and_the_study_goes_on(tmp_path, monkeypatch,
     learn = studying.learn
 
     def refusing(method, budget, settings, seed, report, *, compile):
-        if settings["learning_rate"] > 1e-3:
+        if settings["learning_rate"] > 5e-3:
             raise RefusedError("the rate is too large")
         return learn(method, budget, settings, seed, report, compile=compile)
 
@@ -299,7 +303,7 @@ def test_a_trial_that_fails_is_told_and_the_study_goes_on(tmp_path, monkeypatch,
     assert failed
     assert {one["error"] for one in failed} == {"the rate is too large"}
     assert len(study.trials) == 8
-    assert study.best["C"].row["learning_rate"] <= 1e-3
+    assert study.best["C"].row["learning_rate"] <= 5e-3
 
 
 def test_runs_that_are_not_finite_lose(tmp_path):
@@ -326,10 +330,17 @@ def test_trials_that_fall_behind_are_pruned_in_their_first_run(tmp_path, curves)
 
 
 def test_a_trial_ends_between_runs_where_it_cannot_be_the_best(tmp_path, curves):
-    made = curves(lambda settings, seed: -2 if settings["learning_rate"] == 1e-3 else -1)
+    made = curves(lambda settings, seed: -2 if settings["learning_rate"] == 5e-3 else -1)
     study = tune(tiny(tmp_path / "study", trials=2, seeds=3), progress=False)
     assert [one["state"] for one in study.trials] == ["complete", "pruned"]
     assert [seed for seed, _ in made] == [1000, 1001, 1002, 1000, 1001]
+    assert study.best["C"].trial == 0
+
+
+def test_trials_that_end_between_runs_count_among_those_that_others_are_compared_with(tmp_path, curves):
+    made = curves(lambda settings, seed: -2 if settings["learning_rate"] == 5e-3 else -settings["learning_rate"] / 0.1)
+    tune(tiny(tmp_path / "study", trials=12, seeds=3), progress=False)
+    assert any(length < 17 for _, length in made)  # though a single trial is whole
 
 
 def test_reinforcement_learning_ends_where_its_report_says_so():
@@ -390,18 +401,40 @@ PPO_LINE = " ".join(f"--fix 'PPO.{name}={value}'" for name, value in TINY["PPO"]
 
 
 @pytest.mark.slow
-def test_jobs_are_processes_that_know_the_users_system(tmp_path, monkeypatch):
+def test_jobs_are_processes_that_know_the_users_system(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     Path("tuned_envs.py").write_text(
         "from bptt_envs import register\n"
         "from bptt_envs.systems import Integrator\n\n\n"
-        "class Tuned(Integrator):\n    pass\n\n\n"
+        "class Tuned(Integrator):\n"
+        "    def __init__(self, *, fault=False, **options):\n"
+        "        super().__init__(**options)\n"
+        "        self.fault = fault\n\n"
+        "    def initial_states(self, *arguments):\n"
+        "        if self.fault:\n"
+        "            raise ArithmeticError('all is lost')\n"
+        "        return super().initial_states(*arguments)\n\n\n"
         "register('Tuned-v0', 'tuned_envs:Tuned', 'one to be tuned')\n"
     )
     words = f"{LINE} --trials 2 --methods C --jobs 2 --out study".replace(PPO_LINE, "")
-    assert main(shlex.split(words.replace("DiffIntegrator-v0", "tuned_envs:Tuned-v0"))) == 0
+    words = words.replace("DiffIntegrator-v0", "tuned_envs:Tuned-v0")
+    assert main(shlex.split(words)) == 0
     assert [one["state"] for one in table(Path("study"))] == ["complete"] * 2
+    assert main(shlex.split(f"{words}-2 --env-option fault=true")) == 1
+    said = capsys.readouterr().err
+    assert "tuned_envs.py" in said
+    assert said.endswith("ArithmeticError: all is lost\n")
+
+
+def test_a_journal_that_is_none_is_refused_in_words(tmp_path, curves):
+    curves(lambda settings, seed: -1)
+    config = tiny(tmp_path / "study")
+    tune(config, progress=False)
+    for text in (b"so\nmuch\n", b'{"op_code": 9}\n[]\n'):
+        (config.out / "trials.journal").write_bytes(text)
+        with pytest.raises(RunFolderError, match=r"trials\.journal"):
+            tune(config, progress=False)
 
 
 def test_a_trial_of_a_process_that_is_silent_is_given_to_another(tmp_path, monkeypatch):
@@ -438,6 +471,16 @@ def test_a_process_that_makes_a_trial_shows_that_it_lives(tmp_path, monkeypatch)
     assert store.trials(method)[0].user_attrs["beat"] > before
 
 
+def test_a_journal_grows_by_its_trials_only(tmp_path, curves):
+    curves(lambda settings, seed: -1)
+    config = tiny(tmp_path / "study")
+    tune(config, progress=False)
+    before = (config.out / "trials.journal").read_bytes()
+    tune(config, progress=False)
+    assert (config.out / "trials.journal").read_bytes() == before
+    assert sum(json.loads(one)["op_code"] == 0 for one in before.splitlines()) == 1  # the study is made once
+
+
 def test_a_journal_that_was_cut_short_is_taken_up(tmp_path, curves):
     curves(lambda settings, seed: -1)
     config = tiny(tmp_path / "study")
@@ -463,6 +506,17 @@ def test_after_ctrl_c_the_trial_under_way_is_made_again(tmp_path, monkeypatch, c
         tune(config, progress=False)
     assert len(tune(config, progress=False).trials) == 3
     assert calls[2][2] == calls[3][2]  # with the same settings
+
+
+def test_the_command_says_how_it_goes_on_after_ctrl_c(tmp_path, monkeypatch, capsys):
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(studying, "learn", interrupted)
+    assert main(shlex.split(f"{LINE} --methods C PPO --out study")) == 130
+    said = capsys.readouterr().err
+    assert "stopped; every finished trial is kept; to go on:\n  bptt tune --env DiffIntegrator-v0" in said
 
 
 def test_a_folder_that_is_shared_waits_for_its_turn(tmp_path):
@@ -495,13 +549,22 @@ def test_no_trial_is_begun_after_the_time(tmp_path, curves):
 
 
 @pytest.mark.parametrize("env", ENTRIES)
-def test_every_method_can_be_searched_on_every_id(env):
+def test_every_method_can_be_searched_on_every_id_and_what_is_printed_trains_with_the_row(env):
     config = TuneConfig(env=env, methods=TUNABLE)
+    published = replace(config.budget, preset="paper")
     for method, search in config.searches({}).items():
         values = {name: entry.encoded(entry.values[-1]) for name, entry in search.free.items()}
-        row = search.named(search.settings(values))
-        words = shlex.split(command(config, method, row))
-        read_command(words[1], words[2:])
+        for settings in (search.first(), search.settings(values)):
+            words = shlex.split(command(config, method, search.named(settings)))
+            read, trained = read_command(words[1], words[2:]), METHODS[method]
+            if isinstance(trained, BPTT):
+                whole = trained.config(config.budget, settings)
+                assert replace(read.training, test_states=256, tensorboard=False, pictures=True) == whole
+                seen = parse_options(env, read.env_option)
+                assert {name: settings[name] for name in seen} == seen
+            else:
+                overrides = parse_overrides(read.override)[method]
+                assert trained.settings(published, overrides) == trained.settings(config.budget, settings)
 
 
 @pytest.mark.parametrize(

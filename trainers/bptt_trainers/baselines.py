@@ -30,7 +30,7 @@ from bptt_envs.differentiable import check_batch
 from bptt_envs.registration import ENTRIES, build_system, system_class
 from bptt_envs.settings import Count, Seed, among, read
 from bptt_envs.surroundings import own_surroundings
-from bptt_trainers.curve import Curve, CurvePoint, curve_to_csv, read_curve
+from bptt_trainers.curve import Curve, CurvePoint, Report, curve_to_csv, read_curve
 from bptt_trainers.presets import PRESETS, Preset, PresetName, preset
 from bptt_trainers.records.checkpoints import packed, unpacked
 from bptt_trainers.records.claim import Claim, in_words, locked, same
@@ -176,10 +176,6 @@ class BaselineRun:
     config: BaselineConfig
     controller: BaselineController
     curve: Curve
-
-
-Report = Callable[[CurvePoint], bool]
-"""Called at each evaluation; False ends training there."""
 
 
 def train_baseline(

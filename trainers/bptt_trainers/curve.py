@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
@@ -27,6 +27,9 @@ class CurvePoint:
 
 
 Curve = Sequence[CurvePoint]
+Report = Callable[[CurvePoint], bool]
+"""Called at each evaluation of a run; False ends it there."""
+
 COLUMNS = tuple(field.name for field in fields(CurvePoint))
 
 

@@ -38,9 +38,9 @@ class Tune:
     row of the presets.
 
     Several commands may share a folder, at once and one after the other; what is
-    finished is not computed again. Needs the extra: pip install 'stable-bptt[tune]'.
+    finished is not computed again. Needs: pip install 'stable-bptt[tune]'.
 
-    example: bptt tune --env-option max_force=50 --methods C PPO --out tuning/one-pole
+    example: bptt tune --env-option max_force=50 --methods C PPO --out tuning/pole
     """
 
     module: Module = None

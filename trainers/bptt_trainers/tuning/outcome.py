@@ -19,7 +19,7 @@ from bptt_trainers.records.claim import locked
 from bptt_trainers.records.files import write_atomic
 from bptt_trainers.records.plain import plain
 from bptt_trainers.tuning.config import TuneConfig
-from bptt_trainers.tuning.store import WAIT, Store
+from bptt_trainers.tuning.store import FAILED, WAIT, Store, state_of
 from bptt_trainers.tuning.trials import FIRST_SEED
 
 if TYPE_CHECKING:
@@ -110,11 +110,12 @@ def command(config: TuneConfig, method: str, row: Preset) -> str:
     words = ["bptt", "train" if isinstance(trained, BPTT) else "compare"]
     words += ["--module", config.module] if config.module is not None else []
     options = dict(config.env_options)
-    words += ["--env", config.env]
+    words += ["--env", config.env, "--preset", "paper"]  # all that differs from it is in the row
     if isinstance(trained, BPTT):
         own = {one.name for one in fields(TrainConfig)}
         settings = trained.config(config.budget, row)
-        for name in ("rule", "epochs", *trained.changes, *(name for name in row if name in own)):
+        given = ("rule", "epochs", "on_nonfinite", *trained.changes, *(name for name in row if name in own))
+        for name in dict.fromkeys(given):
             words += _flag(name, getattr(settings, name))
         options |= {name: value for name, value in row.items() if name not in own}
     else:
@@ -125,20 +126,20 @@ def command(config: TuneConfig, method: str, row: Preset) -> str:
 
 
 def preset_line(config: TuneConfig, best: Best) -> str:
-    """The row of a method as it stands in the table of presets."""
-    entries = ", ".join(f"{name!r}: {value!r}" for name, value in best.row.items())
-    return f"({best.method!r}, {config.env!r}): {{{entries}}},"
+    """The row of a method as it stands in the table of tuned settings."""
+    return f"Row({best.method!r}, {config.env!r}, {dict(config.env_options)!r}, {config.steps}, {best.row!r}),"
 
 
 def _line(config: TuneConfig, method: str, trial: FrozenTrial) -> dict[str, Any]:
     """A line of the table; a number that there is not is an empty cell."""
     attributes = trial.user_attrs
     finals, areas = attributes.get("finals", []), attributes.get("areas", [])
-    whole = trial.state.name == "COMPLETE" and "error" not in attributes
+    state = state_of(trial)
+    whole = state == "complete"
     line = {
         "method": method,
         "trial": trial.number,
-        "state": "failed" if "error" in attributes else trial.state.name.lower(),
+        "state": state,
         "settings": write_options(_row(trial)),
         "score": trial.value if whole else "",
         "final": median(finals) if whole else "",
@@ -148,7 +149,7 @@ def _line(config: TuneConfig, method: str, trial: FrozenTrial) -> dict[str, Any]
     for number in range(config.seeds):
         for name, values in (("final", finals), ("area", areas)):
             line[f"{name}_{FIRST_SEED + number}"] = values[number] if number < len(values) else ""
-    return line | {"error": attributes.get("error", "")}
+    return line | {"error": attributes.get(FAILED, "")}
 
 
 def _row(trial: FrozenTrial) -> Preset:

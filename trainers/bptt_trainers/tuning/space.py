@@ -82,11 +82,11 @@ class Choice:
         return f"{{{', '.join(repr(value) for value in self.values)}}}"
 
     def encoded(self, value: Any) -> str:
-        """The parameter of a study that stands for `value`, or for the nearest number, else the first: its text."""
+        """The parameter of a study that stands for `value`, or for the nearest number, else the last: its text."""
         if not any(_alike(one, value) for one in self.values) and _number(value):
             numbers = [one for one in self.values if _number(one)]
-            return repr(min(numbers, key=lambda one: abs(one - value), default=self.values[0]))
-        return repr(next((one for one in self.values if _alike(one, value)), self.values[0]))
+            return repr(min(numbers, key=lambda one: abs(one - value), default=self.values[-1]))
+        return repr(next((one for one in self.values if _alike(one, value)), self.values[-1]))
 
     def decoded(self, parameter: Any) -> Any:
         """The value that a parameter of a study stands for."""
@@ -109,8 +109,8 @@ def _of_rules(system: System) -> Space:
         "batch_size": Choice((2, 4, 8, 16, 32)),
         "clip": Choice(("none", "norm")),
         "clip_threshold": Range(0.1, 10.0, log=True),
-        "hidden": Choice(((100, 100), (64, 64), (32, 32))),
-        "adam_betas": Choice(((0.9, 0.999), (0.9, 0.99), (0.9, 0.95))),
+        "hidden": Choice(((32, 32), (64, 64), (100, 100))),
+        "adam_betas": Choice(((0.9, 0.95), (0.9, 0.99), (0.9, 0.999))),
         "start_states": only("fresh"),
         "observe_time": Choice((False, True)),
     }

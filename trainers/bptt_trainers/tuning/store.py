@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 import threading
@@ -17,7 +16,7 @@ import numpy as np
 from gymnasium.error import DependencyNotInstalled
 
 from bptt_trainers.records.claim import Claim, in_words, locked, same
-from bptt_trainers.records.files import append, read_bytes, understanding
+from bptt_trainers.records.files import append, exists, read_bytes, understanding
 from bptt_trainers.records.plain import plain
 from bptt_trainers.tuning.config import TuneConfig
 from bptt_trainers.tuning.score import LIMIT
@@ -37,7 +36,14 @@ CHANGEABLE = ("module", "methods", "trials", "fix", "search", "compile", "jobs",
 CHECKPOINTS = 8
 """Fractions of the first run's budget after each of which a trial may be pruned."""
 
+FAILED = "error"
+"""The attribute of a failed trial: why."""
+
+SHORT = "pruned"
+"""The attribute of a trial without its last runs. To optuna it is complete: the median of first runs holds its own."""
+
 WAIT = 60.0  # seconds for another process to let go of the folder
+GRACE = 10  # seconds after which the lock of the journal is taken from a process that was killed with it
 BEAT = 20.0  # seconds between two signs of life of a process that makes a trial
 SILENCE = 180.0  # seconds without one after which it counts as gone; clocks of machines differ
 TRIES = 5  # of a trial, after which it has failed
@@ -76,19 +82,26 @@ class Store:
         need_optuna()
         from optuna.storages import JournalStorage
         from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+        from optuna.study import StudyDirection
 
         self.config = config
         with locked(config.out, WAIT):
             self.searches = _claim(config)
             path = config.out / JOURNAL
-            lock = JournalFileOpenLock(str(path))
-            lock.acquire()  # whoever appends has it
-            try:
-                if path.exists():
+            lock = JournalFileOpenLock(str(path), grace_period=GRACE)
+            if exists(path):
+                lock.acquire()  # whoever appends has it
+                try:
                     _drop_torn_line(path)
-            finally:
-                lock.release()
-            self._storage = JournalStorage(JournalFileBackend(str(path), lock))
+                finally:
+                    lock.release()
+            with understanding(path):
+                self._storage = JournalStorage(JournalFileBackend(str(path), lock))
+                there = {one.study_name for one in self._storage.get_all_studies()}
+            with _quiet():
+                for method in config.methods:
+                    if method not in there:
+                        self._storage.create_new_study([StudyDirection.MINIMIZE], method)
 
     def take(self) -> tuple[str, Trial] | None:
         """Begin a trial of the method that has the fewest; None if every method has all."""
@@ -101,7 +114,7 @@ class Store:
             return (method, self._ask(method)) if counts[method] < self.config.trials else None
 
     def finish(self, method: str, trial: Trial, value: float | None, attributes: Mapping[str, Any]) -> bool:
-        """End a trial with a score, or pruned if that is None; False if meanwhile it was given to another process."""
+        """End a trial with a score, None if its first run was cut short; False if another process has it meanwhile."""
         from optuna.trial import TrialState
 
         with locked(self.config.out, WAIT):
@@ -117,13 +130,13 @@ class Store:
         return self._study(method).get_trials(deepcopy=False)
 
     def done(self, method: str) -> list[FrozenTrial]:
-        """Those that ended with a score or were pruned."""
+        """Those that are complete, pruned or failed."""
         return [one for one in self.trials(method) if one.state.name in ("COMPLETE", "PRUNED")]
 
     def best(self, method: str) -> FrozenTrial | None:
-        """The trial with the least score, of those that did not fail; None if there is none."""
-        ended = [one for one in self.done(method) if one.state.name == "COMPLETE" and "error" not in one.user_attrs]
-        return min(ended, key=lambda one: one.value or 0.0, default=None)
+        """The complete trial with the least score; None if there is none."""
+        complete = [one for one in self.done(method) if state_of(one) == "complete"]
+        return min(complete, key=lambda one: one.value or 0.0, default=None)
 
     def _ask(self, method: str) -> Trial:
         search, count = self.searches[method], len(self.trials(method))
@@ -146,7 +159,7 @@ class Store:
             tries = trial.user_attrs.get("tries", 1)
             if tries == TRIES:
                 words = f"{TRIES} processes that made it were ended; for want of memory?"
-                self._storage.set_trial_user_attr(trial._trial_id, "error", words)
+                self._storage.set_trial_user_attr(trial._trial_id, FAILED, words)
                 study.tell(trial.number, LIMIT)
                 continue
             first = {"first": True} if "first" in trial.user_attrs else {}
@@ -158,14 +171,19 @@ class Store:
         import optuna
 
         parts = np.random.SeedSequence([self.config.seed, seed]).generate_state(1)
-        with _quiet():
-            return optuna.create_study(
-                storage=self._storage,
-                study_name=method,
-                load_if_exists=True,
-                sampler=optuna.samplers.TPESampler(seed=int(parts[0]), multivariate=True),
-                pruner=optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=2),
-            )
+        return optuna.load_study(
+            storage=self._storage,
+            study_name=method,
+            sampler=optuna.samplers.TPESampler(seed=int(parts[0]), multivariate=True),
+            pruner=optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=2),
+        )
+
+
+def state_of(trial: FrozenTrial) -> str:
+    """How a trial ended: complete, pruned or failed."""
+    if FAILED in trial.user_attrs:
+        return "failed"
+    return "pruned" if SHORT in trial.user_attrs or trial.state.name == "PRUNED" else "complete"
 
 
 @contextmanager
@@ -226,20 +244,17 @@ def _distributions(search: Search) -> dict[str, BaseDistribution]:
 def _claim(config: TuneConfig) -> dict[str, Search]:
     """Claim the folder, or check that it is of the same study; the searches, from the rows that it was begun with."""
     claim = Claim(config.out / CLAIM, "study", _differences)
-    named = {one.name: getattr(config, one.name) for one in fields(config) if one.name not in CHANGEABLE}
-    now = config.searches({})
-    wanted = plain(named) | {
-        "searches": {method: str(search) for method, search in now.items()},
-        "rows": {method: plain(search.row) for method, search in now.items()},
-    }
-    stored = claim.check(wanted)
-    if stored is not None:
-        with understanding(claim.path):
-            for name in ("searches", "rows"):  # methods left out now may come back; rows are those of then
-                wanted[name] = {**wanted[name], **stored[name]}
-            now = config.searches(wanted["rows"])
+    stored: dict[str, Any] = claim.read() if exists(claim.path) else {}
+    with understanding(claim.path):
+        searches = config.searches(stored.get("rows", {}))
+        wanted = plain({one.name: getattr(config, one.name) for one in fields(config) if one.name not in CHANGEABLE})
+        wanted["searches"] = {method: str(search) for method, search in searches.items()}
+        wanted["rows"] = {method: plain(search.row) for method, search in searches.items()}
+        claim.check(wanted)
+        for name in ("searches", "rows"):  # methods left out now may come back
+            wanted[name] = {**stored.get(name, {}), **wanted[name]}
     claim.take(wanted)
-    return now
+    return searches
 
 
 def _differences(stored: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
@@ -263,7 +278,7 @@ def _quiet() -> Iterator[None]:
     import optuna
 
     before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
         yield
     finally:

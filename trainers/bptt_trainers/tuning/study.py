@@ -23,9 +23,9 @@ from bptt_trainers.threads import threads
 from bptt_trainers.tuning.config import TuneConfig
 from bptt_trainers.tuning.outcome import Best, Study, write
 from bptt_trainers.tuning.score import LIMIT, area, best_possible, final, score, so_far
-from bptt_trainers.tuning.store import CHECKPOINTS, Store, beating
+from bptt_trainers.tuning.store import CHECKPOINTS, FAILED, SHORT, Store, beating, state_of
 from bptt_trainers.tuning.trials import FIRST_SEED, RefusedError, learn
-from bptt_trainers.user_code import import_module
+from bptt_trainers.user_code import import_module, raised_by_user, told
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -88,7 +88,7 @@ def _work(store: Store, end: float | None, show: Show) -> None:
 
 
 def _make(store: Store, method: str, trial: Trial) -> tuple[float | None, dict[str, Any]]:
-    """Run a trial; its score, None if it is pruned, and what else is kept of it."""
+    """Run a trial; its score, None if its first run is cut short, and what else is kept of it."""
     config, search = store.config, store.searches[method]
     first = "first" in trial.user_attrs
     settings = search.first() if first else search.settings(trial.params)
@@ -105,9 +105,11 @@ def _make(store: Store, method: str, trial: Trial) -> tuple[float | None, dict[s
             kept["areas"].append(area(curve, config.steps))
             possible = best_possible(kept["finals"], kept["areas"], config.seeds)
             if number + 1 < config.seeds and best is not None and possible >= (best.value or 0.0):
-                return None, kept
+                kept[SHORT] = True
+                break
     except RefusedError as error:
-        return LIMIT, kept | {"error": str(error)}
+        kept[FAILED] = str(error)
+        return LIMIT, kept
     finally:
         kept["seconds"] = time.perf_counter() - begin
     return score(kept["finals"], kept["areas"]), kept
@@ -146,15 +148,11 @@ class _Reports:
 
 def _note(store: Store, method: str, number: int) -> Note:
     trial, best = store.trials(method)[number], store.best(method)
-    attributes = trial.user_attrs
-    if "error" in attributes:
-        what = f"failed: {attributes['error']}"
-    elif trial.state.name == "PRUNED":
-        what = "pruned"
-    else:
-        what = f"score {trial.value:.3f}"
+    state = state_of(trial)
+    what = {"failed": f"failed: {trial.user_attrs.get(FAILED)}", "complete": f"score {trial.value or 0.0:.3f}"}
     best_words = "none yet" if best is None else f"{best.value:.3f} (trial {best.number})"
-    line = f"{method} trial {number}: {what}, {attributes.get('seconds', 0.0):.1f} s; best {best_words}"
+    seconds = trial.user_attrs.get("seconds", 0.0)
+    line = f"{method} trial {number}: {what.get(state, state)}, {seconds:.1f} s; best {best_words}"
     return Note(line, sum(len(store.done(one)) for one in store.config.methods))
 
 
@@ -220,4 +218,9 @@ def _begin(notes: Queue[Note], module: str | None) -> None:
 
 def _work_of_child(config: TuneConfig, end: float | None) -> None:
     assert _notes is not None
-    _work(Store(config), end, _notes.put)
+    try:
+        _work(Store(config), end, _notes.put)
+    except Exception as error:
+        if raised_by_user(error):  # told here, as its traceback does not reach the parent
+            raise ChildProcessError(told(error)) from None
+        raise

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from bptt_trainers.callbacks import Callback
-from bptt_trainers.curve import Curve, CurvePoint
+from bptt_trainers.curve import Curve, Report
 from bptt_trainers.methods import BPTT, METHODS, RL, Budget, learning_curve
 from bptt_trainers.metrics import EpochMetrics
 from bptt_trainers.start_states import validation_states
@@ -15,8 +15,6 @@ from bptt_trainers.user_code import raised_by_user
 
 FIRST_SEED = 1000
 """Tuning seeds are those from here on; tables are made with others."""
-
-Report = Callable[[CurvePoint], bool]
 
 
 class RefusedError(ValueError):
