@@ -33,13 +33,13 @@ class Grid(System):
         self.width = width
 
     def step(self, state, action):
-        return (state.view(-1, 6) + self.dt * action.expand(-1, 2, 3).reshape(-1, 6).sin()).view(-1, 2, 3)
+        return (state.view(-1).view(-1, 6) + self.dt * action.expand(-1, 2, 3).reshape(-1, 6).sin()).view(-1, 2, 3)
 
     def initial_states(self, batch, generator, dtype=torch.float32):
         return torch.randn(batch, 2, 3, generator=generator, dtype=dtype)
 
     def state_cost(self, state):
-        return state.view(-1, 6).square().sum(-1)
+        return state.view(-1).view(-1, 6).square().sum(-1)
 
 
 class Own(Integrator):
