@@ -1,0 +1,115 @@
+"""Log axes with numbers that can be read: at least two of them, however little an axis spans, and none on another."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import FixedLocator, Formatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+
+ENOUGH, MOST = 3, 6  # ticks with a number, where an axis can have so many
+DIGITS = ((1,), (1, 3), (1, 2, 5))  # of the numbers: the first of these that gives enough
+PLAIN = (1e-3, 1e5)  # numbers between them are written out
+TICK_SIZE = 8.0  # points, of the numbers
+CHARACTER, GAP = 0.64 * TICK_SIZE, 0.8 * TICK_SIZE  # points: a digit is so wide, and two numbers so far apart
+
+
+class LogTicks(LogLocator):
+    """Decades; multiples of them where an axis spans few; evenly spaced numbers where it spans less than one."""
+
+    def tick_values(self, vmin: float, vmax: float) -> list[float]:
+        """The places, all of them between the two."""
+        low, high = sorted((float(vmin), float(vmax)))
+        for digits in DIGITS:
+            ticks = _multiples(low, high, digits)
+            if len(ticks) >= ENOUGH:
+                return ticks
+        even = MaxNLocator(nbins=4, min_n_ticks=ENOUGH).tick_values(low, high)
+        return [float(tick) for tick in even if low <= tick <= high]
+
+
+class LogMinors(LogLocator):
+    """The ticks between those of `LogTicks`, without numbers: multiples of decades, or decades that were left out."""
+
+    def tick_values(self, vmin: float, vmax: float) -> list[float]:
+        """The places, all of them between the two."""
+        low, high = sorted((float(vmin), float(vmax)))
+        decades = math.log10(high / low)
+        digits = (1,) if decades > MOST else range(1, 10) if decades > 1 else ()
+        return _multiples(low, high, digits, most=math.inf)
+
+
+class LogLabels(Formatter):
+    """Numbers written out; as powers of 10 where one of them would be long."""
+
+    def __call__(self, value: float, pos: int | None = None) -> str:
+        """The number at `value`."""
+        if all(PLAIN[0] <= place < PLAIN[1] for place in (*self.locs, value)):
+            apart = (f".{digits}g" for digits in range(6, 17))
+            return format(
+                value, next(one for one in apart if len({format(x, one) for x in self.locs}) == len(self.locs))
+            )
+        exponent = math.floor(math.log10(value) + 1e-9)
+        power = f"10^{{{exponent}}}"
+        digit = f"{value / 10.0**exponent:.6g}"
+        return f"${power}$" if digit == "1" else rf"${digit} \times {power}$"
+
+
+def log_axes(axes: Axes, which: str = "xy", labels: Formatter | None = None) -> None:
+    """Make axes logarithmic, with ticks that can be read whatever is drawn afterwards.
+
+    Args:
+        axes: the axes.
+        which: "x", "y" or both.
+        labels: writes the numbers; None: `LogLabels`.
+    """
+    for name in which:
+        axes.set(**{f"{name}scale": "log"})
+        axis = axes.xaxis if name == "x" else axes.yaxis
+        axis.set_major_locator(LogTicks())
+        axis.set_major_formatter(LogLabels() if labels is None else labels)
+        axis.set_minor_locator(LogMinors())
+        axis.set_minor_formatter(NullFormatter())
+
+
+def ticks_at(axes: Axes, places: Sequence[float], names: Sequence[str]) -> None:
+    """Put the ticks of a log x axis where something was measured, with a name at each that has room for it.
+
+    The least and the greatest keep theirs. A single place has ticks beside it, as any other axis.
+
+    Args:
+        axes: its x axis is logarithmic.
+        places: ascending.
+        names: of the places.
+    """
+    if len(places) < 2:
+        return
+    figure = axes.get_figure()
+    assert figure is not None
+    width = 72.0 * axes.bbox.width / figure.dpi  # points
+    each = width / math.log(places[-1] / places[0])
+    at = [each * math.log(place / places[0]) for place in places]
+    half = [CHARACTER * len(name) / 2 for name in names]
+
+    def room(one: int, other: int) -> bool:
+        return at[other] - at[one] >= half[one] + half[other] + GAP
+
+    last = len(places) - 1
+    named = [0]
+    for i in range(1, last):
+        if room(named[-1], i) and room(i, last):
+            named.append(i)
+    shown = {*named, last}
+    axes.xaxis.set_major_locator(FixedLocator(list(places)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xticks(places, [name if i in shown else "" for i, name in enumerate(names)])
+
+
+def _multiples(low: float, high: float, digits: Sequence[int], most: float = MOST) -> list[float]:
+    """Digits times powers of 10 between two numbers; of more than `most` powers every second, or third."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    every = max(1, math.ceil((len(powers) - 1) / most)) if len(digits) == 1 else 1
+    found = [digit * 10.0**power for power in powers if power % every == 0 for digit in digits]
+    slack = 1e-9  # of rounding, at the ends
+    return [one for one in found if low * (1 - slack) <= one <= high * (1 + slack)]
