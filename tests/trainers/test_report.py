@@ -19,6 +19,7 @@ from bptt_trainers.figures.results import (
     sensitivity_figure,
     stability_figure,
 )
+from bptt_trainers.figures.style import DPI, WIDTH
 from bptt_trainers.reproduction.experiments import Amount, Experiment, Task, Variant
 from bptt_trainers.reproduction.report import report, report_studies, with_rules
 from bptt_trainers.reproduction.results import Member, Point, result_of, write
@@ -325,10 +326,11 @@ def test_a_report_has_every_table_and_figure(tmp_path):
         "continued-toy",
         "rl-toy",
     }
-    assert {path.stem for path in tmp_path.glob("*.png")} == figures
+    for suffix in ("png", "pdf"):
+        assert {path.stem for path in tmp_path.glob(f"*.{suffix}")} == figures
     for path in tmp_path.glob("*.png"):
         with Image.open(path) as picture:
-            assert picture.width <= 900
+            assert picture.width <= DPI * WIDTH
 
 
 def test_the_same_results_give_the_same_report(tmp_path):

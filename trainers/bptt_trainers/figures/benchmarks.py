@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
-from matplotlib.ticker import StrMethodFormatter
+from matplotlib.ticker import EngFormatter
 
 from bptt_envs.rendering import INK, MUTED
 from bptt_trainers.benchmarks.config import PEER_NAMES
@@ -48,6 +48,7 @@ def stepping_figure(lines: Sequence[Line]) -> Figure:
     for threads, axes in panels.items():
         for name, look in STEPPER_LOOKS.items():
             _line(axes, chosen(lines, threads=threads, stepper=name), "envs", "steps_per_second", look, name)
+        axes.yaxis.set_major_formatter(EngFormatter(sep=""))
     next(iter(panels.values())).set_ylabel("environment steps a second", fontsize=9)
     return _finished(figure, list(panels.values()), "Environment steps a second: higher is faster")
 
@@ -103,7 +104,6 @@ def _style(axes: Axes, places: Sequence[int], label: str) -> None:
     style_axes(axes)
     log_axes(axes)
     ticks_at(axes, places, [f"{place:,}" for place in places])
-    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
     axes.set_xlabel(label, fontsize=9)
 
 

@@ -23,6 +23,7 @@ from bptt_trainers.figures.style import (
     style_axes,
     title_above,
     variant_looks,
+    wrapped,
 )
 from bptt_trainers.figures.ticks import log_axes, ticks_at
 from bptt_trainers.reproduction.results import Point, Result
@@ -58,7 +59,8 @@ def overview_figure(tasks: Sequence[TaskResults]) -> Figure:
     for place, (task, axes) in enumerate(zip(tasks, panels, strict=False)):
         clips = task.clips()
         note = f"\n{CLIP_TITLES[clips[0]]}" if clips and clips[0] != "none" else ""
-        axes.set_title(task.title + note, fontsize=8, loc="left", color=rgb(INK))
+        name = wrapped(task.title + note, 0.75 * 72.0 * WIDTH / columns, 8)
+        axes.set_title(name, fontsize=8, loc="left", color=rgb(INK))
         if clips:
             _rule_curves(axes, task, clips[0])
         else:
@@ -147,17 +149,17 @@ def stability_figure(task: TaskResults) -> Figure:
     """A panel for each change with the curves of the rules so changed; the final losses, and how far they climbed back.
 
     So many curves in one panel would hide each other. Beside those of the change, each panel has the medians of the
-    rules as they are.
+    plain rules; where these were not run, of the first change.
     """
     order = ("C", "R", "M", "S")
     ordered = sorted(task.results, key=lambda result: order.index(result.member.rule))
-    by_change: dict[str, dict[str, list[Result]]] = {PLAIN: {}}
-    for result in ordered:
+    by_change: dict[str, dict[str, list[Result]]] = {}
+    for result in sorted(ordered, key=lambda result: change(result.member) != PLAIN):
         by_change.setdefault(change(result.member), {}).setdefault(result.member.rule, []).append(result)
     methods: dict[str, list[Result]] = {}
     for result in ordered:
         methods.setdefault(result.member.method, []).append(result)
-    top = _top(task.results)
+    reference, top = next(iter(by_change)), _top(task.results)
 
     columns = min(COLUMNS, len(by_change))
     rows = math.ceil(len(by_change) / columns)
@@ -167,19 +169,20 @@ def stability_figure(task: TaskResults) -> Figure:
     panels = above.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
     for place, ((changed, by_rule), axes) in enumerate(zip(by_change.items(), panels, strict=False)):
         _log_axes(axes, "y")
-        for rule, results in by_change[PLAIN].items():
+        for rule, results in by_change[reference].items():
             series = series_of(_curves(task, results), "epoch", top, start=True)
-            if series and changed != PLAIN:
-                draw_band(axes, series, Look(COLORS[rule], ":"), f"{rule} {PLAIN}", None, 1.0)
+            if series and changed != reference:
+                draw_band(axes, series, Look(COLORS[rule], ":"), f"{rule} {reference}", None, 1.0)
         for rule, results in by_rule.items():
             series = series_of(_curves(task, results), "epoch", top, start=True)
             if series:
                 draw_band(axes, series, Look(COLORS[rule], "-"), rule)
         axes.set_title(changed, fontsize=9, loc="left", color=rgb(INK))
-        axes.tick_params(labelbottom=len(by_change) - columns <= place)
+        if len(by_change) - columns <= place:
+            axes.tick_params(labelbottom=True)
+            axes.set_xlabel("epochs", fontsize=9)
     for axes in panels[len(by_change) :]:
         axes.remove()
-    above.supxlabel("epochs", fontsize=9)
     above.supylabel(task.loss, fontsize=9)
     looks = {label: Look(COLORS[results[0].member.rule], "-") for label, results in methods.items()}
     strips = below.subplots(1, 2, sharey=True)

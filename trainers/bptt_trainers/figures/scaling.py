@@ -35,14 +35,14 @@ def scaling_figure(rows: Sequence[Measurement]) -> Figure:
         rows: the measurements of one axis, the smallest task first.
     """
     axis, first = AXES[rows[0].axis], rows[0]
-    figure = Figure(figsize=(WIDTH, 3.3), dpi=100, layout="constrained")
+    figure = Figure(figsize=(WIDTH, 3.4), dpi=100, layout="constrained")
     time, memory, loss = figure.subplots(1, 3)
     sizes = [row.size for row in rows]
     for axes in (time, memory, loss):
         style_axes(axes)
         log_axes(axes, "x")
         ticks_at(axes, sizes, [row.value for row in rows])
-    time.figure.supxlabel(axis.label, fontsize=9)
+        axes.set_xlabel(axis.label, fontsize=8)
     look = looks_of([first.rule])[first.rule]
     spread = [[row.milliseconds - row.least for row in rows], [row.largest - row.milliseconds for row in rows]]
     _growth(time, sizes, [row.milliseconds for row in rows], axis.time, look, spread)
@@ -97,7 +97,7 @@ def _legend(axes: Axes) -> None:
         [found[name] for name in names],
         names,
         loc="upper center",
-        bbox_to_anchor=(0.5, -0.12),
+        bbox_to_anchor=(0.5, -0.22),
         fontsize=8,
         frameon=False,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
@@ -96,11 +97,15 @@ def isolated(y: NDArray[np.float64]) -> NDArray[np.bool_]:
     return np.asarray(there[1:-1] & ~there[:-2] & ~there[2:])
 
 
+def wrapped(text: str, width: float, fontsize: float) -> str:
+    """A text in lines that are about `width` points long at most."""
+    letters = int(width / _letter(fontsize))
+    return "\n".join(line for paragraph in text.split("\n") for line in textwrap.wrap(paragraph, letters))
+
+
 def title_above(figure: Figure, text: str, fontsize: float = 9.5) -> None:
     """A title over everything else, in as many lines as the width of the figure asks for."""
-    letters = int(72.0 * figure.get_figwidth() / (CHARACTER / TICK_SIZE * fontsize))
-    lines = [line for paragraph in text.split("\n") for line in textwrap.wrap(paragraph, letters)]
-    figure.suptitle("\n".join(lines), fontsize=fontsize)
+    figure.suptitle(wrapped(text, 72.0 * figure.get_figwidth(), fontsize), fontsize=fontsize)
 
 
 def legend_below(figure: Figure | SubFigure, handles: Mapping[str, Artist], fontsize: float = 8.5) -> None:
@@ -116,7 +121,7 @@ def legend_below(figure: Figure | SubFigure, handles: Mapping[str, Artist], font
     width = 72.0 * figure.bbox.width / figure.dpi
     columns = len(handles)
     while columns > 1 and _legend_width(list(handles), columns, fontsize) > width:
-        columns -= 1
+        columns = math.ceil(len(handles) / (math.ceil(len(handles) / columns) + 1))  # no row with fewer than it need be
     figure.legend(
         list(handles.values()),
         list(handles),
@@ -133,7 +138,12 @@ def _legend_width(labels: Sequence[str], columns: int, fontsize: float) -> float
     rows, more = divmod(len(labels), columns)
     ends = [min(i, more) + i * rows for i in range(columns + 1)]
     letters = sum(max(map(len, labels[start:end])) for start, end in pairwise(ends))
-    return letters * CHARACTER / TICK_SIZE * fontsize + columns * HANDLE
+    return letters * _letter(fontsize) + columns * HANDLE
+
+
+def _letter(fontsize: float) -> float:
+    """Points: the width of a letter, about."""
+    return CHARACTER / TICK_SIZE * fontsize
 
 
 def handles_of(panels: Iterable[Axes]) -> dict[str, Artist]:

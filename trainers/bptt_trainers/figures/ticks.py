@@ -25,7 +25,7 @@ class LogTicks(LogLocator):
             ticks = _multiples(low, high, digits)
             if len(ticks) >= ENOUGH:
                 return ticks
-        even = MaxNLocator(nbins=4, min_n_ticks=ENOUGH).tick_values(low, high)
+        even = MaxNLocator(nbins=4, steps=(1, 2, 2.5, 5, 10), min_n_ticks=ENOUGH).tick_values(low, high)
         return [float(tick) for tick in even if low <= tick <= high]
 
 
@@ -108,8 +108,11 @@ def ticks_at(axes: Axes, places: Sequence[float], names: Sequence[str]) -> None:
 
 def _multiples(low: float, high: float, digits: Sequence[int], most: float = MOST) -> list[float]:
     """Digits times powers of 10 between two numbers; of more than `most` powers every second, or third."""
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    every = max(1, math.ceil((len(powers) - 1) / most)) if len(digits) == 1 else 1
-    found = [digit * 10.0**power for power in powers if power % every == 0 for digit in digits]
     slack = 1e-9  # of rounding, at the ends
-    return [one for one in found if low * (1 - slack) <= one <= high * (1 + slack)]
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    found = {
+        power: [x for x in (digit * 10.0**power for digit in digits) if low * (1 - slack) <= x <= high * (1 + slack)]
+        for power in powers
+    }
+    every = max(1, math.ceil(sum(map(bool, found.values())) / most))
+    return [x for power, ticks in found.items() if power % every == 0 for x in ticks]
