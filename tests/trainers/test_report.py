@@ -19,7 +19,7 @@ from bptt_trainers.figures.results import (
     sensitivity_figure,
     stability_figure,
 )
-from bptt_trainers.figures.style import DPI, WIDTH
+from bptt_trainers.figures.style import DPI, WIDTH, Look
 from bptt_trainers.reproduction.experiments import Amount, Experiment, Task, Variant
 from bptt_trainers.reproduction.report import report, report_studies, with_rules
 from bptt_trainers.reproduction.results import Member, Point, result_of, write
@@ -237,7 +237,7 @@ def test_a_band_is_that_of_the_quartiles_where_all_runs_have_values():
     (band,) = figure.axes[0].collections
     assert band.get_paths()[0].get_extents().y0 == pytest.approx(0.055, rel=1e-2)
     axes = rules_figure(task(*rules(names="C"))).axes[0]
-    draw_band(axes, [(np.array([0.0, 4.0]), np.ones(2)), (np.array([1.0, 2.0]), np.ones(2))], "black", "two")
+    draw_band(axes, [(np.array([0.0, 4.0]), np.ones(2)), (np.array([1.0, 2.0]), np.ones(2))], Look("black", "-"), "two")
     places = axes.lines[-1].get_xdata()
     assert (places[0], places[-1]) == (1.0, 2.0)
 
@@ -245,7 +245,7 @@ def test_a_band_is_that_of_the_quartiles_where_all_runs_have_values():
 def test_runs_that_share_no_place_are_drawn_one_by_one():
     axes = rules_figure(task(*rules(names="C"))).axes[0]
     drawn = len(axes.lines)
-    draw_band(axes, [(np.array([1.0, 2.0]), np.ones(2)), (np.array([3.0, 4.0]), np.ones(2))], "black", "two")
+    draw_band(axes, [(np.array([1.0, 2.0]), np.ones(2)), (np.array([3.0, 4.0]), np.ones(2))], Look("black", "-"), "two")
     assert [line.get_xdata().tolist() for line in axes.lines[drawn:]] == [[1.0, 2.0], [3.0, 4.0]]
     assert [line.get_label() for line in axes.lines].count("two") == 1
 

@@ -45,15 +45,13 @@ class LogLabels(Formatter):
 
     def __call__(self, value: float, pos: int | None = None) -> str:
         """The number at `value`."""
-        if all(PLAIN[0] <= place < PLAIN[1] for place in (*self.locs, value)):
-            apart = (f".{digits}g" for digits in range(6, 17))
-            return format(
-                value, next(one for one in apart if len({format(x, one) for x in self.locs}) == len(self.locs))
-            )
-        exponent = math.floor(math.log10(value) + 1e-9)
-        power = f"10^{{{exponent}}}"
-        digit = f"{value / 10.0**exponent:.6g}"
-        return f"${power}$" if digit == "1" else rf"${digit} \times {power}$"
+        return self.format_ticks([value])[0]
+
+    def format_ticks(self, values: list[float]) -> list[str]:
+        """The numbers at all ticks, with as many digits as tell them apart."""
+        write = _plain if all(PLAIN[0] <= value < PLAIN[1] for value in values) else _power
+        written = ([write(value, digits) for value in values] for digits in range(6, 18))
+        return next(names for names in written if len({*names}) == len({*values}))
 
 
 def log_axes(axes: Axes, which: str = "xy", labels: Formatter | None = None) -> None:
@@ -104,6 +102,16 @@ def ticks_at(axes: Axes, places: Sequence[float], names: Sequence[str]) -> None:
     axes.xaxis.set_major_locator(FixedLocator(list(places)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xticks(places, [name if i in shown else "" for i, name in enumerate(names)])
+
+
+def _plain(value: float, digits: int) -> str:
+    return f"{value:.{digits}g}"
+
+
+def _power(value: float, digits: int) -> str:
+    exponent = math.floor(math.log10(value) + 1e-9)
+    factor = f"{value / 10.0**exponent:.{digits}g}"
+    return (rf"${factor} \times " if factor != "1" else "$") + f"10^{{{exponent}}}$"
 
 
 def _multiples(low: float, high: float, digits: Sequence[int], most: float = MOST) -> list[float]:
