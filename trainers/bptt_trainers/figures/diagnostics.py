@@ -99,7 +99,7 @@ def _draw_angles(axes: Axes, diagnoses: Sequence[Diagnosis]) -> None:
     curves = {f"cosine {pair[0]}, {pair[1]}": [one.cosine[i] for one in diagnoses] for i, pair in enumerate(PAIRS)}
     curves["same sign R, M"] = [one.agreement[0] for one in diagnoses]
     for (name, look), values in zip(looks_of(curves).items(), curves.values(), strict=True):
-        draw_curve(axes, epochs, values, look, name, LINE if "C" in name else COVERED)  # C is near M
+        draw_curve(axes, epochs, values, look, name, COVERED if name == "cosine R, M" else LINE)  # C is near M
     axes.axhline(0.0, color=rgb(MUTED), linewidth=0.8)
     axes.set_ylim(-1.05, 1.05)
     axes.set_title("angles between the rules,\nshare of components of one sign", fontsize=9)
