@@ -1,7 +1,7 @@
 """Figures can be read: unlike curves look unlike, log axes have numbers, no texts collide, none leaves the paper."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations
 from pathlib import Path
 
@@ -273,10 +273,13 @@ def test_a_single_place_has_numbers_beside_it() -> None:
 # Curves and files
 
 
-def test_a_curve_can_be_the_mean_over_the_last_evaluations() -> None:
-    ((steps, losses),) = series_of([points(8.0, 4.0, 2.0, 1.0)], "simulator_steps", start=True, window=2)
+def test_a_curve_can_be_smoothed_before_it_is_drawn() -> None:
+    def half(losses: Sequence[float]) -> np.ndarray:
+        return np.asarray(losses) / 2
+
+    ((steps, losses),) = series_of([points(8.0, 4.0, 2.0, 1.0)], "simulator_steps", start=True, smooth=half)
     np.testing.assert_allclose(steps, [0.0, 1000.0, 2000.0, 3000.0])
-    np.testing.assert_allclose(losses, [8.0, 6.0, 3.0, 1.5])
+    np.testing.assert_allclose(losses, [4.0, 2.0, 1.0, 0.5])
 
 
 def test_a_png_can_be_printed_and_has_a_pdf_beside_it_where_one_is_asked_for(tmp_path: Path) -> None:

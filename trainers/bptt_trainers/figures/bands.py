@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -39,7 +39,11 @@ class Evaluated(Protocol):
 
 
 def series_of(
-    runs: Iterable[Sequence[Evaluated]], of: str, largest: float = LARGEST, start: bool = False, window: int = 1
+    runs: Iterable[Sequence[Evaluated]],
+    of: str,
+    largest: float = LARGEST,
+    start: bool = False,
+    smooth: Callable[[Sequence[float]], ArrayLike] = np.asarray,
 ) -> list[Series]:
     """The curves of runs against the attribute `of` of their evaluations.
 
@@ -48,22 +52,16 @@ def series_of(
         of: "simulator_steps", "seconds" or "epoch".
         largest: losses above it, infinite or no number are drawn there.
         start: whether the evaluation before training is drawn too; a log axis has no 0.
-        window: evaluations over whose losses, the last ones up to each, the mean is taken.
+        smooth: gives from the losses of a run those that are drawn, as many, such as a trailing mean.
     """
     found = []
     for curve in runs:
         places = np.array([float(getattr(point, of)) for point in curve])
-        losses = drawable(trailing_mean([point.test_loss for point in curve], window), largest)
+        losses = drawable(smooth([point.test_loss for point in curve]), largest)
         shown = np.array([start or point.simulator_steps > 0 for point in curve], dtype=bool)
         if shown.any():
             found.append((places[shown], losses[shown]))
     return found
-
-
-def trailing_mean(values: ArrayLike, window: int) -> NDArray[np.float64]:
-    """The mean of each value and those before it, `window` of them or as many as there are: (points,)."""
-    array = np.asarray(values, dtype=float)
-    return np.array([array[max(0, end - window) : end].mean() for end in range(1, len(array) + 1)])
 
 
 def draw_band(
