@@ -48,6 +48,7 @@ def test_lqr_study():
         "curves.csv",
         "counterexamples.csv",
         "lqr.png",
+        "lqr.pdf",
     }
 
 

@@ -357,7 +357,7 @@ def test_it_leaves_pictures_an_animation_and_numbers(bptt, run):
     said = bptt(f"fields runs/one {TINY} --checkpoints 3")
     out = Path("runs/one/fields/path")
     assert {path.name for path in out.iterdir()} == {
-        *(f"epoch_{epoch:06d}.png" for epoch in (0, 2, 4)),
+        *(f"epoch_{epoch:06d}.{kind}" for epoch in (0, 2, 4) for kind in ("png", "pdf")),
         "fields.gif",
         "fields.csv",
         "checkpoints.csv",

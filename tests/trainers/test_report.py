@@ -19,6 +19,7 @@ from bptt_trainers.figures.results import (
     sensitivity_figure,
     stability_figure,
 )
+from bptt_trainers.figures.style import DPI, WIDTH, Look
 from bptt_trainers.reproduction.experiments import EXPERIMENTS, Amount, Experiment, Task, Variant
 from bptt_trainers.reproduction.report import report, report_studies, tables_of, with_rules
 from bptt_trainers.reproduction.results import Member, Point, result_of, write
@@ -291,7 +292,7 @@ def test_a_band_is_that_of_the_quartiles_where_all_runs_have_values():
     (band,) = figure.axes[0].collections
     assert band.get_paths()[0].get_extents().y0 == pytest.approx(0.055, rel=1e-2)
     axes = rules_figure(task(*rules(names="C"))).axes[0]
-    draw_band(axes, [(np.array([0.0, 4.0]), np.ones(2)), (np.array([1.0, 2.0]), np.ones(2))], "black", "two")
+    draw_band(axes, [(np.array([0.0, 4.0]), np.ones(2)), (np.array([1.0, 2.0]), np.ones(2))], Look("black", "-"), "two")
     places = axes.lines[-1].get_xdata()
     assert (places[0], places[-1]) == (1.0, 2.0)
 
@@ -299,7 +300,7 @@ def test_a_band_is_that_of_the_quartiles_where_all_runs_have_values():
 def test_runs_that_share_no_place_are_drawn_one_by_one():
     axes = rules_figure(task(*rules(names="C"))).axes[0]
     drawn = len(axes.lines)
-    draw_band(axes, [(np.array([1.0, 2.0]), np.ones(2)), (np.array([3.0, 4.0]), np.ones(2))], "black", "two")
+    draw_band(axes, [(np.array([1.0, 2.0]), np.ones(2)), (np.array([3.0, 4.0]), np.ones(2))], Look("black", "-"), "two")
     assert [line.get_xdata().tolist() for line in axes.lines[drawn:]] == [[1.0, 2.0], [3.0, 4.0]]
     assert [line.get_label() for line in axes.lines].count("two") == 1
 
@@ -380,10 +381,11 @@ def test_a_report_has_every_table_and_figure(tmp_path):
         "continued-toy",
         "rl-toy",
     }
-    assert {path.stem for path in tmp_path.glob("*.png")} == figures
+    for suffix in ("png", "pdf"):
+        assert {path.stem for path in tmp_path.glob(f"*.{suffix}")} == figures
     for path in tmp_path.glob("*.png"):
         with Image.open(path) as picture:
-            assert picture.width <= 900
+            assert picture.width <= DPI * WIDTH
 
 
 def test_the_same_results_give_the_same_report(tmp_path):

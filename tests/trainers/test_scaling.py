@@ -299,7 +299,7 @@ def test_the_command_leaves_tables_and_figures_and_goes_on_where_it_was_stopped(
     assert main(shlex.split(line)) == 0
     said = capsys.readouterr().out
     assert max(map(len, said.split("\n\n")[0].splitlines())) <= 80
-    assert {path.name for path in tiny.out.iterdir()} == {"scaling.csv", "tables.md", "short.png"}
+    assert {path.name for path in tiny.out.iterdir()} == {"scaling.csv", "tables.md", "short.png", "short.pdf"}
     assert (tiny.out / "short.png").read_bytes().startswith(b"\x89PNG")
     assert main(shlex.split(line.replace("short", "wide"))) == 0
     assert "short.png" in (tiny.out / "tables.md").read_text()

@@ -113,7 +113,7 @@ class Comparison:
 
     Attributes:
         folder: holds runs/ (a folder for each method and seed), curves.csv, runs.csv, methods.csv, methods.md and
-            curves.png.
+            curves.png, curves.pdf.
         curves: the learning curve of each (method, seed).
         runs: each run in numbers.
         table: a line for each method, Markdown.
@@ -213,7 +213,7 @@ def _write(
     write_atomic(config.out / "runs.csv", to_csv(run_rows(runs)).encode())
     write_atomic(config.out / "methods.csv", to_csv(rows).encode())
     write_atomic(config.out / "methods.md", table.encode())
-    save_figure(curves_figure(curves, plain_text(_title(config))), config.out / "curves.png")
+    save_figure(curves_figure(curves, plain_text(_title(config))), config.out / "curves.png", vector=True)
     return Comparison(config.out, curves, runs, table)
 
 

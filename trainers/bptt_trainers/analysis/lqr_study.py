@@ -183,6 +183,6 @@ def study(config: StudyConfig, out: Path, command: str) -> str:
     }
     for name, rows in data.items():
         write_atomic(out / f"{name}.csv", to_csv(rows).encode())
-    save_figure(curves_figure(curves), out / "lqr.png")
+    save_figure(curves_figure(curves), out / "lqr.png", vector=True)
     write_atomic(out / "tables.md", f"# LQR under R, M, S and C\n\n    {command}\n\n{text}\n".encode())
     return text

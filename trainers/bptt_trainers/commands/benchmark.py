@@ -71,8 +71,8 @@ class Benchmark:
         for name, lines in measured.items():
             files |= {f"{name}.csv": PARTS[name].summary, f"{name}.md": "the same for readers"}
             if name in FIGURES:
-                save_figure(FIGURES[name](lines), file_of(self.out, name, "png"))
-                files |= {f"{name}.png": "the same, drawn"}
+                save_figure(FIGURES[name](lines), file_of(self.out, name, "png"), vector=True)
+                files |= {f"{name}.png": "the same, drawn", f"{name}.pdf": "likewise, for print"}
             print(f"{name}: {PARTS[name].summary}\n\n{shown[name]}\n")
         write_atomic(file_of(self.out, TARGETS, "md"), (shown[TARGETS] + "\n").encode())
         print(f"{shown[TARGETS]}\n\n{file_list(self.out, files | {f'{TARGETS}.md': 'what was to be reached'})}")

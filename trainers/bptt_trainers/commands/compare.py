@@ -26,6 +26,7 @@ FILES = {
     "runs.csv": "a line a run",
     "curves.csv": "the learning curves in numbers",
     "curves.png": "the learning curves",
+    "curves.pdf": "the same for print",
     "runs": "a folder for each run",
 }
 

@@ -20,6 +20,7 @@ ANIMATION = "fields.gif"
 FILES = {
     ANIMATION: "the fields over training",
     "epoch_*.png": "those of each checkpoint",
+    "epoch_*.pdf": "the same for print",
     POINTS: "a line a point of the grids",
     CHECKPOINTS: "a line a checkpoint: at its own parameters",
 }
@@ -76,7 +77,7 @@ def draw(fields: RunFields, points: dict[int, Table], checkpoints: dict[int, Tab
         title = f"{fields.name}: around the checkpoint of epoch {epoch}, loss {checkpoints[epoch]['loss'][0]:.3g}"
         overlay = path_overlay(piece.path, piece.here)
         figures.append(fields_figure(table, piece.plane.labels, title, scales, overlay))
-        save_figure(figures[-1], out / f"epoch_{epoch:06d}.png")
+        save_figure(figures[-1], out / f"epoch_{epoch:06d}.png", vector=True)
     save_frames(figures, out / ANIMATION)
 
 

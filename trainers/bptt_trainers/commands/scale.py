@@ -44,8 +44,9 @@ class Scale:
 
         rows = by_axis(measurements)
         for name, points in rows.items():
-            save_figure(scaling_figure(points), out / f"{name}.png")
+            save_figure(scaling_figure(points), out / f"{name}.png", vector=True)
         files = {TABLES: "slopes, limits and tables, for readers", CSV: "a line a point"}
-        files |= {f"{name}.png": f"time, memory and loss over {name}" for name in rows}
+        for name in rows:
+            files |= {f"{name}.png": f"time, memory and loss over {name}", f"{name}.pdf": "the same for print"}
         print("\n".join(aligned(slope_cells(measurements), left=2)), end="\n\n")
         print(file_list(out, files))

@@ -40,14 +40,17 @@ from bptt_trainers.records.files import write_atomic
 
 FILES = {
     "integrator-fields.png": "R, M and C over theta",
+    "integrator-fields.pdf": "the same for print",
     "integrator-fields.csv": "the same in numbers",
     "integrator-magnitudes.csv": "how many decades their lengths span",
     "integrator-minima.csv": "what they do beside the global minima",
     "integrator-adam.png": "Adam on each of them, from a grid of starts",
+    "integrator-adam.pdf": "the same for print",
     "integrator-adam.csv": "how many starts end in a global minimum",
     "integrator-ends.csv": "a line a start: the loss at the end",
     "integrator-paths.csv": "the paths in the figure",
     "rotation.png": "a paraboloid's gradient with a rotation added",
+    "rotation.pdf": "the same for print",
     "rotation.csv": "Adam on it: when below 1e-3, and for good",
     "rotation-paths.csv": "the paths in the figure",
 }
@@ -108,9 +111,9 @@ class Toys:
         from bptt_trainers.figures.style import save_figure  # with it comes matplotlib
         from bptt_trainers.figures.toys import adam_figure, integrator_figure, rotation_figure
 
-        save_figure(integrator_figure(fields), self.out / "integrator-fields.png")
-        save_figure(adam_figure(fields, adam), self.out / "integrator-adam.png")
-        save_figure(rotation_figure(rotation), self.out / "rotation.png")
+        save_figure(integrator_figure(fields), self.out / "integrator-fields.png", vector=True)
+        save_figure(adam_figure(fields, adam), self.out / "integrator-adam.png", vector=True)
+        save_figure(rotation_figure(rotation), self.out / "rotation.png", vector=True)
 
 
 def _field_rows(table: Table) -> list[Row]:

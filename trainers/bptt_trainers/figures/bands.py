@@ -1,16 +1,15 @@
-"""Losses of many runs on a log axis: the median as a line, a band around it, ticks that can be read."""
+"""Losses of many runs on a log axis: the median as a line, a band around it."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
-from matplotlib.ticker import AutoLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 from numpy.typing import ArrayLike, NDArray
+
+from bptt_trainers.figures.style import Look, draw_curve
 
 POINTS = 200  # of a band
 SMALLEST, LARGEST = 1e-8, 1e8  # losses beyond them are drawn there, those that are no number too
@@ -40,7 +39,11 @@ class Evaluated(Protocol):
 
 
 def series_of(
-    runs: Iterable[Sequence[Evaluated]], of: str, largest: float = LARGEST, start: bool = False
+    runs: Iterable[Sequence[Evaluated]],
+    of: str,
+    largest: float = LARGEST,
+    start: bool = False,
+    smooth: Callable[[Sequence[float]], ArrayLike] = np.asarray,
 ) -> list[Series]:
     """The curves of runs against the attribute `of` of their evaluations.
 
@@ -49,11 +52,12 @@ def series_of(
         of: "simulator_steps", "seconds" or "epoch".
         largest: losses above it, infinite or no number are drawn there.
         start: whether the evaluation before training is drawn too; a log axis has no 0.
+        smooth: gives from the losses of a run those that are drawn, as many, such as a trailing mean.
     """
     found = []
     for curve in runs:
         places = np.array([float(getattr(point, of)) for point in curve])
-        losses = drawable([point.test_loss for point in curve], largest)
+        losses = drawable(smooth([point.test_loss for point in curve]), largest)
         shown = np.array([start or point.simulator_steps > 0 for point in curve], dtype=bool)
         if shown.any():
             found.append((places[shown], losses[shown]))
@@ -63,10 +67,10 @@ def series_of(
 def draw_band(
     axes: Axes,
     series: Sequence[Series],
-    color: str,
+    look: Look,
     label: str,
     shares: tuple[float, float] | None = QUARTILES,
-    linestyle: str = "-",
+    linewidth: float = 1.6,
 ) -> None:
     """Draw the median of several runs and the band between two quantiles; a single run as it is.
 
@@ -77,10 +81,10 @@ def draw_band(
     Args:
         axes: where to draw.
         series: of each run; losses as `drawable` returns them.
-        color: of line and band.
+        look: of the line; the band has its color.
         label: in the legend.
         shares: the quantiles between which the band lies; None: no band.
-        linestyle: of the line.
+        linewidth: of the line, points.
     """
     places = [x for x, _ in series]
     logs = [np.log(y) for _, y in series]
@@ -90,26 +94,12 @@ def draw_band(
         start, end = max(x[0] for x in places), min(x[-1] for x in places)
         if start > end:
             for i, (x, y) in enumerate(series):
-                axes.plot(x, y, color=color, linewidth=0.8, label=None if i else label, linestyle=linestyle)
+                draw_curve(axes, x, y, look, None if i else label, linewidth / 2)
             return
         space = np.geomspace if axes.get_xscale() == "log" else np.linspace
         grid = space(start, end, POINTS)
         values = np.stack([np.interp(grid, x, y) for x, y in zip(places, logs, strict=True)])
-    axes.plot(grid, np.exp(np.median(values, axis=0)), color=color, linewidth=1.7, label=label, linestyle=linestyle)
+    draw_curve(axes, grid, np.exp(np.median(values, axis=0)), look, label, linewidth)
     if len(series) > 1 and shares is not None:
         low, high = np.exp(np.quantile(values, shares, axis=0))
-        axes.fill_between(grid, low, high, color=color, alpha=0.16, linewidth=0)
-
-
-def readable_ticks(axis: Axis) -> None:
-    """Give a log axis with everything drawn enough ticks, however little it spans."""
-    low, high = sorted(axis.get_view_interval())
-    span = high / low
-    if span < 100:
-        axis.set_major_locator(AutoLocator() if span < 4 else LogLocator(subs=(1.0, 2.0, 5.0)))
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axis.set_minor_locator(NullLocator())
-    else:
-        axis.set_major_locator(LogLocator(numticks=6))
-        axis.set_minor_locator(LogLocator(numticks=12) if math.log10(span) > 5 else LogLocator(subs="auto"))
-    axis.set_minor_formatter(NullFormatter())
+        axes.fill_between(grid, low, high, color=look.color, alpha=0.16, linewidth=0)

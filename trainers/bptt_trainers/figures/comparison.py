@@ -5,16 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import EngFormatter
 
+from bptt_envs.rendering import MUTED
 from bptt_trainers.curve import Curve
 from bptt_trainers.figures.bands import RANGE, draw_band, series_of
-from bptt_trainers.figures.style import colors_of
+from bptt_trainers.figures.style import (
+    WIDTH,
+    handles_of,
+    legend_below,
+    line_style,
+    looks_of,
+    rgb,
+    style_axes,
+    title_above,
+)
+from bptt_trainers.figures.ticks import log_axes
 
 AXES = {"simulator_steps": "simulator steps", "seconds": "seconds of training"}
-FLOOR_STYLES = ("--", ":", "-.")
 
 
 def curves_figure(curves: Mapping[tuple[str, int], Curve], title: str = "") -> Figure:
@@ -26,39 +35,27 @@ def curves_figure(curves: Mapping[tuple[str, int], Curve], title: str = "") -> F
         curves: the curve of each (method, seed).
         title: written above.
     """
-    figure = Figure(figsize=(10.0, 4.6), dpi=100, layout="constrained")
+    figure = Figure(figsize=(WIDTH, 3.8), dpi=100, layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     by_method: dict[str, list[Curve]] = {}
     for (method, _), curve in curves.items():
         by_method.setdefault(method, []).append(curve)
     floors = [method for method, runs in by_method.items() if len(runs[0]) == 1]
-    colors = colors_of([method for method in by_method if method not in floors])
+    looks = looks_of([method for method in by_method if method not in floors])
     for axes, (of, name) in zip(panels, AXES.items(), strict=True):
-        _style(axes)
+        style_axes(axes)
+        log_axes(axes)
         for method, runs in by_method.items():
             if method in floors:
                 level = float(np.median([curve[0].test_loss for curve in runs]))
-                style = FLOOR_STYLES[floors.index(method) % len(FLOOR_STYLES)]
-                axes.axhline(level, color="#767C86", linewidth=1.2, linestyle=style, label=method)
+                style = line_style(1 + floors.index(method))
+                axes.axhline(level, color=rgb(MUTED), linewidth=1.2, linestyle=style, label=method)
             else:
-                draw_band(axes, series_of(runs, of), colors[method], method, RANGE)
-        axes.set_xlabel(name)
+                draw_band(axes, series_of(runs, of), looks[method], method, RANGE)
+        axes.set_xlabel(name, fontsize=9)
     panels[0].xaxis.set_major_formatter(EngFormatter(sep=""))
-    panels[1].xaxis.set_major_formatter(lambda seconds, _: f"{seconds:g}")
-    panels[0].set_ylabel("held-out loss")
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=9)
+    panels[0].set_ylabel("held-out loss", fontsize=9)
+    legend_below(figure, handles_of(panels[:1]))
     if title:
-        figure.suptitle(title, fontsize=11)
+        title_above(figure, title)
     return figure
-
-
-def _style(axes: Axes) -> None:
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(True, color="#DEE1E5", linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.tick_params(labelsize=8)

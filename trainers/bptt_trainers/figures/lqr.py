@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
 
 from bptt_trainers.analysis.lqr_tables import Row, short
-from bptt_trainers.figures.style import COLORS
+from bptt_trainers.figures.style import COVERED, WIDTH, draw_curve, handles_of, legend_below, looks_of, style_axes
+from bptt_trainers.figures.ticks import log_axes
 from bptt_trainers.rules import RULES
 
 POINTS = 80  # of a curve
@@ -68,32 +68,25 @@ class Curves:
 def curves_figure(curves: Sequence[Curves]) -> Figure:
     """Draw the median and a band for each rule; a row of panels for each class, a column for each objective."""
     classes, objectives = (list(dict.fromkeys(getattr(c, of) for c in curves)) for of in ("gains", "objective"))
-    figure = Figure(figsize=(10.0, 6.6), dpi=100, layout="constrained")
+    figure = Figure(figsize=(WIDTH, 5.6), dpi=100, layout="constrained")
     panels = figure.subplots(len(classes), len(objectives), sharex=True, sharey="row", squeeze=False)
     for each in curves:
         _draw(panels[classes.index(each.gains), objectives.index(each.objective)], each)
     for axes in panels[-1]:
-        axes.set_xlabel("step of the descent")
+        axes.set_xlabel("step of the descent", fontsize=9)
     for axes in panels[:, 0]:
-        axes.set_ylabel("loss over the optimum [%]")
-    handles, labels = panels[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=9)
+        axes.set_ylabel("loss over the optimum [%]", fontsize=9)
+    legend_below(figure, handles_of(panels.flat))
     return figure
 
 
 def _draw(axes: Axes, curves: Curves) -> None:
+    style_axes(axes)
+    log_axes(axes)
+    looks = looks_of(RULES)
     for p, rule in enumerate(RULES):
-        color = COLORS[rule]
-        axes.plot(curves.steps, curves.median[:, p], color=color, linewidth=1.7, label=rule)
-        axes.fill_between(curves.steps, curves.low[:, p], curves.high[:, p], color=color, alpha=0.16, linewidth=0)
-    axes.set_xscale("log")
-    axes.set_yscale("log")
+        draw_curve(axes, curves.steps, curves.median[:, p], looks[rule], rule, COVERED if rule == "M" else 1.6)
+        low, high = curves.low[:, p], curves.high[:, p]
+        axes.fill_between(curves.steps, low, high, color=looks[rule].color, alpha=0.13, linewidth=0)
     axes.set_xlim(curves.steps[0] - 0.5, curves.steps[-1] + 0.5)
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_title(f"{curves.objective}, {NAMES[curves.gains]}", fontsize=10)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(True, color="#DEE1E5", linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.tick_params(labelsize=8)
+    axes.set_title(f"{curves.objective}, {NAMES[curves.gains]}", fontsize=9)

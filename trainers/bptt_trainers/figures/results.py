@@ -6,32 +6,41 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
-from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullFormatter, NullLocator
+from matplotlib.ticker import EngFormatter, StrMethodFormatter
 
 from bptt_envs.rendering import INK, MUTED
-from bptt_trainers.figures.bands import QUARTILES, draw_band, drawable, readable_ticks, series_of
-from bptt_trainers.figures.style import COLORS, OTHERS, colors_of, rgb, style_axes
+from bptt_trainers.figures.bands import draw_band, drawable, series_of
+from bptt_trainers.figures.style import (
+    COLORS,
+    WIDTH,
+    Look,
+    handles_of,
+    legend_below,
+    looks_of,
+    rgb,
+    style_axes,
+    title_above,
+    variant_looks,
+    wrapped,
+)
+from bptt_trainers.figures.ticks import log_axes, ticks_at
 from bptt_trainers.reproduction.results import Point, Result
 from bptt_trainers.reproduction.statistics import ENOUGH, FEW, Improvement, quantile
 from bptt_trainers.reproduction.study import PLAIN, RULES, TaskResults, at_rate, change, plain
 from bptt_trainers.reproduction.tables import PAIRS, by_learning_rate, improvement_of, measured_losses
 
-WIDTH, DPI = 9.0, 100  # inches, and dots an inch: 900 pixels, what a page of the documentation shows
 ABOVE = 10.0  # times the untrained loss: losses above it and infinite ones are drawn there
 CLIP_TITLES = {"none": "no clipping", "value": "clipped by value", "norm": "clipped by norm", "": ""}
-LINESTYLES = ("-", "--", ":", "-.")
 BEYOND = f"triangles, and lines at the top: infinite, or more than {ABOVE:g} times the untrained loss"
 COLUMNS = 4  # of small multiples
-CHARACTER, HANDLE = 7.0, 55.0  # pixels of a letter of the legend, and of an entry's line and gaps
 
 
 def rules_figure(task: TaskResults) -> Figure:
     """Held-out loss over epochs, a panel for each clipping, a line for each rule."""
     clips = task.clips()
-    figure = _figure(WIDTH if len(clips) > 1 else 0.7 * WIDTH, 3.7)
+    figure = _figure(WIDTH if len(clips) > 1 else 0.7 * WIDTH, 3.4)
     panels = figure.subplots(1, len(clips), sharey=True, squeeze=False)[0]
     for clip, axes in zip(clips, panels, strict=True):
         _rule_curves(axes, task, clip)
@@ -45,12 +54,13 @@ def overview_figure(tasks: Sequence[TaskResults]) -> Figure:
     """The rules on all tasks, a small panel each: without clipping where that was run, else with the first there is."""
     columns = min(COLUMNS, len(tasks))
     rows = math.ceil(len(tasks) / columns)
-    figure = _figure(WIDTH, 0.8 + 2.1 * rows)
+    figure = _figure(WIDTH, 0.9 + 1.9 * rows)
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     for place, (task, axes) in enumerate(zip(tasks, panels, strict=False)):
         clips = task.clips()
         note = f"\n{CLIP_TITLES[clips[0]]}" if clips and clips[0] != "none" else ""
-        axes.set_title(task.title + note, fontsize=8, loc="left", color=rgb(INK))
+        name = wrapped(task.title + note, 0.75 * 72.0 * WIDTH / columns, 8)
+        axes.set_title(name, fontsize=8, loc="left", color=rgb(INK))
         if clips:
             _rule_curves(axes, task, clips[0])
         else:
@@ -69,28 +79,21 @@ def overview_figure(tasks: Sequence[TaskResults]) -> Figure:
 
 def reinforcement_figure(task: TaskResults) -> Figure:
     """Held-out loss against simulator steps and against seconds, a line for each method."""
-    figure = _figure(WIDTH, 4.2)
+    figure = _figure(WIDTH, 3.9)
     panels = figure.subplots(1, 2, sharey=True)
-    colors, top = _colors_by_rule(task), _top(task.results)
+    looks = variant_looks({label: results[0].member.rule for label, results in task.methods().items()})
+    top = _top(task.results)
     for axes, of in zip(panels, ("simulator_steps", "seconds"), strict=True):
         _log_axes(axes, "xy")
-        seen: dict[str, int] = {}
         for label, results in task.methods().items():
-            rule = results[0].member.rule
             series = series_of(_curves(task, results), of, top)
-            style = LINESTYLES[seen.setdefault(rule, 0) % len(LINESTYLES)]
-            seen[rule] += 1
             if series:
-                draw_band(axes, series, colors[label], label, linestyle=style)
+                draw_band(axes, series, looks[label], label)
         _untrained(axes, task.results)
-        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
-        axes.xaxis.set_minor_formatter(NullFormatter())
     panels[0].xaxis.set_major_formatter(EngFormatter(sep=""))
-    panels[1].xaxis.set_major_formatter(FuncFormatter(lambda seconds, _: f"{seconds:g}"))
     panels[0].set_xlabel("simulator steps", fontsize=9)
     panels[1].set_xlabel("seconds of training", fontsize=9)
     panels[0].set_ylabel(task.loss, fontsize=9)
-    readable_ticks(panels[0].yaxis)
     return _finished(figure, panels, f"{task.title}: {_runs(task.results)}, median and quartiles", _beyond([task]))
 
 
@@ -103,23 +106,21 @@ def sensitivity_figure(tasks: Sequence[TaskResults]) -> Figure:
         by_rate, top = by_learning_rate(task), _top(task.results)
         axes.set_xlim(min(by_rate) / 1.5, max(by_rate) * 1.5)
         names = list(dict.fromkeys(name for methods in by_rate.values() for name in methods))
-        colors = colors_of(names)
+        looks = looks_of(names)
         for i, name in enumerate(names):
+            color, style = looks[name]
             rates = [rate for rate, methods in by_rate.items() if name in methods]
             losses = [measured_losses(by_rate[rate][name]) for rate in rates]
             places = np.array(rates) * 1.06 ** (i - (len(names) - 1) / 2)  # beside each other
             for place, of_rate in zip(places, losses, strict=True):
-                _dots(axes, np.full(len(of_rate), place), of_rate, top, colors[name])
+                _dots(axes, np.full(len(of_rate), place), of_rate, top, color)
             low, middle, high = (
                 drawable([quantile(of_rate, share) for of_rate in losses], top) for share in (0.25, 0.5, 0.75)
             )
             bars = np.stack([middle - low, high - middle])
-            axes.errorbar(places, middle, bars, color=colors[name], linewidth=1.7, marker="o", markersize=5, label=name)
-        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda rate, _: f"{rate:g}"))
-        axes.xaxis.set_minor_locator(NullLocator())
+            axes.errorbar(places, middle, bars, fmt="o", linestyle=style, color=color, markersize=5, label=name)
+        ticks_at(axes, sorted(by_rate), [f"{rate:g}" for rate in sorted(by_rate)])
         _untrained(axes, task.results)
-        readable_ticks(axes.yaxis)
         axes.set_title(f"{task.title}: {_runs(task.results)}", fontsize=9, loc="left", color=rgb(INK))
         axes.set_xlabel("learning rate", fontsize=9)
     panels[0].set_ylabel("final held-out loss", fontsize=9)
@@ -130,62 +131,68 @@ def ablation_figure(task: TaskResults) -> Figure:
     """Curves of the rules and their variants, and the final loss of every run."""
     figure = _figure(WIDTH, 4.0)
     curves, strip = figure.subplots(1, 2, width_ratios=(1.2, 1.0))
-    colors, top = colors_of(task.methods()), _top(task.results)
+    looks, top = looks_of(task.methods()), _top(task.results)
     _log_axes(curves, "y")
     for label, results in task.methods().items():
         series = series_of(_curves(task, results), "epoch", top, start=True)
         if series:
-            draw_band(curves, series, colors[label], label)
+            draw_band(curves, series, looks[label], label)
     _untrained(curves, task.results)
-    readable_ticks(curves.yaxis)
     curves.set_xlabel("epochs", fontsize=9)
     curves.set_ylabel(task.loss, fontsize=9)
-    _strip(strip, task.methods(), lambda result: result.final_loss, top, colors)
+    _strip(strip, task.methods(), lambda result: result.final_loss, top, looks)
     strip.set_xlabel("final held-out loss: single runs, median", fontsize=9)
     return _finished(figure, [curves], f"{task.title}: {_runs(task.results)}, median and quartiles", _beyond([task]))
 
 
 def stability_figure(task: TaskResults) -> Figure:
-    """Curves of each rule as it is and changed; the final loss of every run, and how far it climbed back.
+    """A panel for each change with the curves of the rules so changed; the final losses, and how far they climbed back.
 
-    So many bands would hide each other: the rule as it is has one, of its changes only the medians are drawn.
+    So many curves in one panel would hide each other. Beside those of the change, each panel has the medians of the
+    plain rules; where these were not run, of the first change.
     """
-    rules = [rule for rule in ("C", "R", "M", "S") if any(one.member.rule == rule for one in task.results)]
-    ordered = sorted(task.results, key=lambda result: rules.index(result.member.rule))
+    order = ("C", "R", "M", "S")
+    ordered = sorted(task.results, key=lambda result: order.index(result.member.rule))
+    by_change: dict[str, dict[str, list[Result]]] = {}
+    for result in sorted(ordered, key=lambda result: change(result.member) != PLAIN):
+        by_change.setdefault(change(result.member), {}).setdefault(result.member.rule, []).append(result)
     methods: dict[str, list[Result]] = {}
     for result in ordered:
         methods.setdefault(result.member.method, []).append(result)
-    changes = list(dict.fromkeys(change(result.member) for result in ordered))
-    palette = colors_of(changes)
-    dashed = set(changes[len(OTHERS) :])  # there are no more colors
-    colors = {label: palette[change(results[0].member)] for label, results in methods.items()}
-    top = _top(task.results)
+    reference, top = next(iter(by_change)), _top(task.results)
 
-    height = 0.6 + 0.2 * len(methods)
-    figure = _figure(WIDTH, 4.2 + height)
-    above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=(3.6, height))[:, 0]
-    panels = above.subplots(1, len(rules), sharey=True, squeeze=False)[0]
-    for rule, axes in zip(rules, panels, strict=True):
+    columns = min(COLUMNS, len(by_change))
+    rows = math.ceil(len(by_change) / columns)
+    heights = 0.9 + 1.45 * rows, 0.7 + 0.19 * len(methods)
+    figure = _figure(WIDTH, sum(heights))
+    above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=heights)[:, 0]
+    panels = above.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+    for place, ((changed, by_rule), axes) in enumerate(zip(by_change.items(), panels, strict=False)):
         _log_axes(axes, "y")
-        for label, results in methods.items():
+        for rule, results in by_change[reference].items():
             series = series_of(_curves(task, results), "epoch", top, start=True)
-            if results[0].member.rule == rule and series:
-                changed = change(results[0].member)
-                shares, style = (QUARTILES if changed == PLAIN else None), ("--" if changed in dashed else "-")
-                draw_band(axes, series, colors[label], changed, shares, style)
-        _untrained(axes, task.results)
-        axes.set_title(f"rule {rule}", fontsize=9, loc="left", color=rgb(INK))
-        axes.set_xlabel("epochs", fontsize=9)
-    readable_ticks(panels[0].yaxis)
-    panels[0].set_ylabel(task.loss, fontsize=9)
+            if series and changed != reference:
+                draw_band(axes, series, Look(COLORS[rule], ":"), f"{rule} {reference}", None, 1.0)
+        for rule, results in by_rule.items():
+            series = series_of(_curves(task, results), "epoch", top, start=True)
+            if series:
+                draw_band(axes, series, Look(COLORS[rule], "-"), rule)
+        axes.set_title(changed, fontsize=9, loc="left", color=rgb(INK))
+        if len(by_change) - columns <= place:
+            axes.tick_params(labelbottom=True)
+            axes.set_xlabel("epochs", fontsize=9)
+    for axes in panels[len(by_change) :]:
+        axes.remove()
+    above.supylabel(task.loss, fontsize=9)
+    looks = {label: Look(COLORS[results[0].member.rule], "-") for label, results in methods.items()}
     strips = below.subplots(1, 2, sharey=True)
-    _strip(strips[0], methods, lambda result: result.final_loss, top, colors)
+    _strip(strips[0], methods, lambda result: result.final_loss, top, looks)
     strips[0].set_xlabel("final held-out loss: single runs, median", fontsize=9)
-    _strip(strips[1], methods, _climb, math.inf, colors)
+    _strip(strips[1], methods, _climb, math.inf, looks)
     strips[1].axvline(1.0, color=rgb(MUTED), linewidth=1.0, linestyle=":")
     strips[1].set_xlabel("final loss over that of the best training loss", fontsize=9)
-    title = f"{task.title}: {_runs(task.results)}, medians, and the quartiles of the {PLAIN} rule"
-    return _finished(figure, panels, title, _beyond([task]), above)
+    title = f"{task.title}: {_runs(task.results)}, median and quartiles, a panel for each change"
+    return _finished(figure, panels[: len(by_change)], title, _beyond([task]), above)
 
 
 def continued_figure(task: TaskResults) -> Figure:
@@ -193,7 +200,7 @@ def continued_figure(task: TaskResults) -> Figure:
     rates = sorted({result.member.learning_rate for result in task.results}, reverse=True)
     figure = _figure(WIDTH if len(rates) > 1 else 0.7 * WIDTH, 3.9)
     panels = figure.subplots(1, len(rates), sharey=True, squeeze=False)[0]
-    colors = colors_of(dict.fromkeys(at_rate(result.member) for result in task.results))
+    looks = looks_of(at_rate(result.member) for result in task.results)
     losses = [point.test_loss for curve in task.curves.values() for point in curve]
     top = 3.0 * max(filter(math.isfinite, losses), default=1.0)  # a start near the optimum says nothing of the end
     for rate, axes in zip(rates, panels, strict=True):
@@ -202,11 +209,10 @@ def continued_figure(task: TaskResults) -> Figure:
             series = series_of(_curves(task, results), "epoch", top, start=True)
             name = at_rate(results[0].member)
             if series and results[0].member.learning_rate == rate:
-                draw_band(axes, series, colors[name], name)
+                draw_band(axes, series, looks[name], name)
         _untrained(axes, task.results, "start")
         axes.set_title(f"learning rate {rate:g}", fontsize=9, loc="left", color=rgb(INK))
         axes.set_xlabel("epochs from there on", fontsize=9)
-    readable_ticks(panels[0].yaxis)
     panels[0].set_ylabel(task.loss, fontsize=9)
     infinite = any(math.isinf(result.final_loss) for result in task.results)
     title = f"{task.title}, on from a trained controller: {_runs(task.results)}, median and quartiles"
@@ -227,14 +233,14 @@ def improvement_figure(tasks: Sequence[TaskResults]) -> Figure:
                 _interval(axes, place, found, {"yes": COLORS[better], "no": COLORS[worse]})
         axes.axvline(0.5, color=rgb(MUTED), linewidth=1.0, linestyle="--", zorder=1)
         axes.set(xlim=(-0.04, 1.04), xticks=(0, 0.25, 0.5, 0.75, 1), ylim=(len(rows) - 0.4, -0.6))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.set_title(f"{better} better than {worse}", fontsize=9, loc="left", color=rgb(INK))
     names = [f"{task.title}{'' if clip == 'none' else f', {clip}'}" for task, clip in rows]
     panels[0].set_yticks(range(len(rows)), names)
     figure.supxlabel("probability that a run of the one ends with a lower held-out loss", fontsize=9)
     runs = _runs([one for task in tasks for one in task.results])
     note = f"color: the better rule; gray: the interval holds 0.5; hollow: fewer than {ENOUGH} runs a side"
-    figure.suptitle(f"Probability of improvement with 95 % intervals: {runs}\n{note}", fontsize=10)
+    title_above(figure, f"Probability of improvement with 95 % intervals: {runs}\n{note}")
     return figure
 
 
@@ -248,9 +254,8 @@ def _rule_curves(axes: Axes, task: TaskResults, clip: str) -> None:
     for rule in RULES:
         series = series_of(_curves(task, methods.get(plain(rule, clip), [])), "epoch", top, start=True)
         if series:
-            draw_band(axes, series, COLORS[rule], rule)
+            draw_band(axes, series, Look(COLORS[rule], "-"), rule)
     _untrained(axes, task.results)
-    readable_ticks(axes.yaxis)
 
 
 def _untrained(axes: Axes, results: Sequence[Result], label: str = "untrained") -> None:
@@ -270,7 +275,7 @@ def _strip(
     methods: Mapping[str, Sequence[Result]],
     value: Callable[[Result], float],
     top: float,
-    colors: Mapping[str, str],
+    looks: Mapping[str, Look],
 ) -> None:
     """A row for each method: a dot for each run, a bar at the median."""
     _log_axes(axes, "x")
@@ -281,12 +286,11 @@ def _strip(
     for place, (label, of_label) in enumerate(values.items()):
         if of_label:
             heights = place + 0.28 * (np.arange(len(of_label)) / max(len(of_label) - 1, 1) - 0.5)
-            _dots(axes, heights, of_label, top, colors[label], across=True)
+            _dots(axes, heights, of_label, top, looks[label].color, across=True)
             middle = float(drawable(quantile(of_label, 0.5), top))
-            axes.plot([middle, middle], [place - 0.36, place + 0.36], color=colors[label], linewidth=2.2)
+            axes.plot([middle, middle], [place - 0.36, place + 0.36], color=looks[label].color, linewidth=2.2)
     axes.set_yticks(range(len(values)), list(values))
     axes.set_ylim(len(values) - 0.4, -0.6)
-    readable_ticks(axes.xaxis)
 
 
 def _dots(
@@ -345,11 +349,6 @@ def _top(results: Sequence[Result]) -> float:
     return ABOVE * quantile(untrained, 0.5) if untrained else ABOVE
 
 
-def _colors_by_rule(task: TaskResults) -> dict[str, str]:
-    """The colors of the rules and algorithms, their variants in the same: these have lines of other kinds."""
-    return {label: COLORS[results[0].member.rule] for label, results in task.methods().items()}
-
-
 def _beyond(tasks: Iterable[TaskResults]) -> str:
     """What stands at the end of an axis, if there are final losses that it does not reach."""
     beyond = (one.final_loss > _top(task.results) for task in tasks for one in task.results)
@@ -371,30 +370,20 @@ def _runs(results: Sequence[Result]) -> str:
 
 def _log_axes(axes: Axes, which: str) -> None:
     style_axes(axes)
-    if "x" in which:
-        axes.set_xscale("log")
-    if "y" in which:
-        axes.set_yscale("log")
+    log_axes(axes, which)
 
 
 def _figure(width: float, height: float) -> Figure:
-    return Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    return Figure(figsize=(width, height), dpi=100, layout="constrained")
 
 
 def _finished(
     figure: Figure, panels: Iterable[Axes], title: str, note: str = "", legend_of: SubFigure | None = None
 ) -> Figure:
     """A legend of everything that the panels label, each once, and a title."""
-    labels: dict[str, Artist] = {}
-    for axes in panels:
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            labels.setdefault(label, handle)
-    if "untrained" in labels:
-        labels["untrained"] = labels.pop("untrained")  # last
-    longest = max(map(len, labels), default=1)
-    columns = int(figure.get_figwidth() * DPI / (CHARACTER * longest + HANDLE))
-    (legend_of or figure).legend(
-        labels.values(), labels.keys(), loc="outside lower center", ncols=columns, frameon=False, fontsize=9
-    )
-    figure.suptitle(f"{title}\n{note}" if note else title, fontsize=10)
+    handles = handles_of(panels)
+    if "untrained" in handles:
+        handles["untrained"] = handles.pop("untrained")  # last
+    legend_below(legend_of or figure, handles)
+    title_above(figure, f"{title}\n{note}" if note else title)
     return figure

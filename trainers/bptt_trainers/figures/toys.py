@@ -25,7 +25,17 @@ from bptt_trainers.figures.fields import (
     square,
     style,
 )
-from bptt_trainers.figures.style import COLORS, rgb, style_axes
+from bptt_trainers.figures.style import (
+    COLORS,
+    Look,
+    draw_curve,
+    handles_of,
+    legend_below,
+    rgb,
+    style_axes,
+    title_above,
+)
+from bptt_trainers.figures.ticks import log_axes
 
 LOSSES = (1e-3, 1e3)  # between which the integrator's loss is drawn
 ENDS = (1e-8, 1e2)  # likewise at the end of Adam
@@ -71,7 +81,7 @@ def adam_figure(table: Table, found: Mapping[float, Mapping[str, Descent]]) -> F
     figure.supxlabel(LABELS[0], fontsize=9)
     figure.supylabel(LABELS[1], fontsize=9)
     steps = int(first["R"].steps[-1])
-    figure.suptitle(f"Adam, {steps} steps; solved (green): loss below {SOLVED:g}, other ends: crosses", fontsize=11)
+    title_above(figure, f"Adam, {steps} steps; solved (green): loss below {SOLVED:g}, other ends: crosses")
     return figure
 
 
@@ -107,13 +117,13 @@ def rotation_figure(found: Mapping[tuple[float, float], Mapping[str, Descent]]) 
             axes.set_title(NAMES[rule], fontsize=9)
             style(axes)
             axes.tick_params(labelleft=axes is panels[0])
-            curves.plot(descent.steps, descent.losses[:, 0], color=COLORS[rule], linewidth=1.2, label=NAMES[rule])
-        curves.set_yscale("log")
+            draw_curve(curves, descent.steps, descent.losses[:, 0], Look(COLORS[rule], "-"), NAMES[rule], 1.2)
+        log_axes(curves, "y")
         curves.set_ylim(1e-8, 1e2)
         curves.set_title(f"loss; strength {strength:g}, learning rate {learning_rate:g}", fontsize=9)
-    rows[0, -1].legend(frameon=False, fontsize=8, loc="upper center")
+    legend_below(figure, handles_of(rows[:1, -1]))
     steps = int(descent.steps[-1])
-    figure.suptitle(rf"Adam on $\theta_1^2 + \theta_2^2$ from (2, 4), {steps} steps; cross: the end", fontsize=11)
+    title_above(figure, rf"Adam on $\theta_1^2 + \theta_2^2$ from (2, 4), {steps} steps; cross: the end")
     return figure
 
 

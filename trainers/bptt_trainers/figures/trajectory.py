@@ -10,6 +10,7 @@ from itertools import cycle, groupby
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, MultipleLocator
 from torch import Tensor
@@ -17,14 +18,24 @@ from torch import Tensor
 from bptt_envs import System
 from bptt_envs.charts import Chart, Curves, Field, NamedCurves, Paths
 from bptt_envs.rendering import CYCLE, FAINT, INK, MUTED, round_up
-from bptt_trainers.figures.style import rgb, style_axes
+from bptt_trainers.figures.style import (
+    WIDTH,
+    Look,
+    draw_curve,
+    handles_of,
+    legend_below,
+    line_style,
+    looks_of,
+    rgb,
+    style_axes,
+    title_above,
+)
+from bptt_trainers.figures.ticks import log_axes
 from bptt_trainers.rollout import Trajectory, losses
 
-FIGURE_WIDTH = 7.5  # inches at 100 dpi: legible where a README shows it
 MOST_LINES = 8  # episodes that a figure draws one by one
 MOST_PANELS = 12  # panels of curves of the state that a figure shows
 HEIGHTS: dict[type[Chart], float] = {Curves: 1.55, NamedCurves: 2.2, Field: 2.4, Paths: 5.0}  # inches
-LINE_STYLES = ("-", "--", ":")
 GREEK = re.compile(r"(?<![a-zA-Z])(alpha|beta|gamma|delta|theta|phi|psi|omega)(?![a-zA-Z])")
 LONG_INDEX = re.compile(r"_(\w{2,})")
 
@@ -47,7 +58,7 @@ def trajectory_figure(system: System, trajectory: Trajectory, title: str = "") -
     left_out = set(map(id, of_states[MOST_PANELS:]))
     rows = _rows([chart for chart in charts if id(chart) not in left_out])
     heights = [HEIGHTS[type(row[0])] for row in rows]
-    figure = Figure(figsize=(FIGURE_WIDTH, sum(heights) + 1.2), dpi=100, layout="constrained")
+    figure = Figure(figsize=(WIDTH, sum(heights) + 1.2), dpi=100, layout="constrained")
     grid = figure.add_gridspec(len(rows), 2, height_ratios=heights)
     episodes: Axes | None = None  # the first panel of curves: all have the same legend
     for i, row in enumerate(rows):
@@ -86,7 +97,7 @@ def trajectory_figure(system: System, trajectory: Trajectory, title: str = "") -
             handlelength=1.4,
             columnspacing=1.2,
         )
-    figure.suptitle(f"{title or system.class_name}: {_describe(costs)}", fontsize=11)
+    title_above(figure, f"{title or system.class_name}: {_describe(costs)}")
     return figure
 
 
@@ -103,26 +114,26 @@ def learning_curves_figure(
         test_loss: (E,), on the held-out states.
         title: written above.
     """
-    figure = Figure(figsize=(FIGURE_WIDTH, 4.2), dpi=100, layout="constrained")
+    figure = Figure(figsize=(WIDTH, 4.2), dpi=100, layout="constrained")
     axes = figure.add_subplot()
     style_axes(axes)
     curves = {"training states": train_loss, "held-out states": test_loss}
     logarithms = [np.asarray(loss, dtype=float) for loss in curves.values()]
     logarithms = [np.where(np.isfinite(loss) & (loss > 0), loss, np.nan) for loss in logarithms]
     best = int(np.nanargmin(logarithms[0])) if np.isfinite(logarithms[0]).any() else None
-    for name, loss, color in zip(curves, logarithms, map(rgb, CYCLE), strict=False):
+    log_axes(axes, "y")
+    for (name, look), loss in zip(looks_of(curves).items(), logarithms, strict=True):
         label = name if best is None else f"{name}: {loss[-1]:.3g} at the end, {loss[best]:.3g} at the best epoch"
-        axes.plot(epochs, loss, color=color, linewidth=1.6, label=label)
+        draw_curve(axes, epochs, loss, look, label)
         if best is not None:
-            axes.plot(epochs[best], loss[best], "o", color=color, markersize=6)
-    axes.set_yscale("log")
+            axes.plot(epochs[best], loss[best], "o", color=look.color, markersize=6)
     axes.set_xlabel("epoch")
     axes.set_ylabel("loss")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(True, which="minor", color=rgb(FAINT), linewidth=0.3)
-    axes.legend(frameon=False, fontsize=9)
+    legend_below(figure, handles_of([axes]))
     if title:
-        axes.set_title(title, fontsize=11)
+        title_above(figure, title)
     return figure
 
 
@@ -147,7 +158,7 @@ def _plot_episodes(axes: Axes, dt: float, chart: Curves, costs: Tensor) -> None:
     shown = min(batch, MOST_LINES)
     colors = matplotlib.colormaps["viridis"](np.linspace(0.0, 0.88, shown))
     for color, episode in zip(colors, costs[:shown].argsort().tolist(), strict=True):
-        axes.plot(times, series[:, episode], color=color, linewidth=1.2, label=f"{float(costs[episode]):.3g}")
+        draw_curve(axes, times, series[:, episode], Look(to_hex(color), "-"), f"{float(costs[episode]):.3g}", 1.2)
     if chart.label.endswith("[rad]"):
         _count_in_pi(axes)
 
@@ -156,8 +167,8 @@ def _plot_named(axes: Axes, dt: float, chart: NamedCurves) -> None:
     series = _numbers(chart.values)
     times = dt * np.arange(len(series))
     for i, name in enumerate(chart.names):
-        color, style = rgb(CYCLE[i % len(CYCLE)]), LINE_STYLES[i // len(CYCLE) % len(LINE_STYLES)]
-        axes.plot(times, series[:, i], color=color, linestyle=style, linewidth=1.4, label=_with_greek(name))
+        look = Look(to_hex(rgb(CYCLE[i % len(CYCLE)])), line_style(i // len(CYCLE)))
+        draw_curve(axes, times, series[:, i], look, _with_greek(name), 1.4)
     _legend_beside(axes)
 
 

@@ -133,7 +133,7 @@ def read_task(folder: Path, study: str, task: Task) -> TaskResults:
 
 
 def report_studies(studies: Studies, out: Path, others: Studies | None = None) -> dict[str, str]:
-    """Write the figures of studies as PNG into a folder, and their tables as Markdown, each file whole.
+    """Write the figures of studies as PNG and PDF into a folder, and their tables as Markdown, each file whole.
 
     Args:
         studies: as `tables_of` takes them.
@@ -152,10 +152,10 @@ def report_studies(studies: Studies, out: Path, others: Studies | None = None) -
         run = [task for task in tasks if task.results]
         for task in run:
             if study in FIGURES:
-                save_figure(FIGURES[study](task), out / f"{study}-{task.name}.png")
+                save_figure(FIGURES[study](task), out / f"{study}-{task.name}.png", vector=True)
         if run:
             for name, draw in OVERVIEWS.get(study, {}).items():
-                save_figure(draw(tasks if name == "rules" else run), out / f"{name}.png")
+                save_figure(draw(tasks if name == "rules" else run), out / f"{name}.png", vector=True)
     for name, text in tables.items():
         write_atomic(out / f"{name}.md", f"{text}\n".encode())
     return tables
