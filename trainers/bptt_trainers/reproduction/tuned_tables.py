@@ -95,8 +95,9 @@ def targets_table(tasks: Sequence[TaskResults]) -> Table:
                 }
             )
     below = (
-        "Medians over all seeds; a run that never reached the level counts as infinite. C, and the rule that reached the "
-        "level after the fewest simulator steps. Seconds are those of one core, without what is compiled once for ever."
+        "Medians over all seeds; a run that never reached the level counts as infinite. C, and the rule that reached "
+        "the level after the fewest simulator steps. Seconds are those of one core, without what is compiled once for "
+        "ever."
     )
     return Table(rows, below if rows else "")
 
@@ -115,9 +116,9 @@ def summary_table(tasks: Sequence[TaskResults]) -> Table:
         rows.append({"method": label, "interquartile mean": _estimate(interquartile_mean(values)), "C better": better})
     names = ", ".join(task.title for task in kept)
     below = (
-        f"Over {names}; {runs} runs of each method a task. A score is 0 at the untrained controller's loss and 1 at the "
-        "lowest median of all methods, linear in the logarithm of the loss in between; its mean is over the middle half "
-        "of all runs. *C better*: the probability that a run of C ends lower, the mean over the tasks. Both with "
+        f"Over {names}; {runs} runs of each method a task. A score is 0 at the untrained controller's loss and 1 at "
+        "the lowest median of all methods, linear in the logarithm of the loss in between; its mean is over the middle "
+        "half of all runs. *C better*: the probability that a run of C ends lower, the mean over the tasks. Both with "
         "stratified bootstrap 95 % intervals ([Agarwal et al. 2021](https://arxiv.org/abs/2108.13264))."
     )
     return Table(rows, below)
