@@ -343,3 +343,14 @@ def test_stable_baselines3_is_imported_only_where_it_is_used():
     code = "import sys, bptt_trainers, bptt_trainers.comparison; print('stable_baselines3' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_a_run_is_loaded_with_its_own_settings_when_the_presets_have_changed(tmp_path, monkeypatch):
+    config = BaselineConfig(**INTEGRATOR, steps=256, overrides=TINY)
+    before = train_baseline(config, tmp_path, progress=False)
+    monkeypatch.setitem(PRESETS["PPO"], "activation", "tanh")
+    loaded = load_baseline(tmp_path)
+    assert loaded.config.settings() == before.config.settings() | {"activation": "relu"}
+    states = held_out_states(before.config.judged_system(), 4)
+    system = before.config.judged_system()
+    assert torch.equal(loaded.controller.evaluate(system, states), before.controller.evaluate(system, states))

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -256,7 +256,9 @@ def load_baseline(folder: Path) -> BaselineRun:
                 "holds; call train_baseline with the same configuration."
             )
         stored = _of_today(stored)
-        config = BaselineConfig(**{name: stored[name] for name in _SETTINGS} | {"overrides": stored["settings"]})
+        config = BaselineConfig(**{name: stored[name] for name in _SETTINGS})
+        if not same(plain(config.settings()), stored["settings"]):  # the presets have changed since
+            config = replace(config, overrides=stored["settings"])
     return _load(folder, config)
 
 
