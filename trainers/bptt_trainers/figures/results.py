@@ -16,6 +16,7 @@ from bptt_trainers.figures.style import (
     COLORS,
     WIDTH,
     Look,
+    draw_curve,
     handles_of,
     legend_below,
     looks_of,
@@ -26,10 +27,12 @@ from bptt_trainers.figures.style import (
     wrapped,
 )
 from bptt_trainers.figures.ticks import log_axes, ticks_at
+from bptt_trainers.reproduction.across_tasks import profile
 from bptt_trainers.reproduction.results import Point, Result
 from bptt_trainers.reproduction.statistics import ENOUGH, FEW, Improvement, quantile
 from bptt_trainers.reproduction.study import PLAIN, RULES, TaskResults, at_rate, change, plain
 from bptt_trainers.reproduction.tables import PAIRS, by_learning_rate, improvement_of, measured_losses
+from bptt_trainers.reproduction.tuned_tables import scores_of, whole_tasks
 
 ABOVE = 10.0  # times the untrained loss: losses above it and infinite ones are drawn there
 CLIP_TITLES = {"none": "no clipping", "value": "clipped by value", "norm": "clipped by norm", "": ""}
@@ -81,20 +84,59 @@ def reinforcement_figure(task: TaskResults) -> Figure:
     """Held-out loss against simulator steps and against seconds, a line for each method."""
     figure = _figure(WIDTH, 3.9)
     panels = figure.subplots(1, 2, sharey=True)
-    looks = variant_looks({label: results[0].member.rule for label, results in task.methods().items()})
+    _against_steps_and_seconds(panels, task, list(task.methods()))
+    panels[0].set_ylabel(task.loss, fontsize=9)
+    return _finished(figure, panels, f"{task.title}: {_runs(task.results)}, median and quartiles", _beyond([task]))
+
+
+def tuned_figure(tasks: Sequence[TaskResults], methods: Sequence[str] = ("C", "R", "PPO", "SAC")) -> Figure:
+    """Held-out loss against simulator steps and against seconds: a row for each task, a line for some methods."""
+    figure = _figure(WIDTH, 1.0 + 2.2 * len(tasks))
+    rows = figure.subplots(len(tasks), 2, sharey="row", squeeze=False)
+    for task, panels in zip(tasks, rows, strict=True):
+        _against_steps_and_seconds(panels, task, [label for label in methods if label in task.methods()])
+        panels[0].set_ylabel(task.loss, fontsize=9)
+        panels[0].set_title(task.title, fontsize=9, loc="left", color=rgb(INK))
+        if task is not tasks[-1]:
+            for axes in panels:
+                axes.set_xlabel("")
+    runs = _runs([one for task in tasks for one in task.results if one.member.method in methods])
+    title = f"Tuned rules and tuned reinforcement learning, {runs}, median and quartiles"
+    return _finished(figure, rows.ravel(), title, _beyond(tasks))
+
+
+def profiles_figure(tasks: Sequence[TaskResults]) -> Figure:
+    """Performance profiles over all tasks that every rule and PPO were run on, with bootstrap bands."""
+    figure = _figure(0.8 * WIDTH, 3.4)
+    axes = figure.subplots()
+    style_axes(axes)
+    kept, runs = whole_tasks(tasks)
+    scored = scores_of(kept, runs) if kept else {}
+    levels = np.linspace(0.0, 1.2, 121)
+    for label, look in variant_looks({label: label[:1] if label not in COLORS else label for label in scored}).items():
+        found = profile(scored[label], levels)
+        axes.fill_between(levels, found.low, found.high, color=look.color, alpha=0.16, linewidth=0)
+        draw_curve(axes, levels, found.share, look, label)
+    axes.set_xlabel("score: 0 untrained, 1 the best median of all methods, logarithmic in the loss", fontsize=9)
+    axes.set_ylabel("share of runs with a higher score", fontsize=9)
+    return _finished(figure, [axes], f"Performance profiles over {len(kept)} tasks, {runs} runs of each method a task")
+
+
+def _against_steps_and_seconds(panels: Sequence[Axes], task: TaskResults, methods: Sequence[str]) -> None:
+    """The curves of methods, in one panel against simulator steps, in the other against seconds."""
+    every = task.methods()
+    looks = variant_looks({label: results[0].member.rule for label, results in every.items()})
     top = _top(task.results)
     for axes, of in zip(panels, ("simulator_steps", "seconds"), strict=True):
         _log_axes(axes, "xy")
-        for label, results in task.methods().items():
-            series = series_of(_curves(task, results), of, top)
+        for label in methods:
+            series = series_of(_curves(task, every[label]), of, top)
             if series:
                 draw_band(axes, series, looks[label], label)
         _untrained(axes, task.results)
     panels[0].xaxis.set_major_formatter(EngFormatter(sep=""))
     panels[0].set_xlabel("simulator steps", fontsize=9)
     panels[1].set_xlabel("seconds of training", fontsize=9)
-    panels[0].set_ylabel(task.loss, fontsize=9)
-    return _finished(figure, panels, f"{task.title}: {_runs(task.results)}, median and quartiles", _beyond([task]))
 
 
 def sensitivity_figure(tasks: Sequence[TaskResults]) -> Figure:

@@ -225,9 +225,9 @@ TUNED_METHODS = (
 # On all of them every method has the same actions: those that reinforcement learning explores
 TUNED_TASKS = (
     (_cart_pole(1, max_force=50.0), Amount(50, 10, train_states=64)),
-    (_cart_pole(2, max_force=50.0), Amount(100, 10, train_states=128)),
-    (_cart_pole(2, "cart-pole-2-exact", dynamics="exact", max_force=50.0), Amount(100, 10, train_states=128)),
-    (_cart_pole(4, max_force=50.0), Amount(100, 10, train_states=256)),
+    (_cart_pole(2, max_force=50.0), Amount(50, 10, train_states=128)),
+    (_cart_pole(2, "cart-pole-2-exact", dynamics="exact", max_force=50.0), Amount(50, 10, train_states=128)),
+    (_cart_pole(4, max_force=50.0), Amount(50, 10, train_states=256)),
     (_guidance(0.1, (2.0, 1.5, 1.3), max_control=12.0), Amount(100, 10, train_states=128)),
     (_quantum(3, max_control=30.0), Amount(100, 10, train_states=64)),
     (_quantum(5, max_control=30.0), Amount(100, 10, train_states=64)),

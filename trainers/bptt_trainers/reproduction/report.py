@@ -13,10 +13,12 @@ from bptt_trainers.figures.results import (
     continued_figure,
     improvement_figure,
     overview_figure,
+    profiles_figure,
     reinforcement_figure,
     rules_figure,
     sensitivity_figure,
     stability_figure,
+    tuned_figure,
 )
 from bptt_trainers.figures.style import save_figure
 from bptt_trainers.records.files import write_atomic
@@ -76,6 +78,7 @@ FIGURES: Mapping[str, Callable[[TaskResults], Figure]] = {
 OVERVIEWS: Mapping[str, Mapping[str, Callable[[Sequence[TaskResults]], Figure]]] = {
     "rules": {"rules": overview_figure, "claims": improvement_figure},
     "sensitivity": {"sensitivity": sensitivity_figure},
+    "tuned": {"tuned": tuned_figure, "tuned-profiles": profiles_figure},
 }
 """The figures of a whole study, by name."""
 

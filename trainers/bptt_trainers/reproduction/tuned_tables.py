@@ -104,10 +104,9 @@ def targets_table(tasks: Sequence[TaskResults]) -> Table:
 
 def summary_table(tasks: Sequence[TaskResults]) -> Table:
     """All tasks together: the interquartile mean of scores, and how probably a run of C ends lower."""
-    kept = [task for task in tasks if {PEER, *RULES} <= task.methods().keys()]
+    kept, runs = whole_tasks(tasks)
     if not kept:
         return Table([])
-    runs = min(len(task.methods()[label]) for task in kept for label in (PEER, *RULES))
     scored = scores_of(kept, runs)
     finals = {label: _finals(kept, label) for label in scored}
     rows: list[Row] = []
@@ -122,6 +121,12 @@ def summary_table(tasks: Sequence[TaskResults]) -> Table:
         "stratified bootstrap 95 % intervals ([Agarwal et al. 2021](https://arxiv.org/abs/2108.13264))."
     )
     return Table(rows, below)
+
+
+def whole_tasks(tasks: Sequence[TaskResults]) -> tuple[list[TaskResults], int]:
+    """The tasks that all rules and PPO were run on, and how many runs each of them has at least."""
+    kept = [task for task in tasks if {PEER, *RULES} <= task.methods().keys()]
+    return kept, min((len(task.methods()[label]) for task in kept for label in (PEER, *RULES)), default=0)
 
 
 def scores_of(tasks: Sequence[TaskResults], runs: int) -> dict[str, Values]:
