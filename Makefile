@@ -18,7 +18,7 @@ help: ## say what there is
 	@echo "make TARGET [PYTHON=python3.12] [PYTEST_ARGS=\"-k rules\"]"
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' Makefile
 
-demo: $(STAMP) ## train a controller by BPTT and one by PPO, compare them: table, curves and animation in runs/demo
+demo: $(STAMP) ## train controllers by BPTT and by PPO, compare them: tables, curves and animations in runs/demo
 	@$(VENV)/bin/bptt demo --out runs/demo
 
 test: $(STAMP) ## run the tests

@@ -57,7 +57,7 @@ COMMANDS = {
     "scale": Entry("bptt_trainers.commands.scale:Scale", "measure time, memory and loss as a task grows"),
     "envs": Entry("bptt_trainers.commands.envs:Envs", "list the environments and their options"),
     "benchmark": Entry("bptt_trainers.commands.benchmark:Benchmark", "time updates, steps and starts, beside peers"),
-    "demo": Entry("bptt_trainers.commands.compare:Demo", "rule C and PPO on one pole, in a few minutes"),
+    "demo": Entry("bptt_trainers.commands.compare:Demo", "rule C and PPO on one pole and two, in 3 minutes"),
 }
 
 USAGE = """usage: bptt COMMAND [OPTIONS]

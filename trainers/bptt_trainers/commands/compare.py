@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from tyro.conf import OmitArgPrefixes, UseAppendAction, arg
 
+from bptt_envs import Timed
+from bptt_envs.checks import positive
 from bptt_trainers.commands.environment import EnvOptions, Module, parse_options
 from bptt_trainers.commands.exits import Interrupted, checking_arguments
 from bptt_trainers.commands.output import aligned, file_list
@@ -71,45 +74,78 @@ class Compare:
 
 
 @dataclass(frozen=True)
-class Demo:
-    """Rule C next to PPO, swinging up a pole: about 3 minutes on 2 cores.
+class DemoTask:
+    """What the demo learns.
 
-    Both learn on DiffCartPole-v0 with forces up to 50 N and cos theta, sin theta
-    in the observation, from the same number of simulator steps and with the same
-    seeds. Leaves a table (Markdown, CSV), learning curves and an animation. It is
-    bptt compare with settings chosen for you; run again, it computes only what is
-    missing.
+    Attributes:
+        title: for readers.
+        env: id of the environment.
+        env_options: its options.
+        steps: simulator steps of a run.
+    """
+
+    title: str
+    env: str
+    env_options: Mapping[str, Any]
+    steps: int
+
+
+DEMO = {
+    "one-pole": DemoTask("one pole", "DiffCartPole-v0", {"max_force": 50.0}, 320_000),
+    "two-poles": DemoTask("two poles", "DiffMultiPole-v0", {"n_poles": 2, "max_force": 50.0}, 640_000),
+}
+"""By the name of its folder."""
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Rule C next to PPO, swinging up one pole and two: about 3 minutes on 2 cores.
+
+    Both are tuned alike (docs/tuning.md), have forces up to 50 N, see cos theta
+    and sin theta, and learn from the same number of simulator steps, with the same
+    seeds, each run alone. Leaves for each task a table (Markdown, CSV), learning
+    curves and an animation. It is bptt compare with settings chosen for you; run
+    again, it computes only what is missing.
 
     example: bptt demo --out runs/demo
     """
 
     out: Path = Path("runs/demo")
-    """Folder for everything."""
+    """Folder for everything, with one for each task."""
 
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds; each method runs once with each."""
 
-    steps: int = 768_000
-    """Simulator steps a run trains on: 30 epochs of rule C."""
+    share: float = 1.0
+    """Simulator steps of a run, as a share of the usual ones."""
 
     def run(self) -> None:
         """Compare, and draw."""
         with checking_arguments():
-            config = ComparisonConfig(
-                env="DiffCartPole-v0",
-                env_options={"max_force": 50.0, "observation": "cos_sin"},
-                methods=("C", "PPO", "zero"),
-                seeds=self.seeds,
-                steps=self.steps,
-                evaluations=40,
-                out=self.out,
-            )
-        comparison = compare_aloud(config)
-        animation = draw(config)
-        print(f"{table_for_terminal(comparison.table)}\n\n{file_list(config.out, {animation.name: ANIMATION} | FILES)}")
+            positive("share", self.share)
+            configs = {name: self._config(name, task) for name, task in DEMO.items()}
+        said = []
+        for name, config in configs.items():
+            comparison = compare_aloud(config)
+            animation = draw(config)
+            files = file_list(config.out, {animation.name: ANIMATION} | FILES)
+            said.append(f"{DEMO[name].title}\n\n{table_for_terminal(comparison.table)}\n\n{files}")
+        print("\n\n".join(said))
+
+    def _config(self, name: str, task: DemoTask) -> ComparisonConfig:
+        return ComparisonConfig(
+            env=task.env,
+            env_options=task.env_options,
+            methods=("C", "PPO", "zero"),
+            seeds=self.seeds,
+            steps=max(1, round(self.share * task.steps)),
+            evaluations=50,
+            together=False,
+            out=self.out / name,
+        )
 
 
-ANIMATION = "the pole, untrained, under rule C and under PPO"
+ANIMATION = "an episode untrained, under rule C and under PPO"
 
 
 def compare_aloud(config: ComparisonConfig) -> Comparison:
@@ -134,14 +170,22 @@ def draw(config: ComparisonConfig) -> Path:
     from bptt_trainers.baselines import load_baseline  # with it comes stable-baselines3
 
     C, PPO = (member_folder(config.out, method, config.seeds[0]) for method in ("C", "PPO"))
-    system = config.budget.make_env().system
-    states = held_out_states(system, config.test_states)[:1]
+    run, baseline = RunFolder(C), load_baseline(PPO)
+    settings = run.train_config()
+    system = run.make_env().system
+    untrained = default_controller(
+        system, stream_seed(WEIGHTS, settings.seed), settings.hidden, settings.controller, squash=settings.squash
+    )
+    start = held_out_states(system, config.test_states)[:1]
     trajectories = {
-        "untrained": rollout(system, default_controller(system, stream_seed(WEIGHTS, config.seeds[0])), states),
-        "rule C": rollout(system, RunFolder(C).load_controller(system, "last")[0], states),
+        "untrained": rollout(system, untrained, start),
+        "rule C": rollout(system, run.load_controller(system, "last")[0], start),
     }
-    baseline = load_baseline(PPO)
-    trajectories["PPO"] = baseline.controller.rollout(baseline.config.judged_system(), states)
+    if isinstance(system, Timed):  # is drawn as the system within
+        trajectories = {name: replace(one, states=system.inner(one.states)) for name, one in trajectories.items()}
+    system = baseline.config.judged_system()
+    start = held_out_states(system, config.test_states)[:1]
+    trajectories["PPO"] = baseline.controller.rollout(system, start)
     out = config.out / "swing-up.gif"
     save_animation(system, trajectories, out, width=960)
     return out
