@@ -1,5 +1,8 @@
 """The presets: which row a method has, and that `bptt` and `from_preset` use it."""
 
+import csv
+from pathlib import Path
+
 import pytest
 
 from bptt_trainers import TrainConfig, from_preset
@@ -7,7 +10,10 @@ from bptt_trainers import presets as table
 from bptt_trainers.cli import read_command
 from bptt_trainers.comparison import ComparisonConfig
 from bptt_trainers.methods import METHODS, Budget
-from bptt_trainers.tuned import ANYWHERE, Row
+from bptt_trainers.options import read_options
+from bptt_trainers.tuned import ANYWHERE, TUNED, Row
+
+ROOT = Path(__file__).parents[2]
 
 ROWS = (
     Row("C", "DiffMultiPole-v0", {"n_poles": 2, "dynamics": "paper"}, 1000, {"learning_rate": 0.2}),
@@ -62,8 +68,6 @@ def test_from_preset_makes_what_the_row_says_and_takes_changes():
 
 
 def test_every_row_of_the_real_table_can_be_trained_with():
-    from bptt_trainers.tuned import TUNED
-
     for row in TUNED:
         budget = Budget(row.env_id, row.options, row.steps, 1, 1, "tuned")
         settings = METHODS[row.method].settings(budget, {})
@@ -105,3 +109,25 @@ def test_what_a_controller_is_to_see_is_checked(name, value, said):
 def test_an_observation_that_there_is_none_of_is_refused():
     with pytest.raises(ValueError, match="has no option 'observation'"):
         ComparisonConfig(env="DiffIntegrator-v0", methods=("C",), overrides={"C": {"observation": "cos_sin"}})
+
+
+def trials_of(study):
+    with (ROOT / f"results/tuning-{study}.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("row", TUNED, ids=lambda row: f"{row.study}-{row.method}")
+def test_a_tuned_row_is_the_best_trial_of_its_committed_study(row):
+    trials = [one for one in trials_of(row.study) if one["method"] == row.method]
+    assert len(trials) >= 30
+    best = min((one for one in trials if one["state"] == "complete"), key=lambda one: float(one["score"]))
+    assert read_options(best["settings"]) == dict(row.settings)
+
+
+@pytest.mark.parametrize("study", sorted({row.study for row in TUNED}))
+def test_the_methods_of_a_study_are_tuned_alike(study):
+    rows = [row for row in TUNED if row.study == study]
+    assert {"R", "M", "S", "C", "C-turned", "PPO"} <= {row.method for row in rows}
+    assert len({(row.env_id, repr(dict(row.options)), row.steps) for row in rows}) == 1
+    counts = {row.method: sum(one["method"] == row.method for one in trials_of(study)) for row in rows}
+    assert len(set(counts.values())) == 1

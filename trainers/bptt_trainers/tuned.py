@@ -20,6 +20,7 @@ class Row:
         options: of the environment, those that make the task; a task with others takes the row that is nearest.
         steps: simulator steps of a run for which the settings were found.
         settings: what differs from the paper's settings.
+        study: whose best trial it is: results/tuning-STUDY.csv holds all of them.
     """
 
     method: str
@@ -27,6 +28,7 @@ class Row:
     options: Mapping[str, Any]
     steps: int
     settings: Mapping[str, Any] = field(default_factory=dict)
+    study: str = ""
 
 
 _SENSIBLE: Mapping[str, Any] = {
