@@ -99,11 +99,12 @@ def runs_of(experiment: Experiment, tier: Tier, folder: Path, *, compile: bool =
 def _run(experiment: Experiment, tier: Tier, variant: Variant, seed: int, folder: Path, compile: bool) -> Run:
     task, method, amount = experiment.task, variant.method, experiment.amount(tier)
     options = {**task.options, **variant.options}
+    preset_name = variant.preset or experiment.preset
     steps = amount.epochs * amount.train_states * _make(task.env_id, options).horizon
-    budget = Budget(task.env_id, options, steps, experiment.evaluations, amount.test_states, experiment.preset)
+    budget = Budget(task.env_id, options, steps, experiment.evaluations, amount.test_states, preset_name)
     where = folder / experiment.name / f"{_file_name(variant.label)}-seed{seed}"
     settings = dict(method.changes)
-    if experiment.preset == "tuned":
+    if preset_name == "tuned":
         name = method.method if isinstance(method, RL) else method.name
         settings = {**tuned_row(name, task.env_id, options).settings, **settings}
     if isinstance(method, RL):
