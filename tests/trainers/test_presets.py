@@ -67,7 +67,8 @@ def test_from_preset_makes_what_the_row_says_and_takes_changes():
     assert env.system.observation == "state"
 
 
-def test_every_row_of_the_real_table_can_be_trained_with():
+def test_every_row_of_the_real_table_can_be_trained_with(monkeypatch):
+    monkeypatch.setattr(table, "TUNED", TUNED)
     for row in TUNED:
         budget = Budget(row.env_id, row.options, row.steps, 1, 1, "tuned")
         settings = METHODS[row.method].settings(budget, {})
