@@ -12,7 +12,7 @@ from bptt_trainers.presets import PresetName
 Tier = Literal["smoke", "standard", "full"]
 TIERS: tuple[Tier, ...] = get_args(Tier)
 
-Study = Literal["rules", "sensitivity", "ablation", "stability", "continued", "rl", "tuned"]
+Study = Literal["rules", "sensitivity", "ablation", "stability", "continued", "rl", "tuned", "tuned-rates"]
 STUDIES: tuple[Study, ...] = get_args(Study)
 
 
@@ -225,6 +225,13 @@ TUNED_METHODS = (
     Variant("PPO by hand", RL("PPO"), preset="paper"),
 )
 
+# As tuned but for the step size, that of the paper and up
+TUNED_RATES = tuple(
+    Variant(f"{rule} lr={rate:g}", BPTT(rule, {"learning_rate": rate}))
+    for rate in (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+    for rule in "RC"
+)
+
 # On all of them every method has the same actions: those that reinforcement learning explores
 TUNED_TASKS = (
     (_cart_pole(1, max_force=50.0), Amount(50, 10, train_states=64)),
@@ -258,6 +265,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             Experiment("tuned", task, TUNED_METHODS, amount, preset="tuned", evaluations=100)
             for task, amount in TUNED_TASKS
         ),
+        *(Experiment("tuned-rates", task, TUNED_RATES, amount, preset="tuned") for task, amount in TUNED_TASKS[:1]),
     )
 }
 """In the order in which they are run."""

@@ -37,7 +37,13 @@ from bptt_trainers.reproduction.tables import (
     sensitivity_table,
     stability_table,
 )
-from bptt_trainers.reproduction.tuned_tables import ablations_table, summary_table, targets_table, tuned_table
+from bptt_trainers.reproduction.tuned_tables import (
+    ablations_table,
+    rates_table,
+    summary_table,
+    targets_table,
+    tuned_table,
+)
 
 Studies = Mapping[str, Sequence[TaskResults]]
 """The tasks of each study, by its name."""
@@ -56,6 +62,7 @@ OF_TASK: Mapping[str, Mapping[str, Callable[[TaskResults], Table]]] = {
     "continued": {"": continued_table},
     "rl": {"": reinforcement_table},
     "tuned": {"": tuned_table},
+    "tuned-rates": {"": rates_table},
 }
 """The tables of each task of a study, named STUDY-TASK and a suffix."""
 

@@ -22,6 +22,7 @@ from bptt_trainers.reproduction.tables import (
     median_cell,
     reinforcement_table,
     runs_cell,
+    what_was_run,
 )
 
 PEER = "PPO"
@@ -163,6 +164,21 @@ def ablations_table(tasks: Sequence[TaskResults]) -> Table:
                 row |= {"C better: final": claim(methods["C"], methods[label])}
                 rows.append(row | {"area": claim(methods["C"], methods[label], "area")})
     return Table(rows)
+
+
+def rates_table(task: TaskResults) -> Table:
+    """A row for each step size, all else as tuned: where C and R end, and whether C is better."""
+    rows: list[Row] = []
+    rates = sorted({result.member.learning_rate for result in task.results})
+    for rate in rates:
+        of = {
+            rule: [one for one in task.results if (one.member.rule, one.member.learning_rate) == (rule, rate)]
+            for rule in ("C", "R")
+        }
+        row: Row = {"learning rate": f"{rate:g}"}
+        row |= {f"{rule} final": median_cell(results, "final") if results else NONE for rule, results in of.items()}
+        rows.append(row | {"C better": claim(of["C"], of["R"]), "area": claim(of["C"], of["R"], "area")})
+    return Table(rows, what_was_run(task))
 
 
 def _finals(tasks: Sequence[TaskResults], label: str) -> dict[str, Values]:
