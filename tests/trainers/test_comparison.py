@@ -323,3 +323,23 @@ def test_books_of_a_run_that_disagree_are_an_error_in_words(tmp_path):
     path.unlink()
     compare(config, progress=False)
     assert path.read_text() == whole
+
+
+@pytest.mark.slow
+def test_several_processes_leave_what_one_does(tmp_path):
+    def made(jobs):
+        config = ComparisonConfig(
+            env="DiffIntegrator-v0",
+            methods=("C", "PPO", "zero"),
+            seeds=(0, 1),
+            steps=128,
+            test_states=8,
+            overrides={"C": TINY_BPTT, "PPO": TINY_PPO},
+            together=False,
+            jobs=jobs,
+            out=tmp_path / str(jobs),
+        )
+        curves = compare(config, progress=False).curves
+        return {key: [(one.simulator_steps, one.test_loss) for one in curve] for key, curve in curves.items()}
+
+    assert made(1) == made(2)

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 from collections.abc import Mapping
+from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
+from tqdm import tqdm
 from tyro.conf import Suppress
 
 from bptt_envs import DifferentiableEnv
 from bptt_envs.checks import each_once, one_of
-from bptt_envs.registration import system_class
+from bptt_envs.registration import ENTRIES, system_class
 from bptt_envs.settings import Count, Positive, Seed, among, read
 from bptt_trainers.callbacks import ProgressBar
+from bptt_trainers.children import end_with_parent, pool
 from bptt_trainers.comparison_table import RunSummary, method_rows, run_rows, summarize, to_csv, to_markdown
 from bptt_trainers.config import TrainConfig
 from bptt_trainers.curve import Curve, curve_to_csv, read_curve
@@ -31,7 +36,7 @@ from bptt_trainers.threads import threads
 from bptt_trainers.user_code import imported_id
 
 # Settings that do not change a run: a comparison may be continued with others.
-CHANGEABLE = ("methods", "seeds", "losses", "together", "preset")  # what the preset amounts to is compared
+CHANGEABLE = ("methods", "seeds", "losses", "together", "jobs", "preset")  # what the preset amounts to is compared
 
 DEFAULTS = json.loads(json.dumps(asdict(TrainConfig())))  # of settings that are younger than a folder
 
@@ -83,6 +88,9 @@ class ComparisonConfig:
     together: bool = True
     """Train all runs of the update rules as one ensemble; the seconds of a run are then its share. Otherwise each is
     trained alone."""
+
+    jobs: Count = 1
+    """Processes that train single runs at once, with so many threads each."""
 
     out: Path = Path("runs/comparison")
     """Folder of the comparison."""
@@ -137,12 +145,15 @@ def compare(config: ComparisonConfig, progress: bool = True) -> Comparison:
 
     Raises:
         RunFolderError: if the folder holds a comparison of another configuration, is in use, or cannot be written.
+        ChildProcessError: if a process of several was ended from outside.
     """
     curves: dict[tuple[str, int], Curve] = {}
     with locked(config.out), threads(config.threads):
         _begin(config)
         if config.together:
             _train_together(config, progress)
+        if config.jobs > 1:
+            _train_in_processes(config, progress)
         for seed in config.seeds:  # the outer loop, so that a comparison cut short has all methods
             for method in config.methods:
                 curves[method, seed] = _run(config, method, seed, progress)
@@ -182,6 +193,25 @@ def _train_together(config: ComparisonConfig, progress: bool) -> None:
         for i, (folder, history) in enumerate(zip(folders, ensemble.fit(), strict=True)):
             if i not in ensemble.errors:
                 write_atomic(folder / FINISHED, curve_to_csv(learning_curve(history)).encode())
+
+
+def _train_in_processes(config: ComparisonConfig, progress: bool) -> None:
+    """Train what is missing, each run alone, several at once."""
+    todo = [(m, s) for s in config.seeds for m in config.methods]
+    todo = [(m, s) for m, s in todo if not exists(member_folder(config.out, m, s) / FINISHED)]
+    module = ENTRIES[config.env].system.partition(":")[0]
+    bar = tqdm(total=len(todo), desc="runs", unit="run", dynamic_ncols=True, disable=not progress)
+    with bar, pool(config.jobs, _begin_work, (module, config.threads)) as submit:
+        for done in as_completed([submit(_run, config, method, seed, False) for method, seed in todo]):
+            done.result()
+            bar.update()
+
+
+def _begin_work(module: str, count: int) -> None:
+    """In a process that works for another: end with it, know its environment, use so many threads."""
+    end_with_parent()
+    importlib.import_module(module)
+    torch.set_num_threads(count)
 
 
 def _run(config: ComparisonConfig, method: str, seed: int, progress: bool) -> Curve:

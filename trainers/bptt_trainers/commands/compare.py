@@ -12,6 +12,7 @@ from tyro.conf import OmitArgPrefixes, UseAppendAction, arg
 
 from bptt_envs import Timed
 from bptt_envs.checks import positive
+from bptt_trainers.benchmarks.worker import available_cores
 from bptt_trainers.commands.environment import EnvOptions, Module, parse_options
 from bptt_trainers.commands.exits import Interrupted, checking_arguments
 from bptt_trainers.commands.output import aligned, file_list
@@ -141,6 +142,7 @@ class Demo:
             steps=max(1, round(self.share * task.steps)),
             evaluations=50,
             together=False,
+            jobs=len(available_cores()),
             out=self.out / name,
         )
 
