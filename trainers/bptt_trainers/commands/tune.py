@@ -94,9 +94,10 @@ def in_words(config: TuneConfig, study: Study) -> str:
         if best is None:
             parts.append(f"{count}; none has a score")
             continue
+        again = "" if best.confirmed is None else f", {best.confirmed:.3f} with 10 further seeds"
         losses = f"losses of 10^{best.final:.2f} at the end, 10^{best.area:.2f} over the budget"
         parts.append(
-            f"{count}\nbest is trial {best.trial}, score {best.score:.3f}: {losses}\n"
+            f"{count}\nbest is trial {best.trial}, score {best.score:.3f}{again}: {losses}\n"
             f"  {preset_line(config, best)}\n  {best.command}"
         )
     return "\n\n".join(parts)

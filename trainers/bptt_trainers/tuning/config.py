@@ -47,6 +47,10 @@ class TuneConfig:
     seeds: Count = 3
     """Runs of each trial, with the seeds 1000, 1001 and so on: none that tables are made with."""
 
+    confirm: Seed = 3
+    """How many of each method's best trials are run again, with 10 further seeds; that with the best mean becomes the
+    row. 0: none, and the best trial does."""
+
     evaluations: Count = 50
     """How often PPO and SAC are judged while they learn; the update rules are judged after every epoch."""
 

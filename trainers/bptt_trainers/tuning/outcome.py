@@ -31,7 +31,7 @@ ROWS = "preset.json"
 
 @dataclass(frozen=True)
 class Best:
-    """The best trial of a method.
+    """The best trial of a method, or of those that were run again, if some were, the best of them.
 
     Attributes:
         method: the method.
@@ -39,6 +39,7 @@ class Best:
         score: the mean of the two below.
         final: the median over the tuning seeds of log10 of the loss at the end.
         area: the median of the mean of log10 of the loss over the budget.
+        confirmed: the mean score of the further runs; None: there were none.
         row: its settings, those that were searched or pinned.
         command: the command that trains with them.
     """
@@ -48,6 +49,7 @@ class Best:
     score: float
     final: float
     area: float
+    confirmed: float | None
     row: Preset
     command: str
 
@@ -87,7 +89,8 @@ def study_of(store: Store) -> Study:
     """A study, from its trials."""
     trials, best = [], {}
     for method in store.config.methods:
-        trials += [_line(store.config, method, one) for one in store.done(method)]
+        confirmed = store.confirmed(method)
+        trials += [_line(store.config, method, one, confirmed.get(one.number)) for one in store.done(method)]
         found = store.best(method)
         if found is not None:
             row = _row(found)
@@ -98,6 +101,7 @@ def study_of(store: Store) -> Study:
                 score=found.value or 0.0,
                 final=median(attributes["finals"]),
                 area=median(attributes["areas"]),
+                confirmed=confirmed[found.number].value if found.number in confirmed else None,
                 row=row,
                 command=command(store.config, method, row),
             )
@@ -130,8 +134,8 @@ def preset_line(config: TuneConfig, best: Best) -> str:
     return f"Row({best.method!r}, {config.env!r}, {dict(config.env_options)!r}, {config.steps}, {best.row!r}),"
 
 
-def _line(config: TuneConfig, method: str, trial: FrozenTrial) -> dict[str, Any]:
-    """A line of the table; a number that there is not is an empty cell."""
+def _line(config: TuneConfig, method: str, trial: FrozenTrial, confirmed: FrozenTrial | None) -> dict[str, Any]:
+    """A line of the table, with what came of running the trial again; a number that there is not is an empty cell."""
     attributes = trial.user_attrs
     finals, areas = attributes.get("finals", []), attributes.get("areas", [])
     state = state_of(trial)
@@ -144,24 +148,32 @@ def _line(config: TuneConfig, method: str, trial: FrozenTrial) -> dict[str, Any]
         "score": trial.value if whole else "",
         "final": median(finals) if whole else "",
         "area": median(areas) if whole else "",
+        "confirmed": "" if confirmed is None else confirmed.value,
         "seconds": f"{attributes.get('seconds', 0.0):.3f}",
     }
     for number in range(config.seeds):
         for name, values in (("final", finals), ("area", areas)):
             line[f"{name}_{FIRST_SEED + number}"] = values[number] if number < len(values) else ""
+    again = {} if confirmed is None else confirmed.user_attrs
+    for name in ("finals", "areas"):
+        line[f"confirming_{name}"] = " ".join(f"{value:.3f}" for value in again.get(name, []))
     return line | {"error": attributes.get(FAILED, "")}
 
 
 def _row(trial: FrozenTrial) -> Preset:
     """The settings of a trial that a row names."""
-    row = {name: _as_tuple(value) for name, value in trial.user_attrs.get("settings", {}).items()}
+    row = as_row(trial.user_attrs.get("settings", {}))
     if row.get("clip") == "none":
         row.pop("clip_threshold", None)
     return row
 
 
+def as_row(stored: Mapping[str, Any]) -> Preset:
+    """Settings as the journal gives them back, with tuples for the lists of JSON."""
+    return {name: _as_tuple(value) for name, value in stored.items()}
+
+
 def _as_tuple(value: Any) -> Any:
-    """A value of JSON, with tuples for lists."""
     return tuple(_as_tuple(one) for one in value) if isinstance(value, list) else value
 
 

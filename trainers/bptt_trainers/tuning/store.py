@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from gymnasium.error import DependencyNotInstalled
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 CLAIM = "study.json"
 JOURNAL = "trials.journal"
 
-CHANGEABLE = ("module", "methods", "trials", "fix", "search", "compile", "jobs", "timeout", "out")
+CHANGEABLE = ("module", "methods", "trials", "confirm", "fix", "search", "compile", "jobs", "timeout", "out")
 """Settings with others of which a study may go on, or that stand in the searches."""
 
 CHECKPOINTS = 8
@@ -38,6 +38,9 @@ CHECKPOINTS = 8
 
 FAILED = "error"
 """The attribute of a failed trial: why."""
+
+OF = "of"
+"""The attribute of a trial that is run again: its number in the search."""
 
 SHORT = "pruned"
 """The attribute of a trial without its last runs. To optuna it is complete: the median of first runs holds its own."""
@@ -103,47 +106,100 @@ class Store:
                     if method not in there:
                         self._storage.create_new_study([StudyDirection.MINIMIZE], method)
 
-    def take(self) -> tuple[str, Trial] | None:
-        """Begin a trial of the method that has the fewest; None if every method has all."""
+    def take(self) -> Work | None:
+        """Begin a trial of the method that has the fewest, else run one of the best again; None if there is none."""
         with locked(self.config.out, WAIT):
             counts = {}
             for method in self.config.methods:
                 self._bury(method)
                 counts[method] = sum(one.state.name in ("COMPLETE", "PRUNED", "RUNNING") for one in self.trials(method))
             method = min(counts, key=lambda one: counts[one])
-            return (method, self._ask(method)) if counts[method] < self.config.trials else None
+            if counts[method] < self.config.trials:
+                return Work(method, method, self._ask(method))
+            ready = [method for method in self.config.methods if self.config.confirm and not self._running(method)]
+            for method in ready:
+                trial = self._ask_again(method)
+                if trial is not None:
+                    return Work(method, again(method), trial)
+        return None
 
-    def finish(self, method: str, trial: Trial, value: float | None, attributes: Mapping[str, Any]) -> bool:
+    def waiting(self) -> bool:
+        """Whether trials are under way elsewhere after which there may be some to run again."""
+        return self.config.confirm > 0 and any(map(self._running, self.config.methods))
+
+    def finish(self, work: Work, value: float | None, attributes: Mapping[str, Any]) -> bool:
         """End a trial with a score, None if its first run was cut short; False if another process has it meanwhile."""
         from optuna.trial import TrialState
 
         with locked(self.config.out, WAIT):
-            if self.trials(method)[trial.number].state is not TrialState.RUNNING:
+            if self.trials(work.study)[work.trial.number].state is not TrialState.RUNNING:
                 return False
             for name, one in attributes.items():
-                trial.set_user_attr(name, plain(one))
-            self._study(method).tell(trial, value, state=TrialState.PRUNED if value is None else None)
+                work.trial.set_user_attr(name, plain(one))
+            self._study(work.study).tell(work.trial, value, state=TrialState.PRUNED if value is None else None)
         return True
 
-    def trials(self, method: str) -> list[FrozenTrial]:
-        """All trials of a method, by number."""
-        return self._study(method).get_trials(deepcopy=False)
+    def trials(self, study: str) -> list[FrozenTrial]:
+        """All trials of a method, or of those `again`, by number."""
+        return self._study(study).get_trials(deepcopy=False)
 
-    def done(self, method: str) -> list[FrozenTrial]:
+    def done(self, study: str) -> list[FrozenTrial]:
         """Those that are complete, pruned or failed."""
-        return [one for one in self.trials(method) if one.state.name in ("COMPLETE", "PRUNED")]
+        return [one for one in self.trials(study) if one.state.name in ("COMPLETE", "PRUNED")]
+
+    def confirmed(self, method: str) -> dict[int, FrozenTrial]:
+        """The trials of a method that were run again, by their number in the search."""
+        return {one.user_attrs[OF]: one for one in self.done(again(method))} if self._has(again(method)) else {}
 
     def best(self, method: str) -> FrozenTrial | None:
-        """The complete trial with the least score; None if there is none."""
+        """The complete trial with the least score, or the least when run again; None if there is none."""
+        confirmed = self.confirmed(method)
+        if len(confirmed) >= len(self._leading(method)) > 0:
+            return self.trials(method)[min(confirmed, key=lambda number: confirmed[number].value or 0.0)]
+        return next(iter(self._complete(method)), None)
+
+    def _leading(self, method: str) -> list[FrozenTrial]:
+        """Those of a method that are to be run again, the best first."""
+        return self._complete(method)[: self.config.confirm]
+
+    def _complete(self, method: str) -> list[FrozenTrial]:
+        """The complete trials, the best first."""
         complete = [one for one in self.done(method) if state_of(one) == "complete"]
-        return min(complete, key=lambda one: one.value or 0.0, default=None)
+        return sorted(complete, key=lambda one: one.value or 0.0)
+
+    def _running(self, method: str) -> bool:
+        return any(one.state.name == "RUNNING" for one in self.trials(method))
+
+    def _has(self, study: str) -> bool:
+        return study in {one.study_name for one in self._storage.get_all_studies()}
+
+    def _ask_again(self, method: str) -> Trial | None:
+        """Begin to run one of the best trials again; None if all of them are or were."""
+        from optuna.study import StudyDirection
+
+        name = again(method)
+        with _quiet():
+            if not self._has(name):
+                self._storage.create_new_study([StudyDirection.MINIMIZE], name)
+        self._bury(name)
+        study = self._study(name)
+        there = {one.user_attrs[OF] for one in self.trials(name) if one.state.name != "FAIL"}
+        for one in self._leading(method):
+            if one.number not in there:
+                study.enqueue_trial({}, user_attrs={OF: one.number})
+        if not any(one.state.name == "WAITING" for one in self.trials(name)):
+            return None
+        return self._owned(study.ask({}))
 
     def _ask(self, method: str) -> Trial:
         search, count = self.searches[method], len(self.trials(method))
         study = self._study(method, seed=count)
         if count == 0:
             study.enqueue_trial(search.parameters(), user_attrs={"first": True})
-        trial = study.ask(_distributions(search))
+        return self._owned(study.ask(_distributions(search)))
+
+    def _owned(self, trial: Trial) -> Trial:
+        """A trial, as one that this process makes."""
         trial.set_user_attr("beat", time.time())
         trial.set_user_attr("owner", {"host": HOST, "process": os.getpid()})
         return trial
@@ -162,8 +218,8 @@ class Store:
                 self._storage.set_trial_user_attr(trial._trial_id, FAILED, words)
                 study.tell(trial.number, LIMIT)
                 continue
-            first = {"first": True} if "first" in trial.user_attrs else {}
-            study.enqueue_trial(trial.params, user_attrs={**first, "tries": tries + 1})
+            what = {name: trial.user_attrs[name] for name in ("first", OF) if name in trial.user_attrs}
+            study.enqueue_trial(trial.params, user_attrs={**what, "tries": tries + 1})
             study.tell(trial.number, state=TrialState.FAIL)
 
     def _study(self, method: str, seed: int = 0) -> Study:
@@ -177,6 +233,19 @@ class Store:
             sampler=optuna.samplers.TPESampler(seed=int(parts[0]), multivariate=True),
             pruner=optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=2),
         )
+
+
+class Work(NamedTuple):
+    """A trial that is begun: of which method, in which of its studies."""
+
+    method: str
+    study: str
+    trial: Trial
+
+
+def again(method: str) -> str:
+    """The study of those trials of a method that are run again."""
+    return f"{method} again"
 
 
 def state_of(trial: FrozenTrial) -> str:

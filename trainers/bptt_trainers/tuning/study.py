@@ -18,19 +18,22 @@ from tqdm import tqdm
 
 from bptt_envs.checks import instance
 from bptt_trainers.children import end_with_parent, out_of_reach_of_the_terminal, pool
-from bptt_trainers.curve import CurvePoint
+from bptt_trainers.curve import CurvePoint, Report
+from bptt_trainers.presets import Preset
 from bptt_trainers.threads import threads
 from bptt_trainers.tuning.config import TuneConfig
-from bptt_trainers.tuning.outcome import Best, Study, write
-from bptt_trainers.tuning.score import LIMIT, area, best_possible, final, score, so_far
-from bptt_trainers.tuning.store import CHECKPOINTS, FAILED, SHORT, Store, beating, state_of
-from bptt_trainers.tuning.trials import FIRST_SEED, RefusedError, learn
+from bptt_trainers.tuning.outcome import Best, Study, as_row, write
+from bptt_trainers.tuning.score import LIMIT, area, best_possible, final, mean_score, score, so_far
+from bptt_trainers.tuning.store import CHECKPOINTS, FAILED, OF, SHORT, Store, Work, beating, state_of
+from bptt_trainers.tuning.trials import CONFIRMING, FIRST_CONFIRMING_SEED, FIRST_SEED, RefusedError, learn
 from bptt_trainers.user_code import import_module, raised_by_user, told
 
 if TYPE_CHECKING:
     from optuna import Trial
 
 __all__ = ["Best", "Study", "tune"]
+
+PATIENCE = 2.0  # seconds between two looks for work while others make the last trials
 
 
 def tune(config: TuneConfig, progress: bool = True) -> Study:
@@ -76,33 +79,33 @@ Show = Callable[[Note], None]
 def _work(store: Store, end: float | None, show: Show) -> None:
     """Make trials until there are all, or it is time to end."""
     while end is None or time.time() < end:
-        taken = store.take()
-        if taken is None:
-            return
-        method, trial = taken
-        with beating(trial):
-            value, attributes = _make(store, method, trial)
-        if store.finish(method, trial, value, attributes):
+        work = store.take()
+        if work is None:
+            if not store.waiting():
+                return
+            time.sleep(PATIENCE)
+            continue
+        with beating(work.trial):
+            made = _make(store, work) if work.study == work.method else _make_again(store, work)
+        if store.finish(work, *made):
             write(store)
-            show(_note(store, method, trial.number))
+            show(_note(store, work))
 
 
-def _make(store: Store, method: str, trial: Trial) -> tuple[float | None, dict[str, Any]]:
+def _make(store: Store, work: Work) -> tuple[float | None, dict[str, Any]]:
     """Run a trial; its score, None if its first run is cut short, and what else is kept of it."""
-    config, search = store.config, store.searches[method]
+    config, search, trial = store.config, store.searches[work.method], work.trial
     first = "first" in trial.user_attrs
     settings = search.first() if first else search.settings(trial.params)
     kept: dict[str, Any] = {"settings": search.named(settings), "finals": [], "areas": [], "seconds": 0.0}
-    best = None if first else store.best(method)  # the first trial is for comparing, and is not pruned
+    best = None if first else store.best(work.method)  # the first trial is for comparing, and is not pruned
     begin = time.perf_counter()
     try:
         for number in range(config.seeds):
             report = _Reports(trial, config.steps, looks=number == 0, prunes=not first)
-            curve = learn(method, config.budget, settings, FIRST_SEED + number, report, compile=config.compile)
+            _run(config, work.method, settings, FIRST_SEED + number, report, kept)
             if report.pruned:
                 return None, kept
-            kept["finals"].append(final(curve))
-            kept["areas"].append(area(curve, config.steps))
             possible = best_possible(kept["finals"], kept["areas"], config.seeds)
             if number + 1 < config.seeds and best is not None and possible >= (best.value or 0.0):
                 kept[SHORT] = True
@@ -113,6 +116,34 @@ def _make(store: Store, method: str, trial: Trial) -> tuple[float | None, dict[s
     finally:
         kept["seconds"] = time.perf_counter() - begin
     return score(kept["finals"], kept["areas"]), kept
+
+
+def _make_again(store: Store, work: Work) -> tuple[float, dict[str, Any]]:
+    """Run one of the best trials with further seeds; the mean score of these runs, and what else is kept."""
+    config, search = store.config, store.searches[work.method]
+    before = store.trials(work.method)[work.trial.user_attrs[OF]]
+    settings = search.first() | as_row(before.user_attrs["settings"])
+    kept: dict[str, Any] = {"finals": [], "areas": [], "seconds": 0.0}
+    begin = time.perf_counter()
+    try:
+        for number in range(CONFIRMING):
+            _run(config, work.method, settings, FIRST_CONFIRMING_SEED + number, lambda point: True, kept)
+    except RefusedError as error:
+        kept[FAILED] = str(error)
+        return LIMIT, kept
+    finally:
+        kept["seconds"] = time.perf_counter() - begin
+    return mean_score(kept["finals"], kept["areas"]), kept
+
+
+def _run(
+    config: TuneConfig, method: str, settings: Preset, seed: int, report: Report, kept: dict[str, list[float]]
+) -> None:
+    """Make one run, and keep where it ended and the area under its curve."""
+    curve = learn(method, config.budget, settings, seed, report, compile=config.compile)
+    if not getattr(report, "pruned", False):
+        kept["finals"].append(final(curve))
+        kept["areas"].append(area(curve, config.steps))
 
 
 class _Reports:
@@ -146,14 +177,21 @@ class _Reports:
         return not self.pruned
 
 
-def _note(store: Store, method: str, number: int) -> Note:
-    trial, best = store.trials(method)[number], store.best(method)
+def _note(store: Store, work: Work) -> Note:
+    method, number = work.method, work.trial.number
+    trial, best = store.trials(work.study)[number], store.best(method)
     state = state_of(trial)
     what = {"failed": f"failed: {trial.user_attrs.get(FAILED)}", "complete": f"score {trial.value or 0.0:.3f}"}
     best_words = "none yet" if best is None else f"{best.value:.3f} (trial {best.number})"
     seconds = trial.user_attrs.get("seconds", 0.0)
-    line = f"{method} trial {number}: {what.get(state, state)}, {seconds:.1f} s; best {best_words}"
-    return Note(line, sum(len(store.done(one)) for one in store.config.methods))
+    name = f"{method} trial {number}" if work.study == method else f"{method} trial {trial.user_attrs[OF]} again"
+    line = f"{name}: {what.get(state, state)}, {seconds:.1f} s; best {best_words}"
+    return Note(line, _done(store))
+
+
+def _done(store: Store) -> int:
+    """Trials that are made, of all methods, and of those that are run again."""
+    return sum(len(store.done(one)) + len(store.confirmed(one)) for one in store.config.methods)
 
 
 @contextmanager
@@ -161,8 +199,8 @@ def _shown(store: Store, progress: bool) -> Iterator[Show]:
     """A bar over the trials of all methods, and a line for each that is finished here."""
     config = store.config
     bar = tqdm(
-        total=config.trials * len(config.methods),
-        initial=sum(len(store.done(method)) for method in config.methods),
+        total=(config.trials + config.confirm) * len(config.methods),
+        initial=_done(store),
         desc="trials",
         unit="trial",
         dynamic_ncols=True,

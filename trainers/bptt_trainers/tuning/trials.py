@@ -16,6 +16,12 @@ from bptt_trainers.user_code import raised_by_user
 FIRST_SEED = 1000
 """Tuning seeds are those from here on; tables are made with others."""
 
+FIRST_CONFIRMING_SEED = 2000
+"""Seeds with which the best trials are run again are those from here on."""
+
+CONFIRMING = 10
+"""How many of them there are."""
+
 
 class RefusedError(ValueError):
     """A method does not take the settings of a trial, or does not get through a run with them."""
