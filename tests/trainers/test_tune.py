@@ -373,25 +373,26 @@ def test_the_row_is_the_trial_that_is_best_when_run_again(tmp_path, curves):
 
 
 def test_what_was_run_again_is_not_run_once_more(tmp_path, curves):
-    curves(brittle)
-    before = tune(tiny(tmp_path / "study", confirm=2), progress=False)
     made = curves(brittle)
+    before = tune(tiny(tmp_path / "study", confirm=2), progress=False)
+    made.clear()
     after = tune(tiny(tmp_path / "study", confirm=2), progress=False)
     assert made == []
     assert after.trials == before.trials
 
 
 def test_a_study_without_confirming_can_be_confirmed_later(tmp_path, curves):
-    curves(brittle)
-    assert tune(tiny(tmp_path / "study"), progress=False).best["C"].confirmed is None
     made = curves(brittle)
+    assert tune(tiny(tmp_path / "study"), progress=False).best["C"].confirmed is None
+    made.clear()
     assert tune(tiny(tmp_path / "study", confirm=1), progress=False).best["C"].confirmed is not None
     assert [seed for seed, _ in made] == list(range(2000, 2010))
 
 
 def test_confirming_that_is_interrupted_goes_on(tmp_path, curves, monkeypatch):
-    curves(brittle)
+    made = curves(brittle)
     tune(tiny(tmp_path / "study"), progress=False)
+    made.clear()
 
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
@@ -399,7 +400,7 @@ def test_confirming_that_is_interrupted_goes_on(tmp_path, curves, monkeypatch):
     monkeypatch.setattr(studying, "learn", interrupted)
     with pytest.raises(KeyboardInterrupt):
         tune(tiny(tmp_path / "study", confirm=1), progress=False)
-    made = curves(brittle)
+    curves(brittle)
     assert tune(tiny(tmp_path / "study", confirm=1), progress=False).best["C"].confirmed is not None
     assert len(made) == 10
 
