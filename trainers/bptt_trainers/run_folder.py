@@ -52,6 +52,8 @@ CHANGEABLE = (
     "out",
 )
 
+EPOCHS_COUNT = " (its step sizes follow from the number of epochs: choose it when training begins)"
+
 KEPT = "checkpoints"  # the folder in a run folder of those that are kept along training
 
 # What config.json says since later versions, by part: not compared with a folder that does not say it
@@ -143,7 +145,7 @@ def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[st
     if epochs_count(wanted):
         ignored.remove("training.epochs")
     return [
-        in_words(name, old.get(name), new.get(name))
+        in_words(name, old.get(name), new.get(name)) + (EPOCHS_COUNT if name == "training.epochs" else "")
         for name in dict.fromkeys([*old, *new])
         if name not in ignored and not name.startswith(tuple(younger)) and not same(old.get(name), new.get(name))
     ]
