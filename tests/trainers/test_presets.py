@@ -106,6 +106,9 @@ def test_a_comparison_has_the_tuned_rows_unless_told_otherwise():
 def test_what_a_controller_is_to_see_is_checked(name, value, said):
     with pytest.raises(ValueError, match=said):
         ComparisonConfig(methods=("C",), overrides={"C": {name: value}})
+    if name == "observation":
+        with pytest.raises(ValueError, match=said):
+            ComparisonConfig(methods=("PPO",), overrides={"PPO": {name: value}})
 
 
 def test_an_observation_that_there_is_none_of_is_refused():

@@ -119,6 +119,10 @@ def test_a_set_of_the_users_own_is_trained_on_and_recorded(env, tmp_path):
     assert RunFolder(tmp_path / "run").read_config()["own"].keys() == {"train_states", "test_states"}
     again = Trainer(env, config=config, train_states=own, test_states=own[:2]).fit()
     assert [row.test_loss for row in again] == [row.test_loss for row in trainer.history]
+    with pytest.raises(
+        RunFolderError, match=r"by Trainer\(..., train_states=float32 \(6, 4\), test_states=float32 \(2, 4\)\)"
+    ):
+        RunFolder(tmp_path / "run").check_complete()
     with pytest.raises(RunFolderError, match=r"own\.train_states"):
         Trainer(env, config=config, train_states=own + 1e-3, test_states=own[:2]).fit()
 

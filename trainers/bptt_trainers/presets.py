@@ -161,6 +161,8 @@ def preset(
         if entry not in row:
             raise ValueError(f"{method} has no setting {entry!r}.{nearest(entry, row)} Its settings: {', '.join(row)}.")
         row[entry] = read_value(f"{method} {entry}", value, kinds.get(entry, type(row[entry])))
+    if "observation" in changes and env_id in ENTRIES and "observation" in defaults_seen(env_id, options or {}):
+        check_seen("observation", row["observation"], env_id, {})
     if "n_steps" in row:
         _check_batch(method, row)
     return row

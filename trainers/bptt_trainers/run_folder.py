@@ -394,13 +394,13 @@ class RunFolder:
         return replace(config, **changes)
 
     def check_complete(self) -> None:
-        """Raise RunFolderError if training goes on only with code of the user's own, which no file holds."""
+        """Raise RunFolderError if training goes on only with code or states of the user's own, which no file holds."""
         with self.understanding("config.json"):
             own = dict(self.read_config().get("own", {}))
         if own:
-            named = ", ".join(f"{name}={str(line).partition(' ')[0]}" for name, line in own.items())
+            named = ", ".join(f"{name}={str(line).rpartition(' ')[0]}" for name, line in own.items())  # without digests
             raise RunFolderError(
-                f"{self.path} was trained with code of its user's own, which no file holds; go on in Python, by "
+                f"{self.path} was trained with code or states of its user's own, which no file holds; go on in Python, by "
                 f"Trainer(..., {named}).fit()."
             )
 
