@@ -329,6 +329,16 @@ def test_train_resume_evaluate_render(bptt, settings, states):
         assert abs(picture.width - 400) < 8
 
 
+def test_a_run_with_tuned_settings_is_taken_up_by_every_command_that_reads_a_run(bptt):
+    seen = "--env-option observe_time=true --squash --start-states fresh --final-learning-rate 0"
+    bptt(f"train {TINY} {seen} --epochs 1 --keep-every 1 --diagnostics --out run")
+    assert "all 1 epochs are done" in bptt("resume run")
+    assert len(bptt("evaluate run").splitlines()) == 2
+    bptt("render run --out picture.png --width 400")
+    bptt("diagnose run")
+    bptt("fields run --size 3 --directions random --radius 0.1")
+
+
 def test_the_commands_that_train_names_run_as_they_stand(bptt):
     said = bptt(f"train {TINY} --epochs 1")
     run = Path("runs/DiffCartPole-v0_horizon=10_max_force=50.0_C_seed0")

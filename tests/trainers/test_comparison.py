@@ -207,6 +207,21 @@ def test_a_folder_of_another_comparison_is_refused_with_the_difference(finished,
     assert difference in str(refused.value)
 
 
+def test_a_comparison_of_a_version_that_knew_fewer_settings_goes_on(tmp_path):
+    config = tiny(tmp_path / "all", methods=("C",), seeds=(0,), overrides={"C": TINY_BPTT}, preset="paper")
+    table = compare(config, progress=False).table
+    claim = config.out / "comparison.json"
+    said = json.loads(claim.read_text())
+    del said["preset"]
+    for name in ("observe_time", "squash", "start_states"):
+        del said["settings"]["C"][name]
+    claim.write_text(json.dumps(said))
+    assert compare(config, progress=False).table == table
+    claim.write_text(json.dumps(said))
+    with pytest.raises(RunFolderError, match="C observe_time: False in the folder, True asked for"):
+        compare(replace(config, overrides={"C": TINY_BPTT | {"observe_time": True}}), progress=False)
+
+
 def test_a_folder_of_something_else_is_refused(tmp_path):
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(RunFolderError, match="holds other files and no comparison"):

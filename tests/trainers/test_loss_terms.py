@@ -81,9 +81,32 @@ def test_terms_are_recorded_and_another_one_is_another_run(env, tmp_path):
         ({"regularizer": "L2"}, "regularizer must be a function"),
         ({"regularizer": lambda controller: 1.0}, "regularizer must return a tensor"),
         ({"regularizer": lambda controller: torch.tensor(1.0)}, "depends on none"),
-        ({"regularizer": lambda controller: next(controller.parameters())}, "one number"),
+        ({"regularizer": lambda controller: next(controller.parameters())}, "one real number"),
+        ({"regularizer": lambda controller: size(controller) * 1j}, "one real number .*complex64"),
     ],
 )
 def test_terms_that_cannot_be_used_are_refused_before_training(env, given, said):
     with pytest.raises((TypeError, ValueError), match=said):
         Trainer(env, config=TINY, **given)
+
+
+def test_diagnostics_look_at_the_loss_that_is_trained_on(env):
+    def diagnoses(**given):
+        trainer = Trainer(env, config=replace(TINY, epochs=1, diagnostics=True, learning_rate=1e-12), **given)
+        trainer.fit()
+        return trainer.callbacks[-1].diagnoses[0].norms, trainer.history[-1].direction_norm
+
+    plain, _ = diagnoses()
+    costly, trained = diagnoses(extra_cost=effort)
+    assert costly[2].sum() > 2 * plain[2].sum()
+    assert (costly[2] ** 2).sum() ** 0.5 == pytest.approx(trained, rel=0.5)
+
+
+def test_a_regularizer_goes_with_frozen_parameters_and_an_average(env):
+    trainer = Trainer(env, config=replace(TINY, average=0.5), regularizer=size)
+    for parameter in list(trainer.controller.parameters())[:2]:
+        parameter.requires_grad_(False)
+    frozen = [parameter.detach().clone() for parameter in trainer.controller.parameters()]
+    trainer.fit()
+    moved = [not torch.equal(a, b) for a, b in zip(frozen, trainer.controller.parameters(), strict=True)]
+    assert moved == [False, False, True, True]

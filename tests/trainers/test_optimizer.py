@@ -152,7 +152,8 @@ def test_with_a_learning_rate_that_changes_the_number_of_epochs_stands(tmp_path,
     assert len(Trainer(cart_pole(), None, replace(config, keep_every=2)).fit()) == 5
     for epochs in (3, 6):
         with pytest.raises(
-            RunFolderError, match=f"another configuration.*\n.*training.epochs: 4 .* {epochs} asked for"
+            RunFolderError,
+            match=f"another configuration.*\n.*training.epochs: 4 .* {epochs} asked for .its step sizes follow from",
         ):
             Trainer(cart_pole(), None, replace(config, epochs=epochs)).fit()
 

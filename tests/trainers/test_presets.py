@@ -4,10 +4,15 @@ import csv
 from pathlib import Path
 
 import pytest
+import torch
 
+from bptt_envs import System
+from bptt_envs.registration import ENTRIES, register
 from bptt_trainers import TrainConfig, from_preset
 from bptt_trainers import presets as table
+from bptt_trainers.baselines import BaselineConfig
 from bptt_trainers.cli import read_command
+from bptt_trainers.commands.train import Train
 from bptt_trainers.comparison import ComparisonConfig
 from bptt_trainers.methods import METHODS, Budget
 from bptt_trainers.options import read_options
@@ -21,6 +26,7 @@ ROWS = (
     Row("C", "DiffMultiPole-v0", {"n_poles": 2, "dynamics": "exact"}, 1000, {"learning_rate": 0.3}),
     Row("PPO", "DiffMultiPole-v0", {"n_poles": 2}, 1000, {"gamma": 0.5}),
     Row("C", "DiffCartPole-v0", {}, 40_000, {"learning_rate": 0.1, "train_states": 32, "observation": "cos_sin"}),
+    Row("C-turned", "DiffCartPole-v0", {}, 40_000, {"learning_rate": 0.3, "adam_betas": (0.9, 0.95)}),
 )
 
 
@@ -105,6 +111,9 @@ def test_a_comparison_has_the_tuned_rows_unless_told_otherwise():
 def test_what_a_controller_is_to_see_is_checked(name, value, said):
     with pytest.raises(ValueError, match=said):
         ComparisonConfig(methods=("C",), overrides={"C": {name: value}})
+    if name == "observation":
+        with pytest.raises(ValueError, match=said):
+            ComparisonConfig(methods=("PPO",), overrides={"PPO": {name: value}})
 
 
 def test_an_observation_that_there_is_none_of_is_refused():
@@ -137,3 +146,101 @@ def test_the_methods_of_a_study_are_tuned_alike(study):
     assert len({(row.env_id, repr(dict(row.options)), row.steps) for row in rows}) == 1
     counts = {row.method: sum(one["method"] == row.method for one in trials_of(study)) for row in rows}
     assert len(set(counts.values())) == 1
+
+
+def test_the_epochs_of_a_tuned_run_come_to_the_steps_of_its_row_whatever_start_states_it_has():
+    def epochs(*words):
+        return read_command("train", list(words)).training.epochs
+
+    assert epochs() == 40_000 // (32 * 100)
+    assert epochs("--train-states", "100") == epochs("--train_states=100") == 40_000 // (100 * 100)
+    assert epochs("--train-states", "100", "--epochs", "7") == 7
+    assert epochs("--env-option", "horizon=50") == 40_000 // (32 * 50)
+    assert from_preset("DiffCartPole-v0", train_states=100)[1].epochs == 4
+
+
+@pytest.mark.parametrize("count", ["a", 0, None, 2.5])
+def test_a_wrong_number_of_start_states_is_refused_in_words(count):
+    with pytest.raises(ValueError, match="train_states must be an integer of at least 1"):
+        from_preset("DiffCartPole-v0", train_states=count)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "--rule Q",
+        "--env nope",
+        "--preset best",
+        "--env-option horizon=abc",
+        "--train-states many",
+        "--env-option",
+        "--rule",
+    ],
+)
+def test_arguments_that_cannot_be_read_leave_the_defaults_to_who_says_what_is_wrong(line):
+    assert Train.with_defaults(line.split()) is None
+
+
+def test_another_optimizer_leaves_out_what_a_row_says_of_the_built_in_one(monkeypatch):
+    row = Row("C", "DiffCartPole-v0", {}, 1000, {"adam_betas": (0.9, 0.95), "amsgrad": True, "learning_rate": 0.1})
+    monkeypatch.setattr(table, "TUNED", (row,))
+    _, config = from_preset("DiffCartPole-v0", optimizer="SGD")
+    told = read_command("train", ["--optimizer", "SGD"]).training
+    compared = ComparisonConfig(methods=("C",), overrides={"C": {"optimizer": "SGD"}}).settings()["C"]
+    for settings in (vars(config), vars(told), compared):
+        assert (settings["optimizer"], settings["learning_rate"]) == ("SGD", 0.1)
+        assert (settings["adam_betas"], settings["amsgrad"]) == (TrainConfig.adam_betas, False)
+    with pytest.raises(ValueError, match="adam_betas has no effect"):
+        from_preset("DiffCartPole-v0", optimizer="SGD", adam_betas=(0.5, 0.5))
+
+
+def test_what_turns_the_direction_is_rule_c_with_a_row_of_its_own():
+    turned = METHODS["C-turned"]
+    assert turned.name == "C-turned"
+    settings = ComparisonConfig(methods=("C", "C-turned")).settings()
+    assert [settings[name]["rule"] for name in settings] == ["C", "C"]
+    assert [settings[name]["combine"] for name in settings] == ["modified", "turned"]
+    assert [settings[name]["learning_rate"] for name in settings] == [0.1, 0.3]
+    paper = ComparisonConfig(methods=("C", "C-turned"), preset="paper").settings()
+    assert paper["C-turned"] == paper["C"] | {"combine": "turned"}
+
+
+class Watched(System):
+    """A system of a user's own, with an option `observation` of other values than those of this package."""
+
+    state_shape = action_shape = (1,)
+
+    def __init__(self, *, observation="all", horizon=2, dt=0.1):
+        if observation not in ("all", "some"):
+            raise ValueError(f"observation must be all or some; got {observation}.")
+        super().__init__(horizon=horizon, dt=dt)
+        self.observation = observation
+
+    def step(self, state, action):
+        return state + action
+
+    def state_cost(self, state):
+        return state.square().sum(-1)
+
+    def initial_states(self, batch, generator, dtype=torch.float32):
+        return torch.rand(batch, 1, generator=generator, dtype=dtype)
+
+
+def test_a_system_whose_observations_have_other_names_is_seen_as_it_says(monkeypatch):
+    register("Watched-v0", f"{__name__}:Watched", "watched")
+    monkeypatch.setitem(ENTRIES, "Watched-v0", ENTRIES["Watched-v0"])  # taken out again
+    env, config = from_preset("Watched-v0")
+    assert (env.system.observation, config.start_states) == ("all", "fresh")
+    settings = ComparisonConfig(env="Watched-v0", methods=("C", "PPO")).settings()
+    assert [settings[name]["observation"] for name in ("C", "PPO")] == ["all", "all"]
+    some = {"observation": "some"}
+    overridden = ComparisonConfig(env="Watched-v0", methods=("C", "PPO"), overrides={"C": some, "PPO": some}).settings()
+    assert [overridden[name]["observation"] for name in ("C", "PPO")] == ["some", "some"]
+    assert BaselineConfig(env="Watched-v0", overrides=some).judged_system().observation == "some"
+
+
+def test_what_the_options_say_for_all_methods_is_no_setting_of_one():
+    with pytest.raises(ValueError, match="observation is 'state' for all methods"):
+        ComparisonConfig(
+            methods=("C",), env_options={"observation": "state"}, overrides={"C": {"observation": "cos_sin"}}
+        )

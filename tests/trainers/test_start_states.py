@@ -119,6 +119,10 @@ def test_a_set_of_the_users_own_is_trained_on_and_recorded(env, tmp_path):
     assert RunFolder(tmp_path / "run").read_config()["own"].keys() == {"train_states", "test_states"}
     again = Trainer(env, config=config, train_states=own, test_states=own[:2]).fit()
     assert [row.test_loss for row in again] == [row.test_loss for row in trainer.history]
+    with pytest.raises(
+        RunFolderError, match=r"by Trainer\(..., train_states=float32 \(6, 4\), test_states=float32 \(2, 4\)\)"
+    ):
+        RunFolder(tmp_path / "run").check_complete()
     with pytest.raises(RunFolderError, match=r"own\.train_states"):
         Trainer(env, config=config, train_states=own + 1e-3, test_states=own[:2]).fit()
 
@@ -131,6 +135,36 @@ def test_a_function_of_the_users_own_draws_the_states(env, kind):
     one, two, _ = epochs_of(Visits(env, config=replace(TINY, start_states=kind), train_states=draw))
     assert float(one.abs().max()) < 1.0
     assert torch.equal(one, two) == (kind == "fixed")
+
+
+def test_a_draw_gets_the_count_of_an_epoch_and_a_generator_that_the_seed_and_the_epoch_make(env):
+    asked = []
+
+    def draw(count, generator):
+        states = torch.rand(count, 4, generator=generator, dtype=torch.float64, requires_grad=True)
+        asked.append((count, generator.device.type, tuple(states[0].tolist())))
+        return states
+
+    config = replace(TINY, start_states="fresh", epochs=2)
+    trainer = Visits(env, config=config, train_states=draw)
+    assert {states.dtype for states in (*epochs_of(trainer), trainer.train_states)} == {torch.float32}
+    assert not trainer.train_states.requires_grad
+    assert [one[:2] for one in asked] == [(10, "cpu")] * 3  # the first set, then each epoch's
+    assert len({one[2] for one in asked}) == 3
+    first, asked = asked, []
+    Trainer(env, config=config, train_states=draw).fit()
+    assert asked == first
+
+
+def test_states_of_the_system_itself_do_where_the_time_is_shown():
+    timed = gym.make("DiffCartPole-v0", horizon=5, observe_time=True)
+    own = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    trainer = Trainer(timed, config=TINY, train_states=own, test_states=own)
+    assert torch.equal(trainer.train_states, timed.unwrapped.system.at_start(own))
+    assert torch.equal(trainer.test_states, trainer.train_states)
+    assert torch.equal(Trainer(timed, config=TINY, train_states=trainer.train_states).train_states[:, :4], own)
+    with pytest.raises(ValueError, match="test_states must be a tensor of shape"):
+        Trainer(timed, config=TINY, test_states=own[:, :3])
 
 
 @pytest.mark.parametrize(

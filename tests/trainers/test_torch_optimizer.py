@@ -335,7 +335,7 @@ def test_an_own_optimizer_and_schedule_are_recorded_and_others_are_another_run(t
     with pytest.raises(RunFolderError, match=r"(?s)training.epochs: 1 in the folder, 2 asked for"):
         Trainer(cart_pole(), None, replace(config, epochs=2), **given).fit()
     with pytest.raises(
-        RunFolderError, match=r"code of its user's own.* in Python, by Trainer\(..., optimizer=torch.op"
+        RunFolderError, match=r"code or states of its user's own.* in Python, by Trainer\(..., optimizer=torch.op"
     ):
         RunFolder(tmp_path / "run").check_complete()
     assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before

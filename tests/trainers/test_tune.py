@@ -502,15 +502,15 @@ def test_a_journal_that_is_none_is_refused_in_words(tmp_path, curves):
 def test_a_trial_of_a_process_that_is_silent_is_given_to_another(tmp_path, monkeypatch):
     config = tiny(tmp_path / "study", trials=1)
     store = Store(config)
-    _, trial = store.take()
-    trial.set_user_attr("owner", {"host": "elsewhere", "process": 1})
+    late = store.take()
+    late.trial.set_user_attr("owner", {"host": "elsewhere", "process": 1})
     assert store.take() is None  # it is under way elsewhere
-    trial.set_user_attr("beat", time.time() - storing.SILENCE - 1)
-    method, again = Store(config).take()
-    assert (again.number, again.params) == (1, trial.params)
-    assert not store.finish(method, trial, -1.0, {"finals": []})  # it comes too late
-    assert store.finish(method, again, -2.0, {"finals": [-2.0], "areas": [-2.0]})
-    assert [one.value for one in store.done(method)] == [-2.0]
+    late.trial.set_user_attr("beat", time.time() - storing.SILENCE - 1)
+    again = Store(config).take()
+    assert (again.trial.number, again.trial.params) == (1, late.trial.params)
+    assert not store.finish(late, -1.0, {"finals": []})
+    assert store.finish(again, -2.0, {"finals": [-2.0], "areas": [-2.0]})
+    assert [one.value for one in store.done(again.method)] == [-2.0]
 
 
 def test_a_trial_that_ends_its_process_again_and_again_fails(tmp_path):
@@ -526,7 +526,7 @@ def test_a_trial_that_ends_its_process_again_and_again_fails(tmp_path):
 def test_a_process_that_makes_a_trial_shows_that_it_lives(tmp_path, monkeypatch):
     monkeypatch.setattr(storing, "BEAT", 0.01)
     store = Store(tiny(tmp_path / "study"))
-    method, trial = store.take()
+    method, _, trial = store.take()
     before = store.trials(method)[0].user_attrs["beat"]
     with beating(trial):
         time.sleep(0.2)

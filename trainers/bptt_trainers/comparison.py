@@ -28,7 +28,7 @@ from bptt_trainers.ensemble import SHARED, CannotStackError, Ensemble
 from bptt_trainers.figures.comparison import curves_figure
 from bptt_trainers.figures.style import plain_text, save_figure
 from bptt_trainers.methods import BPTT, METHODS, Budget, learning_curve
-from bptt_trainers.presets import PresetName
+from bptt_trainers.presets import PresetName, defaults_seen
 from bptt_trainers.records.claim import Claim, in_words, locked, same
 from bptt_trainers.records.files import RunFolderError, exists, understanding, write_atomic
 from bptt_trainers.records.plain import plain
@@ -267,11 +267,12 @@ def _begin(config: ComparisonConfig) -> None:
 def _differences(stored: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     with understanding(Path("comparison.json")):
         before_of = dict(stored["settings"])
+        younger = DEFAULTS | defaults_seen(wanted["env"], wanted["env_options"])
         pairs = [(name, stored.get(name), value) for name, value in wanted.items() if name not in _APART]
         for method, settings in wanted["settings"].items():
             before = before_of.get(method)
             if before is not None:
-                defaults = DEFAULTS if isinstance(METHODS.get(method), BPTT) else {}
+                defaults = younger if isinstance(METHODS.get(method), BPTT) else {}
                 names = dict.fromkeys([*before, *settings])
                 pairs += [(f"{method} {n}", before.get(n, defaults.get(n)), settings.get(n)) for n in names]
     return [in_words(name, old, new) for name, old, new in pairs if not same(old, new)]

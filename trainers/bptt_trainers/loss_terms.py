@@ -69,11 +69,11 @@ def regularizer_gradient(regularizer: Regularizer, controller: nn.Module, parame
         value = regularizer(controller)
     if not isinstance(value, Tensor):
         raise TypeError(f"regularizer must return a tensor; got {checks.shown(value)}.")
-    if value.numel() != 1 or not value.requires_grad:
+    if value.numel() != 1 or value.is_complex() or not value.requires_grad:
         depends = "" if value.requires_grad else " that depends on none"
         raise ValueError(
-            "regularizer must return one number that depends on the parameters; got a tensor of shape "
-            f"{tuple(value.shape)}{depends}."
+            "regularizer must return one real number that depends on the parameters; got a tensor of "
+            f"{value.dtype}, of shape {tuple(value.shape)}{depends}."
         )
     gradients = torch.autograd.grad(value.sum(), own, allow_unused=True, materialize_grads=True)
     return torch.cat([gradient.flatten() for gradient in gradients])

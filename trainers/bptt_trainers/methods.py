@@ -16,7 +16,7 @@ from bptt_trainers.config import TrainConfig
 from bptt_trainers.curve import Curve, CurvePoint
 from bptt_trainers.floors import RandomController, ZeroController
 from bptt_trainers.metrics import EpochMetrics
-from bptt_trainers.presets import SEEN, PresetName, check_seen, defaults_seen, preset, rule_preset, seen_by
+from bptt_trainers.presets import SEEN, PresetName, changed, check_seen, defaults_seen, preset, rule_preset, seen_by
 from bptt_trainers.rollout import Policy, losses, rollout
 from bptt_trainers.rules import RULES
 from bptt_trainers.start_states import held_out_states
@@ -128,13 +128,13 @@ class BPTT:
         changes = {**self.changes, **overrides}
         for name, value in changes.items():
             if name in SEEN:
-                check_seen(name, value, budget.env)
+                check_seen(name, value, budget.env, budget.env_options)
             elif name not in free:
                 raise ValueError(
                     f"rule {self.rule} has no setting {name!r} to override.{nearest(name, [*free, *SEEN])} "
                     f"Its settings: {', '.join([*free, *SEEN])}."
                 )
-        return {**self._preset(budget), **changes}
+        return changed(self._preset(budget), changes)
 
     def _preset(self, budget: Budget) -> dict[str, Any]:
         return rule_preset(self.name, budget.env, name=budget.preset, options=budget.env_options)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -36,6 +35,8 @@ class MLP(Controller):
         ValueError: if a width is not an integer of at least 1, or another argument not what it should be.
     """
 
+    squash: Squash | None
+
     def __init__(
         self,
         observation_shape: Sequence[int],
@@ -55,7 +56,7 @@ class MLP(Controller):
         for inputs, outputs in pairwise(sizes):
             layers += [_glorot_linear(inputs, outputs, generator, bias=bias), Tanh()]
         self.layers = nn.Sequential(*layers[:-1])
-        self.squash = None if squash is None else Squash(*squash)
+        self.register_module("squash", _squash_of(squash, self.action_shape))
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -89,6 +90,8 @@ class ConvNet(Controller):
 
     KERNEL, STRIDE = 3, 2
 
+    squash: Squash | None
+
     def __init__(
         self,
         observation_shape: Sequence[int],
@@ -119,7 +122,7 @@ class ConvNet(Controller):
             channels = outputs
         self.convolutions = nn.ModuleList(convolutions)
         self.tanh = Tanh()
-        self.squash = None if squash is None else Squash(*squash)
+        self.register_module("squash", _squash_of(squash, self.action_shape))
         self.head = _glorot_linear(channels * length, math.prod(self.action_shape), generator)
 
     @property
@@ -155,18 +158,52 @@ class Squash(nn.Module):
     def __init__(self, low: Numbers, high: Numbers) -> None:
         super().__init__()
         least, most = checks.real_array(low), checks.real_array(high)
-        if least is None or most is None or not np.all(np.isfinite(least) & np.isfinite(most) & (least < most)):
-            shown = " and ".join(map(checks.shown, (low, high)))
-            raise ValueError(f"squash must be finite bounds, the least below the largest; got {shown}.")
+        fault = f"; got {checks.shown(low)} and {checks.shown(high)}."
+        if least is None or most is None or not (least.shape == most.shape or () in (least.shape, most.shape)):
+            raise ValueError(f"squash must be the least and the largest action, numbers or one a component{fault}")
         self.low, self.high = least.tolist(), most.tolist()
-        self.register_buffer("mid", torch.tensor(((least + most) / 2).tolist()), persistent=False)
-        self.register_buffer("reach", torch.tensor(((most - least) / 2).tolist()), persistent=False)
+        _, reach = self._placed(device="cpu")  # whose values there are, whatever device is the default
+        if not bool((reach.isfinite() & (reach > 0)).all()):
+            raise ValueError(f"squash must be finite bounds, the least below the largest{fault}")
+        for name, buffer in zip(("mid", "reach"), self._placed(), strict=True):
+            self.register_buffer(name, buffer, persistent=False)
         self.tanh = Tanh()
 
     def forward(self, action: Tensor) -> Tensor:
         """Actions (B, *action_shape) -> actions between the bounds."""
         bent: Tensor = self.mid + self.reach * self.tanh((action - self.mid) / self.reach)
         return bent
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Squash:
+        """Move it, to another dtype with the bounds as they were given: not as the dtype before had rounded them."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        self.mid, self.reach = self._placed(dtype=self.mid.dtype, device=self.mid.device)
+        return self
+
+    def _placed(self, **kind: Any) -> tuple[Tensor, Tensor]:
+        """Middle and reach as tensors of that kind, such that no rounding leads beyond the bounds."""
+        low, high = (torch.tensor(bound, **kind) for bound in (self.low, self.high))
+        mid = low / 2 + high / 2
+        reach = torch.minimum(high - mid, mid - low)
+        beyond = (mid + reach > high) | (mid - reach < low)
+        return mid, torch.where(beyond, reach * (1 - 2 * torch.finfo(reach.dtype).eps), reach)
+
+
+def _squash_of(squash: Range | None, action_shape: tuple[int, ...]) -> Squash | None:
+    """What bends the actions of a network.
+
+    Raises:
+        ValueError: if `squash` is not two bounds for actions of that shape.
+    """
+    if squash is None:
+        return None
+    if not isinstance(squash, (tuple, list)) or len(squash) != 2:
+        raise ValueError(f"squash must be two bounds, such as (-1.0, 1.0), or None; got {checks.shown(squash)}.")
+    made = Squash(*squash)
+    shape = tuple(made.mid.shape)
+    if shape not in ((), action_shape):
+        raise ValueError(f"squash must be bounds of actions of shape {action_shape}; got some of shape {shape}.")
+    return made
 
 
 def _settings_of(squash: Squash | None) -> dict[str, Any]:

@@ -9,16 +9,17 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Annotated, Any, Literal, get_args
 
 import gymnasium as gym
 
 from bptt_envs import DifferentiableEnv
 from bptt_envs.checks import finite, flag, integer, mapping, nearest, not_negative, one_of, shown, string
-from bptt_envs.registration import ENTRIES, system_class
+from bptt_envs.registration import ENTRIES, build_system, system_class
 from bptt_envs.settings import By, Count, NotNegative, Positive, Seed, Share, among, read_value
 from bptt_envs.system import OBJECTIVES
-from bptt_trainers.config import TrainConfig
+from bptt_trainers.config import BUILT_IN, OF_BUILT_IN, TrainConfig
 from bptt_trainers.networks import widths
 from bptt_trainers.tuned import ANYWHERE, TUNED, Row
 
@@ -150,6 +151,8 @@ def preset(
     """
     method = one_of("method", method, PRESETS)
     row = PRESETS[method] | ENV_PRESETS.get((method, string("env_id", env_id)), {})
+    if _is_refused("observation", row["observation"], env_id):
+        row["observation"] = defaults_seen(env_id, {})["observation"]
     changes = dict(mapping("overrides", {} if overrides is None else overrides))
     if one_of("preset", name, PRESET_NAMES) == "tuned":
         changes = {**tuned_row(method, env_id, options).settings, **changes}
@@ -158,6 +161,8 @@ def preset(
         if entry not in row:
             raise ValueError(f"{method} has no setting {entry!r}.{nearest(entry, row)} Its settings: {', '.join(row)}.")
         row[entry] = read_value(f"{method} {entry}", value, kinds.get(entry, type(row[entry])))
+    if "observation" in changes and env_id in ENTRIES and "observation" in defaults_seen(env_id, options or {}):
+        check_seen("observation", row["observation"], env_id, {})
     if "n_steps" in row:
         _check_batch(method, row)
     return row
@@ -179,7 +184,8 @@ def rule_preset(
     """
     if one_of("preset", name, PRESET_NAMES) == "paper":
         return {}
-    return dict(tuned_row(method, env_id, options).settings)
+    row = tuned_row(method, env_id, options).settings
+    return {entry: value for entry, value in row.items() if not _is_refused(entry, value, env_id)}
 
 
 def tuned_row(method: str, env_id: str, options: Mapping[str, Any] | None = None) -> Row:
@@ -224,12 +230,19 @@ def from_preset(
     seen = seen_by(row, env_id, options)
     env = gym.make(env_id, **options, **seen).unwrapped
     assert isinstance(env, DifferentiableEnv)
-    settings = {entry: value for entry, value in row.items() if entry not in SEEN}
+    settings = {entry: value for entry, value in changed(row, changes).items() if entry not in SEEN}
+    config = TrainConfig(**{"rule": rule, **settings})
     if preset == "tuned" and "epochs" not in changes:
-        steps = tuned_row(rule, env_id, options).steps
-        states = changes.get("train_states", settings.get("train_states", TrainConfig.train_states))
-        settings["epochs"] = max(1, round(steps / (states * env.horizon)))
-    return env, TrainConfig(**{"rule": rule, **settings, **changes})
+        steps_an_epoch = config.train_states * env.horizon
+        epochs = max(1, round(tuned_row(rule, env_id, options).steps / steps_an_epoch))
+        config = replace(config, epochs=epochs)
+    return env, config
+
+
+def changed(row: Mapping[str, Any], changes: Mapping[str, Any]) -> Preset:
+    """A row of a rule with changes; with another optimizer than the built-in one, without what is that one's."""
+    void = () if changes.get("optimizer", BUILT_IN) == BUILT_IN else OF_BUILT_IN
+    return {name: value for name, value in row.items() if name not in void} | dict(changes)
 
 
 def seen_by(row: Mapping[str, Any], env_id: str, options: Mapping[str, Any]) -> Preset:
@@ -243,15 +256,33 @@ def defaults_seen(env_id: str, options: Mapping[str, Any]) -> Preset:
     return {name: defaults[name] for name in SEEN if name in defaults and name not in options}
 
 
-def check_seen(name: str, value: Any, env_id: str) -> None:
-    """Raise ValueError unless a setting of `SEEN` is an option that the environment has, with a value it takes."""
+def check_seen(name: str, value: Any, env_id: str, options: Mapping[str, Any]) -> None:
+    """Raise ValueError unless a setting of `SEEN` is an option with a value that the environment takes.
+
+    Nor may `options` say it already, for all methods.
+    """
+    if name in options:
+        raise ValueError(
+            f"{name} is {shown(options[name])} for all methods, by the options of {env_id}: leave one out."
+        )
     system = system_class(env_id)
-    if name == "observe_time":
+    if name in system.options():
+        build_system(env_id, {name: value}, env_id)
+    elif name == "observe_time":
         flag(name, value)
-    elif name not in system.options():
-        raise ValueError(f"{env_id} has no option {name!r}, so that it is no setting of a method there.")
     else:
-        system(**{**ENTRIES[env_id].defaults, name: value})
+        raise ValueError(f"{env_id} has no option {name!r}, so that it is no setting of a method there.")
+
+
+def _is_refused(name: str, value: Any, env_id: str) -> bool:
+    """Whether a setting of `SEEN` is an option of a user's own system that does not take what this package's take."""
+    if env_id not in ENTRIES or name not in defaults_seen(env_id, {}):
+        return False
+    try:
+        check_seen(name, value, env_id, {})
+    except ValueError:
+        return True
+    return False
 
 
 def parse_overrides(texts: Iterable[str]) -> dict[str, Preset]:

@@ -52,6 +52,8 @@ CHANGEABLE = (
     "out",
 )
 
+EPOCHS_COUNT = " (its step sizes follow from the number of epochs: choose it when training begins)"
+
 KEPT = "checkpoints"  # the folder in a run folder of those that are kept along training
 
 # What config.json says since later versions, by part: not compared with a folder that does not say it
@@ -143,7 +145,7 @@ def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[st
     if epochs_count(wanted):
         ignored.remove("training.epochs")
     return [
-        in_words(name, old.get(name), new.get(name))
+        in_words(name, old.get(name), new.get(name)) + (EPOCHS_COUNT if name == "training.epochs" else "")
         for name in dict.fromkeys([*old, *new])
         if name not in ignored and not name.startswith(tuple(younger)) and not same(old.get(name), new.get(name))
     ]
@@ -392,13 +394,13 @@ class RunFolder:
         return replace(config, **changes)
 
     def check_complete(self) -> None:
-        """Raise RunFolderError if training goes on only with code of the user's own, which no file holds."""
+        """Raise RunFolderError if training goes on only with code or states of the user's own, which no file holds."""
         with self.understanding("config.json"):
             own = dict(self.read_config().get("own", {}))
         if own:
-            named = ", ".join(f"{name}={str(line).partition(' ')[0]}" for name, line in own.items())
+            named = ", ".join(f"{name}={str(line).rpartition(' ')[0]}" for name, line in own.items())  # without digests
             raise RunFolderError(
-                f"{self.path} was trained with code of its user's own, which no file holds; go on in Python, by "
+                f"{self.path} was trained with code or states of its user's own, which no file holds; go on in Python, by "
                 f"Trainer(..., {named}).fit()."
             )
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bptt_envs import System, checks
+from bptt_envs import System, Timed, checks
 from bptt_envs.differentiable import check_batch
 from bptt_trainers.config import TrainConfig
 
@@ -103,6 +103,8 @@ class StartStates:
 def checked_states(name: str, states: Tensor, system: System, count: int | None = None) -> Tensor:
     """Return `states` as start states, (N, *state_shape), finite and cut off from any graph.
 
+    Those of the system within one that shows the time are taken at step 0.
+
     Args:
         name: of the argument, for the message.
         states: what was given.
@@ -112,6 +114,8 @@ def checked_states(name: str, states: Tensor, system: System, count: int | None 
     Raises:
         TypeError, ValueError: if they are anything else.
     """
+    if isinstance(system, Timed) and isinstance(states, Tensor) and states.shape[1:] == system.system.state_shape:
+        states = system.at_start(states)
     check_batch(name, states, system.state_shape)
     if len(states) == 0 or not bool(states.isfinite().all()):
         raise ValueError(f"{name} must be one or more finite states; got {checks.shown(states)}.")

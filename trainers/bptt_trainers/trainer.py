@@ -26,6 +26,7 @@ from bptt_trainers.directions.surroundings import computing
 from bptt_trainers.gradient import Choice, adjoint_engine, check_parameters, choose_engine, system_of
 from bptt_trainers.loss_terms import Regularizer, StepCost, regularizer_gradient, with_extra_cost
 from bptt_trainers.metrics import EpochMetrics
+from bptt_trainers.networks import Squash
 from bptt_trainers.optimizer import Optimizer, Schedule
 from bptt_trainers.queries import DirectionQuery, LossQuery, Query, answer_comparisons, answer_directions, flattened
 from bptt_trainers.records.files import RunFolderError, modified
@@ -117,7 +118,7 @@ class Trainer:
             controller = default_controller(
                 self.system, stream_seed(WEIGHTS, config.seed), config.hidden, config.controller, squash=config.squash
             )
-        elif config.squash:
+        elif config.squash and not isinstance(getattr(controller, "squash", None), Squash):
             raise ValueError(
                 "squash is for the controllers that TrainConfig names; with one of your own, train "
                 "torch.nn.Sequential(controller, Squash(*system.action_range))."
@@ -136,15 +137,15 @@ class Trainer:
             self._start_states = StartStates(self.system, config, train_states, parameter)
             judged = held_out_states(self.system, config.test_states) if test_states is None else test_states
             self.test_states = checked_states("test_states", judged, self.system).to(parameter)
-            trained = with_extra_cost(self.system, extra_cost, self.train_states)
+            self.trained_system = with_extra_cost(self.system, extra_cost, self.train_states)
             self.choice: Choice = choose_engine(
-                trained, controller, self.train_states, config.engine, compile=config.compile
+                self.trained_system, controller, self.train_states, config.engine, compile=config.compile
             )
             if regularizer is not None:
                 regularizer_gradient(regularizer, self.controller, self.parameters.values())
             self._regularizer = regularizer
             if config.diagnostics:
-                adjoint_engine(trained, controller, self.train_states, PURPOSE)
+                adjoint_engine(self.trained_system, controller, self.train_states, PURPOSE)
         self.folder = None if config.out is None else RunFolder(config.out)
         self.callbacks = list(callbacks)
         if self.folder is not None and config.tensorboard:

@@ -205,7 +205,7 @@ class Diagnostics(Callback):
 
     def _add(self, trainer: Trainer, epoch: int) -> None:
         states = trainer.train_states[: trainer.config.batch_size]
-        self.diagnoses.append(diagnose(trainer.system, trainer.controller, states, epoch))
+        self.diagnoses.append(diagnose(trainer.trained_system, trainer.controller, states, epoch))
         self._save()
 
     def _save(self) -> None:

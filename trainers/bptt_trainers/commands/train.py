@@ -92,10 +92,13 @@ class Train:
         reader.add_argument("--rule", default=TrainConfig.rule)
         reader.add_argument("--preset", default=cls.preset)
         reader.add_argument("--env-option", "--env_option", action="append", default=[])
+        reader.add_argument("--train-states", "--train_states", type=int, default=argparse.SUPPRESS)
+        reader.add_argument("--optimizer", default=argparse.SUPPRESS)
         try:
             given, _ = reader.parse_known_args(arguments)
             options = parse_options(given.env, given.env_option)
-            _, config = from_preset(split_id(given.env)[1], given.rule, given.preset, options)
+            told = {name: getattr(given, name) for name in ("train_states", "optimizer") if name in given}
+            _, config = from_preset(split_id(given.env)[1], given.rule, given.preset, options, **told)
         except (argparse.ArgumentError, ValueError, SystemExit):  # what is wrong is said when all of them are read
             return None
         return cls(training=replace(config, rule=TrainConfig.rule))

@@ -259,7 +259,10 @@ def search_of(
         space.pop(MINIBATCHES, None)
     search = Search(method, row, dict(fixed), space)
     middle = search.parameters()
-    for name, entry in space.items():
+    for name, entry in [
+        *searched.items(),
+        *space.items(),
+    ]:  # the user's first, so that they are named if they are wrong
         for value in entry.values:
             changed = middle | ({name: entry.encoded(value)} if len(entry.values) > 1 else {})
             try:
