@@ -400,8 +400,8 @@ class RunFolder:
         if own:
             named = ", ".join(f"{name}={str(line).rpartition(' ')[0]}" for name, line in own.items())  # without digests
             raise RunFolderError(
-                f"{self.path} was trained with code or states of its user's own, which no file holds; go on in Python, by "
-                f"Trainer(..., {named}).fit()."
+                f"{self.path} was trained with code or states of its user's own, which no file holds; go on in Python, "
+                f"by Trainer(..., {named}).fit()."
             )
 
     def make_env(self, **kwargs: Any) -> DifferentiableEnv:
