@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from bptt_envs.systems import CartPole, QuantumControl
-from bptt_trainers import MLP, ConvNet, RunFolder, RunFolderError, TrainConfig, Trainer, default_controller
+from bptt_envs import System
+from bptt_envs.systems import CartPole, Integrator, QuantumControl
+from bptt_trainers import MLP, ConvNet, Ensemble, RunFolder, RunFolderError, TrainConfig, Trainer, default_controller
 from bptt_trainers.networks import Squash
 
 TINY = TrainConfig(epochs=1, batch_size=4, train_states=8, test_states=6, hidden=(5, 4), tensorboard=False)
@@ -174,3 +175,43 @@ def test_squash_with_a_controller_of_ones_own_is_refused_unless_it_is_bounded():
 def test_bounds_that_cannot_be_are_refused_in_words(squash, said):
     with pytest.raises(ValueError, match=f"squash must be .*{said}|squash {said}"):
         MLP((3,), (2,), squash=squash)
+
+
+@pytest.mark.parametrize("kind", ["mlp", "conv"])
+def test_bounded_controllers_are_served_by_every_engine_and_in_an_ensemble(kind):
+    system = QuantumControl(n_points=8, horizon=3, max_control=0.5)
+    config = replace(TINY, controller=kind, hidden=(5,), squash=True, learning_rate=0.1)
+    last = [
+        Trainer(system, config=replace(config, engine=engine)).fit()[-1].test_loss for engine in ("autograd", "adjoint")
+    ]
+    together = Ensemble(system, [config, replace(config, seed=1)])
+    last.append(together.fit()[0][-1].test_loss)
+    assert together.members[0].choice.engine.name == "adjoint"
+    assert last == pytest.approx([last[0]] * 3, rel=1e-5)
+
+
+def test_bounds_of_a_system_on_one_side_and_by_component_bound_the_network():
+    class Pump(Integrator):
+        state_shape = action_shape = (2,)
+
+        def __init__(self):
+            System.__init__(self, horizon=3, dt=0.1, action_low=torch.tensor([0.0, -1.0]), action_high=None)
+
+        def step(self, state, action):
+            return state + self.dt * action
+
+        def state_cost(self, state):
+            return state.square().sum(-1)
+
+        def initial_states(self, batch, generator, dtype=torch.float32):
+            return torch.rand(batch, 2, generator=generator, dtype=dtype)
+
+    system = Pump()
+    low, high = system.action_range
+    trainer = Trainer(system, config=replace(TINY, squash=True))
+    assert trainer.controller.settings["squash"] == [low.tolist(), high.tolist()]
+    trainer.fit()
+    with torch.no_grad():
+        trainer.controller.layers[-1].weight.mul_(1e4)
+        actions = trainer.controller(trainer.test_states)
+    assert bool((actions >= low).all() and (actions <= high).all())

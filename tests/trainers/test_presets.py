@@ -210,7 +210,7 @@ class Watched(System):
 
     state_shape = action_shape = (1,)
 
-    def __init__(self, *, observation="all", horizon=2, dt=0.1):
+    def __init__(self, *, mass, observation="all", horizon=2, dt=0.1):
         if observation not in ("all", "some"):
             raise ValueError(f"observation must be all or some; got {observation}.")
         super().__init__(horizon=horizon, dt=dt)
@@ -228,15 +228,18 @@ class Watched(System):
 
 def test_a_system_whose_observations_have_other_names_is_seen_as_it_says(monkeypatch):
     register("Watched-v0", f"{__name__}:Watched", "watched")
+    mass = {"mass": 1.0}
     monkeypatch.setitem(ENTRIES, "Watched-v0", ENTRIES["Watched-v0"])  # taken out again
-    env, config = from_preset("Watched-v0")
+    env, config = from_preset("Watched-v0", env_options=mass)
     assert (env.system.observation, config.start_states) == ("all", "fresh")
-    settings = ComparisonConfig(env="Watched-v0", methods=("C", "PPO")).settings()
+    settings = ComparisonConfig(env="Watched-v0", env_options=mass, methods=("C", "PPO")).settings()
     assert [settings[name]["observation"] for name in ("C", "PPO")] == ["all", "all"]
     some = {"observation": "some"}
-    overridden = ComparisonConfig(env="Watched-v0", methods=("C", "PPO"), overrides={"C": some, "PPO": some}).settings()
+    overridden = ComparisonConfig(
+        env="Watched-v0", env_options=mass, methods=("C", "PPO"), overrides={"C": some, "PPO": some}
+    ).settings()
     assert [overridden[name]["observation"] for name in ("C", "PPO")] == ["some", "some"]
-    assert BaselineConfig(env="Watched-v0", overrides=some).judged_system().observation == "some"
+    assert BaselineConfig(env="Watched-v0", env_options=mass, overrides=some).judged_system().observation == "some"
 
 
 def test_what_the_options_say_for_all_methods_is_no_setting_of_one():

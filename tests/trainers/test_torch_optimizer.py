@@ -564,7 +564,10 @@ def test_a_direction_that_is_not_finite_stops_the_run():
 # On the command line
 
 
-SHORT = "--env-option horizon=4 --train-states 8 --test-states 4 --hidden 4 --no-tensorboard --no-pictures --out run"
+SHORT = (
+    "--preset paper --env-option horizon=4 --train-states 8 --test-states 4 --hidden 4 --no-tensorboard --no-pictures "
+    "--out run"
+)
 
 
 def bptt(command, capsys, code=0):

@@ -128,6 +128,14 @@ def test_the_command_searches_rules_and_reinforcement_learning_alike(tmp_path, m
         read_command(name, shlex.split(said)[2:])
 
 
+def test_the_printed_command_names_the_options_of_an_optimizer_one_by_one(tmp_path):
+    fixed = {"optimizer": "SGD", "optimizer_options": {"momentum": 0.9, "nesterov": True}, "adam_betas": (0.9, 0.999)}
+    config = TuneConfig(methods=("C",), fix={"C": fixed}, out=tmp_path)
+    told = read_command("train", shlex.split(command(config, "C", fixed))[2:])
+    assert told.training.optimizer == "SGD"
+    assert told.optimizer_option == ("momentum=0.9", "nesterov=True")
+
+
 def test_the_first_trial_is_of_the_settings_as_they_stand(tmp_path):
     config = tiny(tmp_path / "study", methods=("C", "PPO"), trials=1)
     tune(config, progress=False)

@@ -151,7 +151,7 @@ def preset(
     """
     method = one_of("method", method, PRESETS)
     row = PRESETS[method] | ENV_PRESETS.get((method, string("env_id", env_id)), {})
-    if _is_refused("observation", row["observation"], env_id):
+    if _is_refused("observation", row["observation"], env_id, options or {}):
         row["observation"] = defaults_seen(env_id, {})["observation"]
     changes = dict(mapping("overrides", {} if overrides is None else overrides))
     if one_of("preset", name, PRESET_NAMES) == "tuned":
@@ -162,7 +162,7 @@ def preset(
             raise ValueError(f"{method} has no setting {entry!r}.{nearest(entry, row)} Its settings: {', '.join(row)}.")
         row[entry] = read_value(f"{method} {entry}", value, kinds.get(entry, type(row[entry])))
     if "observation" in changes and env_id in ENTRIES and "observation" in defaults_seen(env_id, options or {}):
-        check_seen("observation", row["observation"], env_id, {})
+        check_seen("observation", row["observation"], env_id, options or {})
     if "n_steps" in row:
         _check_batch(method, row)
     return row
@@ -174,7 +174,8 @@ def rule_preset(
     """What a method that is an update rule changes of `TrainConfig`'s defaults on `env_id`, which are the paper's.
 
     Args:
-        method: "R", "M", "S", "C" or another row of `METHODS`; one without a tuned row has that of C.
+        method: "R", "M", "S", "C" or another rule among `METHODS`; without a tuned row for the id it has that of
+            `ANYWHERE`, and without one there rule C's.
         env_id: id of the environment.
         name: whose settings, "tuned" or "paper".
         options: of the environment, by which the tuned row is chosen.
@@ -185,7 +186,7 @@ def rule_preset(
     if one_of("preset", name, PRESET_NAMES) == "paper":
         return {}
     row = tuned_row(method, env_id, options).settings
-    return {entry: value for entry, value in row.items() if not _is_refused(entry, value, env_id)}
+    return {entry: value for entry, value in row.items() if not _is_refused(entry, value, env_id, options or {})}
 
 
 def tuned_row(method: str, env_id: str, options: Mapping[str, Any] | None = None) -> Row:
@@ -267,19 +268,19 @@ def check_seen(name: str, value: Any, env_id: str, options: Mapping[str, Any]) -
         )
     system = system_class(env_id)
     if name in system.options():
-        build_system(env_id, {name: value}, env_id)
+        build_system(env_id, {**options, name: value}, env_id)
     elif name == "observe_time":
         flag(name, value)
     else:
         raise ValueError(f"{env_id} has no option {name!r}, so that it is no setting of a method there.")
 
 
-def _is_refused(name: str, value: Any, env_id: str) -> bool:
+def _is_refused(name: str, value: Any, env_id: str, options: Mapping[str, Any]) -> bool:
     """Whether a setting of `SEEN` is an option of a user's own system that does not take what this package's take."""
-    if env_id not in ENTRIES or name not in defaults_seen(env_id, {}):
+    if env_id not in ENTRIES or name not in defaults_seen(env_id, options):
         return False
     try:
-        check_seen(name, value, env_id, {})
+        check_seen(name, value, env_id, options)
     except ValueError:
         return True
     return False

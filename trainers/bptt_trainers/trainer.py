@@ -137,7 +137,7 @@ class Trainer:
             self._start_states = StartStates(self.system, config, train_states, parameter)
             judged = held_out_states(self.system, config.test_states) if test_states is None else test_states
             self.test_states = checked_states("test_states", judged, self.system).to(parameter)
-            self.trained_system = with_extra_cost(self.system, extra_cost, self.train_states)
+            self.trained_system = with_extra_cost(self.system, extra_cost, self.train_states)  # its loss is trained on
             self.choice: Choice = choose_engine(
                 self.trained_system, controller, self.train_states, config.engine, compile=config.compile
             )

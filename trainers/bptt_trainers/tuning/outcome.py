@@ -180,6 +180,8 @@ def _as_tuple(value: Any) -> Any:
 def _flag(name: str, value: Any) -> list[str]:
     """A setting as an option of the command line."""
     option = name.replace("_", "-")
+    if isinstance(value, Mapping):  # optimizer_options, one by one
+        return [word for key, one in value.items() for word in (f"--{option.removesuffix('s')}", f"{key}={one}")]
     if isinstance(value, bool):
         return [f"--{option}" if value else f"--no-{option}"]
     return [f"--{option}", *map(str, value if isinstance(value, tuple) else (value,))]
