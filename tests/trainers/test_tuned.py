@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from bptt_trainers.cli import main
 from bptt_trainers.figures.results import profiles_figure, tuned_figure
 from bptt_trainers.reproduction.experiments import EXPERIMENTS, SMOKE
 from bptt_trainers.reproduction.report import report_studies, tables_of
@@ -134,3 +135,27 @@ def test_ten_seeds_of_every_variant_are_asked_for_with_the_tuned_settings():
 
 def test_tables_of_no_runs_are_none():
     assert tables_of({"tuned": [TaskResults("cart-pole-1", "one pole", [])]}).keys() == {"reading"}
+
+
+@pytest.mark.slow
+def test_the_smoke_tier_of_the_study_runs_reports_and_fills_a_gap(tmp_path, capsys):
+    command = [
+        "reproduce",
+        "--tier",
+        "smoke",
+        "--experiments",
+        "tuned-cart-pole-1",
+        "--jobs",
+        "2",
+        "--out",
+        str(tmp_path),
+    ]
+    assert main(command) == 0
+    path = tmp_path / "results/tuned-cart-pole-1.csv"
+    lines = path.read_text().splitlines()
+    assert len(lines) == 1 + 2 * len(EXPERIMENTS["tuned-cart-pole-1"].variants)
+    assert (tmp_path / "report/tuned.png").exists()
+    path.write_text("\n".join(lines[:-1]) + "\n")
+    assert main(command) == 0
+    assert path.read_text().splitlines()[:-1] == lines[:-1]
+    assert len(path.read_text().splitlines()) == len(lines)
