@@ -122,8 +122,9 @@ def test_an_observation_that_there_is_none_of_is_refused():
 
 
 def trials_of(study):
-    with (ROOT / f"results/tuning-{study}.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
+    """All trials of a study, and of those that repeat it with another seed of the search."""
+    files = [ROOT / f"results/tuning-{study}.csv", *sorted(ROOT.glob(f"results/tuning-{study}.seed*.csv"))]
+    return [line for file in files for line in csv.DictReader(file.read_text().splitlines())]
 
 
 @pytest.mark.parametrize("row", TUNED, ids=lambda row: f"{row.study}-{row.method}")
