@@ -11,7 +11,15 @@ from bptt_trainers.reproduction.experiments import EXPERIMENTS, SMOKE
 from bptt_trainers.reproduction.report import report_studies, tables_of
 from bptt_trainers.reproduction.results import Member, Point, result_of
 from bptt_trainers.reproduction.study import TaskResults
-from bptt_trainers.reproduction.tuned_tables import RULES, TARGETS, scores_of, summary_table, targets_table, whole_tasks
+from bptt_trainers.reproduction.tuned_tables import (
+    RULES,
+    TARGETS,
+    headline_table,
+    scores_of,
+    summary_table,
+    targets_table,
+    whole_tasks,
+)
 from bptt_trainers.reproduction.work import runs_of
 
 NAN = float("nan")
@@ -85,6 +93,13 @@ def test_a_run_that_never_gets_there_counts_as_infinite():
     assert (row["steps"], row["aim"]) == ("–", "≤ 0.6, missed")
 
 
+def test_the_headline_counts_runs_that_are_stuck():
+    some_stuck = runs("C", "C", 2, [1e-5] * 8 + [1.5] * 2)
+    (row,) = headline_table([task_of(some_stuck)]).rows
+    assert (row["method"], row["runs"], row["stuck"]) == ("C", 10, 2)
+    assert row["to the level: steps, seconds (runs)"] == "2,000, 20 s (10/10)"
+
+
 def test_scores_are_0_untrained_and_1_at_the_best_median():
     task = every_method()
     scored = scores_of([task], 10)
@@ -102,7 +117,7 @@ def test_tasks_that_lack_a_method_are_left_out_of_the_summary():
 def test_the_report_has_every_table_and_figure_of_the_study(tmp_path):
     studies = {"tuned": [every_method()]}
     tables = report_studies(studies, tmp_path)
-    names = {"tuned-cart-pole-1", "tuned-targets", "tuned-summary", "tuned-ablations"}
+    names = {"tuned-cart-pole-1", "tuned-headline", "tuned-targets", "tuned-summary", "tuned-ablations"}
     assert names <= tables.keys() == {"reading", *names}
     assert "yes: 1.00" in tables["tuned-cart-pole-1"]
     for name in ("tuned-cart-pole-1", "tuned", "tuned-profiles"):

@@ -39,6 +39,7 @@ from bptt_trainers.reproduction.tables import (
 )
 from bptt_trainers.reproduction.tuned_tables import (
     ablations_table,
+    headline_table,
     rates_table,
     summary_table,
     targets_table,
@@ -68,7 +69,12 @@ OF_TASK: Mapping[str, Mapping[str, Callable[[TaskResults], Table]]] = {
 
 OF_STUDY: Mapping[str, Mapping[str, Callable[[Sequence[TaskResults]], Table]]] = {
     "rules": {"claims": overview_table},
-    "tuned": {"tuned-targets": targets_table, "tuned-summary": summary_table, "tuned-ablations": ablations_table},
+    "tuned": {
+        "tuned-headline": headline_table,
+        "tuned-targets": targets_table,
+        "tuned-summary": summary_table,
+        "tuned-ablations": ablations_table,
+    },
 }
 """The tables of a whole study, by name."""
 

@@ -22,6 +22,7 @@ from bptt_trainers.reproduction.tables import (
     median_cell,
     reinforcement_table,
     runs_cell,
+    to_level_cell,
     what_was_run,
 )
 
@@ -29,6 +30,10 @@ PEER = "PPO"
 PEERS = (PEER, "PPO by hand")
 RULES = ("R", "M", "S", "C", "C turned")
 """The rules that are tuned, each by itself."""
+
+
+HEADLINE = ("C", "R", "PPO", "PPO by hand")
+STUCK = 0.1
 
 
 @dataclass(frozen=True)
@@ -102,6 +107,27 @@ def targets_table(tasks: Sequence[TaskResults]) -> Table:
         "the level after the fewest simulator steps. Of PPO the fewer steps and the fewer seconds of its two settings, "
         "and the loss at the end of the tuned one. Seconds are those of one core, without what is compiled once for "
         "ever."
+    )
+    return Table(rows, below if rows else "")
+
+
+def headline_table(tasks: Sequence[TaskResults]) -> Table:
+    """For each task, a row for each of a few methods: when it reached the level that was aimed at, where it ended."""
+    rows: list[Row] = []
+    for task in tasks:
+        methods, target = task.methods(), TARGETS.get(task.name)
+        for label in HEADLINE:
+            if target is None or label not in methods:
+                continue
+            results = methods[label]
+            stuck = sum(result.final_loss > STUCK * result.untrained_loss for result in results)
+            row: Row = {"task, level": f"{task.title}, {target.loss:g}", "method": label, "runs": len(results)}
+            row |= {"to the level: steps, seconds (runs)": to_level_cell(task, results, target.loss)}
+            row |= {"loss at the end": median_cell(results, "final"), "stuck": stuck}
+            rows.append(row)
+    below = (
+        "Held-out loss, median over the runs [quartiles], on the very same environment with forces up to 50 N; each "
+        f"run alone on one core, the rules compiled. *Stuck*: ended above {STUCK:g} times the untrained loss."
     )
     return Table(rows, below if rows else "")
 
