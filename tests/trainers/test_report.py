@@ -297,11 +297,22 @@ def test_a_band_is_that_of_the_quartiles_where_all_runs_have_values():
     assert (places[0], places[-1]) == (1.0, 2.0)
 
 
-def test_runs_that_share_no_place_are_drawn_one_by_one():
+def test_a_run_that_comes_late_counts_by_its_first_value_until_then():
+    axes = rules_figure(task(*rules(names="C"))).axes[0]
+    late = [(np.array([4.0, 5.0]), np.array([9.0, 0.1]))]
+    draw_band(axes, [*[(np.array([1.0, 2.0]), np.ones(2))] * 2, *late], Look("black", "-"), "three")
+    places = axes.lines[-1].get_xdata()
+    assert (places[0], places[-1]) == (1.0, 2.0)
+    assert axes.lines[-1].get_ydata() == pytest.approx(1.0)
+    (band,) = axes.collections[-1:]
+    assert band.get_paths()[0].get_extents().y1 > 1.0
+
+
+def test_runs_of_single_places_are_drawn_one_by_one():
     axes = rules_figure(task(*rules(names="C"))).axes[0]
     drawn = len(axes.lines)
-    draw_band(axes, [(np.array([1.0, 2.0]), np.ones(2)), (np.array([3.0, 4.0]), np.ones(2))], Look("black", "-"), "two")
-    assert [line.get_xdata().tolist() for line in axes.lines[drawn:]] == [[1.0, 2.0], [3.0, 4.0]]
+    draw_band(axes, [(np.array([1.0]), np.ones(1)), (np.array([3.0]), np.ones(1))], Look("black", "-"), "two")
+    assert [line.get_xdata().tolist() for line in axes.lines[drawn:]] == [[1.0], [3.0]]
     assert [line.get_label() for line in axes.lines].count("two") == 1
 
 
