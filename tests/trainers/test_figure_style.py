@@ -29,7 +29,18 @@ from bptt_trainers.figures.diagnostics import diagnostics_figure
 from bptt_trainers.figures.lqr import Curves
 from bptt_trainers.figures.lqr import curves_figure as lqr_figure
 from bptt_trainers.figures.scaling import scaling_figure
-from bptt_trainers.figures.style import COLORS, DPI, Look, draw_curve, line_style, looks_of, save_figure, variant_looks
+from bptt_trainers.figures.style import (
+    COLORS,
+    DPI,
+    WIDTH,
+    Look,
+    draw_curve,
+    legend_below,
+    line_style,
+    looks_of,
+    save_figure,
+    variant_looks,
+)
 from bptt_trainers.figures.ticks import log_axes, ticks_at
 from bptt_trainers.figures.toys import adam_figure, integrator_figure, rotation_figure
 from bptt_trainers.figures.trajectory import learning_curves_figure, trajectory_figure
@@ -227,6 +238,14 @@ def test_the_median_of_runs_with_one_place_has_a_marker() -> None:
     axes = Figure().subplots()
     draw_band(axes, [(np.array([1.0]), np.array([loss])) for loss in (1.0, 2.0)], Look("black", "-"), "two")
     assert axes.lines[0].get_marker() == "o"
+
+
+@pytest.mark.parametrize("count", range(1, 12))
+def test_a_legend_of_names_as_wide_as_the_page_has_one_column(count: int) -> None:
+    figure = Figure(figsize=(WIDTH, 3.0), layout="constrained")
+    (line,) = figure.subplots().plot([1.0, 2.0])
+    legend_below(figure, {f"{i} {'a long name ' * 12}": line for i in range(count)})
+    assert figure.legends[0]._ncols == 1
 
 
 # Ticks

@@ -119,9 +119,10 @@ def legend_below(figure: Figure | SubFigure, handles: Mapping[str, Artist], font
     if not handles:
         return
     width = 72.0 * figure.bbox.width / figure.dpi
-    columns = len(handles)
+    rows, columns = 1, len(handles)
     while columns > 1 and _legend_width(list(handles), columns, fontsize) > width:
-        columns = math.ceil(len(handles) / (math.ceil(len(handles) / columns) + 1))  # no row with fewer than it need be
+        rows += 1
+        columns = math.ceil(len(handles) / rows)  # no row with fewer than it need be
     figure.legend(
         list(handles.values()),
         list(handles),
