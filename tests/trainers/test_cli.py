@@ -222,7 +222,8 @@ def test_render_refuses_a_file_of_another_kind(bptt):
 def test_option_values_have_the_type_of_the_option(bptt):
     texts = ["objective=continuous", "max_force=50", "horizon=7", "n_poles=3"]
     options = " ".join(f"--env-option {text}" for text in texts)
-    command = f"train --env DiffMultiPole-v0 --epochs 1 --train-states 8 --test-states 8 --no-tensorboard {options}"
+    sizes = "--preset paper --epochs 1 --train-states 8 --test-states 8 --no-tensorboard"
+    command = f"train --env DiffMultiPole-v0 {sizes} {options}"
     bptt(f"{command} --out bounded")
     made = RunFolder(Path("bounded")).make_env().system
     assert (made.objective, made.max_action, made.horizon, made.n_poles) == ("continuous", 50.0, 7, 3)
@@ -405,7 +406,7 @@ def test_compare_leaves_tables_and_a_figure_and_computes_only_what_is_missing(bp
     assert (out / "runs/C-seed1/last.pt").exists()
     assert max(map(len, said.splitlines())) <= 80
     refused = bptt(f"{COMPARE} --methods C --seeds 0 --override C.clip=value", code=1)
-    assert "C clip: 'norm' in the folder, 'value' asked for" in refused
+    assert "C clip: 'none' in the folder, 'value' asked for" in refused
 
 
 def test_demo_compares_and_animates(bptt):

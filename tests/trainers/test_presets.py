@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bptt_envs import System
-from bptt_envs.registration import ENTRIES, register
+from bptt_envs.registration import ENTRIES, Entry, register
 from bptt_trainers import TrainConfig, from_preset
 from bptt_trainers import presets as table
 from bptt_trainers.baselines import BaselineConfig
@@ -228,9 +228,8 @@ class Watched(System):
 
 
 def test_a_system_whose_observations_have_other_names_is_seen_as_it_says(monkeypatch):
+    monkeypatch.setitem(ENTRIES, "Watched-v0", Entry(f"{__name__}:Watched", "watched"))  # taken out again
     register("Watched-v0", f"{__name__}:Watched", "watched")
-    mass = {"mass": 1.0}
-    monkeypatch.setitem(ENTRIES, "Watched-v0", ENTRIES["Watched-v0"])  # taken out again
     env, config = from_preset("Watched-v0", env_options=mass)
     assert (env.system.observation, config.start_states) == ("all", "fresh")
     settings = ComparisonConfig(env="Watched-v0", env_options=mass, methods=("C", "PPO")).settings()

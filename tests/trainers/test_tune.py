@@ -461,7 +461,7 @@ def test_what_a_killed_command_began_is_made_again(tmp_path):
     process.kill()
     process.communicate()
     store = Store(config)
-    method, trial = store.take()
+    method, _, trial = store.take()
     assert trial.number == 1
     assert trial.user_attrs["first"]
     assert [one.state.name for one in store.trials(method)] == ["FAIL", "RUNNING"]
