@@ -64,7 +64,7 @@ def test_benchmark():
     )
     assert "| 1 | DiffCartPole-v0, one batch | " in said
     assert "| steps a second of 1,024 environments over Gymnasium's | at least 1.00 | not measured | – |" in said
-    names = {f"stepping.{suffix}" for suffix in ("csv", "json", "md", "png")}
+    names = {f"stepping.{suffix}" for suffix in ("csv", "json", "md", "pdf", "png")}
     assert {path.name for path in Path("it").iterdir()} == {*names, "targets.md"}
 
 

@@ -230,6 +230,7 @@ class Watched(System):
 def test_a_system_whose_observations_have_other_names_is_seen_as_it_says(monkeypatch):
     monkeypatch.setitem(ENTRIES, "Watched-v0", Entry(f"{__name__}:Watched", "watched"))  # taken out again
     register("Watched-v0", f"{__name__}:Watched", "watched")
+    mass = {"mass": 1.0}
     env, config = from_preset("Watched-v0", env_options=mass)
     assert (env.system.observation, config.start_states) == ("all", "fresh")
     settings = ComparisonConfig(env="Watched-v0", env_options=mass, methods=("C", "PPO")).settings()
