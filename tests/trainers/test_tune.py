@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from bptt_envs.registration import ENTRIES
+from bptt_envs.registration import ENTRIES, Entry
 from bptt_trainers import RunFolderError, held_out_states, training_states
 from bptt_trainers.baselines import BaselineConfig, train_baseline
 from bptt_trainers.cli import main, read_command
@@ -487,6 +487,7 @@ def test_jobs_are_processes_that_know_the_users_system(tmp_path, monkeypatch, ca
         "        return super().initial_states(*arguments)\n\n\n"
         "register('Tuned-v0', 'tuned_envs:Tuned', 'one to be tuned')\n"
     )
+    monkeypatch.setitem(ENTRIES, "Tuned-v0", Entry("tuned_envs:Tuned", "one to be tuned"))  # taken out again
     words = f"{LINE} --trials 2 --methods C --jobs 2 --out study".replace(PPO_LINE, "")
     words = words.replace("DiffIntegrator-v0", "tuned_envs:Tuned-v0")
     assert main(shlex.split(words)) == 0
