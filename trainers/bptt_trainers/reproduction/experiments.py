@@ -46,7 +46,6 @@ class Variant:
         alone: not in an ensemble, so that its seconds are those that a run takes by itself.
         start: of the study of the rules, the variant on the same task from whose best controller, on the training
             states, the run with the same seed starts; None: from random weights.
-        seeds: how many runs there are at most; None: as many as of the others.
         preset: whose settings the method has; None: those of the experiment.
     """
 
@@ -55,7 +54,6 @@ class Variant:
     options: Mapping[str, Any] = field(default_factory=dict)
     alone: bool = False
     start: str | None = None
-    seeds: int | None = None
     preset: PresetName | None = None
 
 

@@ -88,12 +88,7 @@ def runs_of(experiment: Experiment, tier: Tier, folder: Path, *, compile: bool =
         compile: whether the loops of the adjoint engine are compiled, which changes rounding only.
     """
     seeds = range(experiment.amount(tier).seeds)
-    return [
-        _run(experiment, tier, variant, seed, folder, compile)
-        for seed in seeds
-        for variant in experiment.variants
-        if variant.seeds is None or seed < variant.seeds
-    ]
+    return [_run(experiment, tier, variant, seed, folder, compile) for seed in seeds for variant in experiment.variants]
 
 
 def _run(experiment: Experiment, tier: Tier, variant: Variant, seed: int, folder: Path, compile: bool) -> Run:
