@@ -1,4 +1,4 @@
-"""Functions of tensors, compiled ahead of time for the shapes they meet and kept on disk."""
+"""Functions of tensors made one program for the shapes they meet: compiled and kept on disk, on a GPU a CUDA graph."""
 
 from __future__ import annotations
 
@@ -73,13 +73,19 @@ class Program:
     """A function of tensors as compiled code.
 
     What the function does with tensors of these shapes is recorded as a list of operations, which torch's
-    inductor compiles to C++ (or to kernels of the GPU). The code is kept on disk under a digest of the list, the
-    shapes, the torch version, the processor and the number of threads: it is compiled once, whoever asks. It is loaded
-    from a folder that nobody else can write to, else refused; what is damaged there is compiled anew.
+    inductor compiles to C++. The code is kept on disk under a digest of the list, the shapes, the torch version, the
+    processor and the number of threads: it is compiled once, whoever asks. It is loaded from a folder that nobody
+    else can write to, else refused; what is damaged there is compiled anew.
+
+    On a GPU the kernels that the function launches are recorded as a CUDA graph instead, in a fraction of a second and
+    without a compiler: what costs time there is to launch thousands of small kernels, one after the other.
 
     Args:
         function: from tensors to a tuple of tensors; its control flow does not look at their values.
         inputs: what it will be called with, or others of the same shapes, dtypes and device.
+
+    Attributes:
+        compiled: whether it was made now, not found on disk.
 
     Raises:
         CompilerError: if it cannot be recorded or compiled, or somebody else could have put the code there.
@@ -92,16 +98,20 @@ class Program:
         inputs = [one.detach().clone() for one in inputs]  # without gaps, in the order of memory that they have
         self._forms = _forms(inputs)
         self._fits = False
+        self._run: Run
+        if any(one.is_cuda for one in inputs):
+            self.compiled, self._run = True, _CudaGraph(function, inputs)
+            return
         folder = _own_folder()
         with _compiler_works_in(_compiler_folder(folder)), torch.no_grad():
             graph = _recorded(function, inputs)
             path = folder / f"{_digest(graph, inputs)}.pt2"
-            run = _found(path)
-            self.compiled = run is None
-            if run is None:
+            found = _found(path)
+            self.compiled = found is None
+            if found is None:
                 _compile(graph, inputs, path)
-                run = _loaded(path)
-            self._run = run
+                found = _loaded(path)
+            self._run = found
 
     def __call__(self, *inputs: Tensor) -> list[Tensor]:
         """Run it, without gradients.
@@ -130,6 +140,38 @@ class Program:
                 )
             laid_out.append(one.new_empty_strided(shape, stride).copy_(one.detach()))
         return laid_out
+
+
+class _CudaGraph:
+    """The kernels of a function, launched at once; what it reads and writes stays where it is.
+
+    Raises:
+        CompilerError: if the function waits for the GPU, as by looking at values, or launches what cannot be recorded.
+    """
+
+    def __init__(self, function: Callable[..., Tensors], inputs: Sequence[Tensor]) -> None:
+        self._inputs = list(inputs)
+        device = next(one.device for one in inputs if one.is_cuda)
+        with torch.no_grad(), torch.cuda.device(device):
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                function(*self._inputs)  # libraries get ready and constants are copied there: not part of the graph
+            torch.cuda.current_stream().wait_stream(stream)
+            self._graph = torch.cuda.CUDAGraph()
+            try:
+                with torch.cuda.graph(self._graph):
+                    self._outputs = function(*self._inputs)
+            except RuntimeError as error:
+                raise CompilerError(
+                    f"compile=True cannot record the operations as a CUDA graph ({_first_line(error)}); use "
+                    "compile=False."
+                ) from error
+
+    def __call__(self, inputs: list[Tensor]) -> list[Tensor]:
+        torch._foreach_copy_(self._inputs, inputs)
+        self._graph.replay()
+        return [one.clone() for one in self._outputs]
 
 
 def _forms(tensors: Sequence[Tensor]) -> tuple[list[Any], ...]:
@@ -291,8 +333,6 @@ def _digest(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> str:
     add(torch.__version__, torch.get_num_threads(), torch.backends.cpu.get_cpu_capability(), sys.platform)
     for one in inputs:
         add(one.shape, one.stride(), one.dtype, one.device)
-        if one.device.type == "cuda":
-            add(torch.cuda.get_device_name(one.device))
     add(graph.code)
     for node in graph.graph.find_nodes(op="get_attr"):
         constant = getattr(graph, str(node.target))

@@ -1,6 +1,7 @@
 """The compiled engine computes what the adjoint engine does; programs are compiled once and kept."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from bptt_trainers.rules import MODIFIED, REGULAR, STOPPED
 
 PASSES = (REGULAR, MODIFIED)
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
 @pytest.fixture(scope="session")
@@ -42,7 +44,7 @@ def assert_same(found, expected, tolerance):
             assert (found[feedback][name] - direction).norm() <= tolerance * direction.norm() + 1e-12
 
 
-@needs_compiler
+@pytest.mark.parametrize("device", [pytest.param("cpu", marks=needs_compiler), pytest.param("cuda", marks=gpu)])
 @pytest.mark.parametrize(
     "system",
     [
@@ -53,12 +55,12 @@ def assert_same(found, expected, tolerance):
     ],
     ids=lambda system: type(system).__name__,
 )
-def test_compiled_directions_are_those_of_the_adjoint_engine(system, monkeypatch):
+def test_compiled_directions_are_those_of_the_adjoint_engine(system, device, monkeypatch):
     monkeypatch.setattr("bptt_trainers.compiled_engine.STEPS_THERE", 2)  # leaves a step over
     monkeypatch.setattr("bptt_trainers.compiled_engine.STEPS_BACK", 2)
     monkeypatch.setattr(guidance, "PAIRS_AT_ONCE", 2 * 5**2)  # two of the three samples of a step
-    controller = small(system).double()
-    states = system.initial_states(3, torch.Generator().manual_seed(0), torch.float64)
+    controller = small(system).double().to(device)
+    states = system.initial_states(3, torch.Generator().manual_seed(0), torch.float64).to(device)
     engine = AdjointEngine(system, controller)
     compiled = CompiledEngine(engine)
     for _ in range(2):
@@ -201,3 +203,15 @@ def test_training_compiled_follows_training_uncompiled():
         config = TrainConfig(epochs=2, batch_size=3, train_states=6, test_states=4, hidden=(6, 5), compile=compile)
         curves.append([row.test_loss for row in Trainer(CartPole(horizon=2), config=config).fit()])
     assert curves[1] == pytest.approx(curves[0], rel=1e-4)
+
+
+@gpu
+def test_a_compiled_run_on_a_gpu_is_that_of_the_cpu():
+    config = TrainConfig(epochs=2, train_states=8, batch_size=4, clip="norm")
+    losses = []
+    for changes in ({}, {"device": "cuda"}, {"device": "cuda", "compile": True}):
+        system = CartPole(horizon=30)
+        run = Trainer(system, small(system).double(), replace(config, **changes))
+        losses.append([epoch.test_loss for epoch in run.fit()])
+    for other in losses[1:]:
+        assert other == pytest.approx(losses[0], rel=1e-9)

@@ -772,8 +772,9 @@ def test_a_run_goes_on_on_another_device(tmp_path, engine, first):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_random_numbers_of_the_gpu_go_on_too_and_the_callers_are_left_alone(tmp_path):
     def controller():
-        torch.manual_seed(0)
-        return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Dropout(0.2), nn.Linear(8, 1))
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Dropout(0.2), nn.Linear(8, 1))
 
     before = torch.cuda.get_rng_state()
     config = replace(TINY, epochs=4, engine="autograd", device="cuda")

@@ -151,7 +151,7 @@ class TrainConfig:
     """How directions are computed: autograd (the definition), adjoint (fast) or auto (chooses)."""
 
     compile: bool = False
-    """Compile the loops of the adjoint engine: needs a C++ compiler; compiled code is kept on disk."""
+    """Compile the loops of the adjoint engine: needs a C++ compiler and keeps the code on disk; a GPU needs none."""
 
     device: Device = "cpu"
     """Where to compute: cpu, cuda or, of several GPUs, one such as cuda:1."""
