@@ -12,8 +12,8 @@ from pathlib import Path
 
 import tyro
 
-from bptt_trainers.comparison import ComparisonConfig, compare
-from bptt_trainers.methods import BPTT, METHODS
+from bptt_trainers.comparison.compare import ComparisonConfig, compare
+from bptt_trainers.comparison.methods import BPTT, METHODS
 
 
 @dataclass(frozen=True)

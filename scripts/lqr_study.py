@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 import tyro
 
-from bptt_trainers.analysis.lqr_descents import StudyConfig
-from bptt_trainers.analysis.lqr_study import study
+from bptt_studies.lqr.descents import StudyConfig
+from bptt_studies.lqr.study import study
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import torch
 import tyro
 
 from bptt_trainers import Callback, ProgressBar, TrainConfig, Trainer
-from bptt_trainers.metrics import EpochMetrics
+from bptt_trainers.training.metrics import EpochMetrics
 
 
 @dataclass(frozen=True)

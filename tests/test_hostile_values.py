@@ -26,6 +26,9 @@ from torch import nn
 
 from bptt_envs import DifferentiableEnv, DifferentiableVectorEnv, System, Timed, register, registration
 from bptt_envs.systems import LQR, CartPole, Guidance, Integrator, MultiPole, QuantumControl
+from bptt_studies.benchmarks.config import BenchmarkConfig
+from bptt_studies.lqr.descents import StudyConfig
+from bptt_studies.scaling.config import ScalingConfig
 from bptt_trainers import (
     MLP,
     ConvNet,
@@ -45,12 +48,9 @@ from bptt_trainers import (
     variations,
 )
 from bptt_trainers.analysis.fields import grid
-from bptt_trainers.analysis.lqr_descents import StudyConfig
 from bptt_trainers.analysis.run_fields import FieldsConfig
-from bptt_trainers.benchmarks.config import BenchmarkConfig
-from bptt_trainers.benchmarks.scaling import ScalingConfig
-from bptt_trainers.floors import RandomController
-from bptt_trainers.rl_view import RLView
+from bptt_trainers.controllers.floors import RandomController
+from bptt_trainers.rl.view import RLView
 
 LONG = os.environ.get("BPTT_TEST_LONG") == "1"
 
@@ -465,9 +465,9 @@ def test_values_made_at_random_are_taken_plain_or_refused_by_name(monkeypatch):
 
 
 def test_settings_of_reinforcement_learning_a_comparison_and_a_search_are_plain_or_refused_by_name():
-    from bptt_trainers.baselines import BaselineConfig
-    from bptt_trainers.comparison import ComparisonConfig
-    from bptt_trainers.presets import PRESETS
+    from bptt_trainers.comparison.compare import ComparisonConfig
+    from bptt_trainers.presets.presets import PRESETS
+    from bptt_trainers.rl.sb3 import BaselineConfig
     from bptt_trainers.tuning.config import TuneConfig
 
     values = HOSTILE if LONG else list(HOSTILE)[::7]

@@ -13,11 +13,11 @@ from torch.nn.utils import parametrizations
 
 from bptt_envs import System, check_system
 from bptt_trainers import policy_gradient, rollout
-from bptt_trainers.adjoint_engine import AdjointEngine
-from bptt_trainers.autograd_engine import AutogradEngine
-from bptt_trainers.linear_layer import is_linear
-from bptt_trainers.rules import MODIFIED, REGULAR, STOPPED
-from bptt_trainers.stacked import StackedEngine
+from bptt_trainers.directions.adjoint import AdjointEngine
+from bptt_trainers.directions.autograd import AutogradEngine
+from bptt_trainers.directions.linear_layer import is_linear
+from bptt_trainers.directions.rules import MODIFIED, REGULAR, STOPPED
+from bptt_trainers.directions.stacked import StackedEngine
 
 LONG = bool(os.environ.get("BPTT_TEST_LONG"))
 EXAMPLES = 3000 if LONG else 150

@@ -10,9 +10,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from bptt_envs.systems import CartPole
 from bptt_trainers import Callback, Ensemble, TrainConfig, Trainer, compiled_engine, policy_gradient
-from bptt_trainers.autograd_engine import AutogradEngine
-from bptt_trainers.gradient import choose_engine
-from bptt_trainers.rules import MODIFIED, REGULAR
+from bptt_trainers.directions.autograd import AutogradEngine
+from bptt_trainers.directions.policy_gradient import choose_engine
+from bptt_trainers.directions.rules import MODIFIED, REGULAR
 
 PASSES = (REGULAR, MODIFIED)
 

@@ -10,10 +10,10 @@ from torch import nn
 
 from bptt_envs.systems import CartPole
 from bptt_trainers import Ensemble, TrainConfig, Trainer, policy_gradient
-from bptt_trainers.autograd_engine import AutogradEngine
+from bptt_trainers.directions.autograd import AutogradEngine
+from bptt_trainers.directions.rules import MODIFIED, REGULAR
 from bptt_trainers.directions.snapshot import left_as_it_was
-from bptt_trainers.ensemble import CannotStackError
-from bptt_trainers.rules import MODIFIED, REGULAR
+from bptt_trainers.training.ensemble import CannotStackError
 
 
 def seeded(kind, *arguments):

@@ -14,11 +14,11 @@ from torch.nn.utils import parametrizations, parametrize
 from bptt_envs import DifferentiableEnv, System
 from bptt_envs.systems import CartPole
 from bptt_trainers import MLP, Callback, Controller, Ensemble, TrainConfig, Trainer, losses, policy_gradient, rollout
-from bptt_trainers.autograd_engine import AutogradEngine
-from bptt_trainers.baselines import BaselineConfig, train_baseline
+from bptt_trainers.directions.autograd import AutogradEngine
+from bptt_trainers.directions.rules import MODIFIED, REGULAR
 from bptt_trainers.directions.snapshot import evaluating, left_as_it_was
-from bptt_trainers.rules import MODIFIED, REGULAR
-from bptt_trainers.start_states import held_out_states
+from bptt_trainers.rl.sb3 import BaselineConfig, train_baseline
+from bptt_trainers.training.start_states import held_out_states
 
 SHORT = {"epochs": 2, "train_states": 16, "test_states": 4}
 

@@ -19,11 +19,11 @@ from torch import nn
 import bptt_envs
 from bptt_envs.systems import Integrator
 from bptt_trainers import MLP, Callback, RunFolder, RunFolderError, TrainConfig, Trainer
-from bptt_trainers.baselines import BaselineConfig, load_baseline, train_baseline
-from bptt_trainers.comparison import ComparisonConfig, compare
-from bptt_trainers.options import read_options, write_options
+from bptt_trainers.comparison.compare import ComparisonConfig, compare
 from bptt_trainers.records import files
 from bptt_trainers.records.files import write_atomic
+from bptt_trainers.records.options import read_options, write_options
+from bptt_trainers.rl.sb3 import BaselineConfig, load_baseline, train_baseline
 
 TINY = TrainConfig(
     epochs=3, batch_size=4, train_states=8, test_states=4, hidden=(4,), tensorboard=False, pictures=False
@@ -492,7 +492,7 @@ def test_a_disk_without_room_for_events_is_a_warning_and_training_goes_on(tmp_pa
             raise RunFolderError("No space left on device")
         return files.append(path, data, at)
 
-    monkeypatch.setattr("bptt_trainers.callbacks.append", full)
+    monkeypatch.setattr("bptt_trainers.training.callbacks.append", full)
     with pytest.warns(UserWarning, match="TensorBoard gets no more events of this fit: No space left"):
         assert trainer(tmp_path, tensorboard=True).fit()[-1].epoch == 3
     monkeypatch.undo()

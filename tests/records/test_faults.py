@@ -14,8 +14,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from bptt_envs.systems import Integrator
 from bptt_trainers import RunFolder, RunFolderError, TrainConfig, Trainer
-from bptt_trainers.baselines import BaselineConfig, load_baseline, train_baseline
 from bptt_trainers.records import files
+from bptt_trainers.rl.sb3 import BaselineConfig, load_baseline, train_baseline
 
 LONG = bool(os.environ.get("BPTT_TEST_LONG"))
 CONFIG = TrainConfig(

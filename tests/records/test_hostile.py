@@ -23,9 +23,9 @@ from bptt_envs.systems import Integrator
 from bptt_trainers import NonFiniteError, RunFolder, RunFolderError, TrainConfig, Trainer
 from bptt_trainers.analysis.diagnostics import read_diagnostics
 from bptt_trainers.analysis.run_fields import FieldsConfig, RunFields
-from bptt_trainers.baselines import BaselineConfig, load_baseline, train_baseline
-from bptt_trainers.curve import read_curve
+from bptt_trainers.records.curve import read_curve
 from bptt_trainers.records.files import TEXT_LIMIT, read_bytes, read_json, read_text
+from bptt_trainers.rl.sb3 import BaselineConfig, load_baseline, train_baseline
 
 LONG = bool(os.environ.get("BPTT_TEST_LONG"))
 TINY = TrainConfig(

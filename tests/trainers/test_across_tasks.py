@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import trim_mean
 
-from bptt_trainers.reproduction.across_tasks import average_improvement, interquartile_mean, profile, scores
+from bptt_studies.paper.across_tasks import average_improvement, interquartile_mean, profile, scores
 
 INF = math.inf
 

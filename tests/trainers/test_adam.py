@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from bptt_trainers.adam import Adam
-from bptt_trainers.config import TrainConfig
-from bptt_trainers.optimizer import Optimizer
+from bptt_trainers.training.adam import Adam
+from bptt_trainers.training.config import TrainConfig
+from bptt_trainers.training.optimizer import Optimizer
 
 
 def parameters():

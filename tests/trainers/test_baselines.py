@@ -15,11 +15,11 @@ from stable_baselines3.common.vec_env import VecCheckNan
 from bptt_envs import DifferentiableEnv
 from bptt_envs.systems import CartPole, Integrator, MultiPole
 from bptt_trainers import RunFolderError, held_out_states, losses, rollout
-from bptt_trainers.baselines import BaselineConfig, BaselineController, load_baseline, train_baseline
-from bptt_trainers.floors import RandomController, ZeroController
-from bptt_trainers.presets import PRESETS, parse_overrides, preset
-from bptt_trainers.rl_view import RLView
-from bptt_trainers.sb3_env import SB3VecEnv
+from bptt_trainers.controllers.floors import RandomController, ZeroController
+from bptt_trainers.presets.presets import PRESETS, parse_overrides, preset
+from bptt_trainers.rl.sb3 import BaselineConfig, BaselineController, load_baseline, train_baseline
+from bptt_trainers.rl.sb3_env import SB3VecEnv
+from bptt_trainers.rl.view import RLView
 
 HORIZON = 7
 TINY = {"num_envs": 8, "n_steps": 16, "batch_size": 64, "n_epochs": 2, "hidden": (16,)}
@@ -340,7 +340,7 @@ def test_a_policy_from_a_stranger_runs_no_code(tmp_path):
 
 
 def test_stable_baselines3_is_imported_only_where_it_is_used():
-    code = "import sys, bptt_trainers, bptt_trainers.comparison; print('stable_baselines3' in sys.modules)"
+    code = "import sys, bptt_trainers, bptt_trainers.comparison.compare; print('stable_baselines3' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 

@@ -14,23 +14,22 @@ from pathlib import Path
 import pytest
 import torch
 
+from bptt_studies.benchmarks import limit, peers, run, stepping, targets, update_memory
+from bptt_studies.benchmarks.config import PART_NAMES, BenchmarkConfig, file_of
+from bptt_studies.benchmarks.document import TARGETS, tables
+from bptt_studies.benchmarks.parts import PARTS
+from bptt_studies.benchmarks.peers import PEERS, LeftOut, autograd_bytes
+from bptt_studies.benchmarks.timing import LEAST_REPEATS, in_turns_within
+from bptt_studies.benchmarks.updates import make_task
+from bptt_studies.benchmarks.worker import measure_apart
 from bptt_trainers import RULES, policy_gradient
-from bptt_trainers.autograd_engine import AutogradEngine
-from bptt_trainers.benchmarks import limit, peers, run, stepping, targets, update_memory
-from bptt_trainers.benchmarks.config import PART_NAMES, BenchmarkConfig, file_of
-from bptt_trainers.benchmarks.document import TARGETS, tables
-from bptt_trainers.benchmarks.parts import PARTS
-from bptt_trainers.benchmarks.peers import PEERS, LeftOut, autograd_bytes
-from bptt_trainers.benchmarks.table import markdown, number, read_lines
-from bptt_trainers.benchmarks.timing import LEAST_REPEATS, in_turns_within
-from bptt_trainers.benchmarks.updates import make_task
-from bptt_trainers.benchmarks.worker import measure_apart
 from bptt_trainers.cli import main
-from bptt_trainers.comparison_table import to_csv
-from bptt_trainers.options import read_options, write_options
-from bptt_trainers.page import PLACE, filled
+from bptt_trainers.directions.autograd import AutogradEngine
+from bptt_trainers.directions.rules import REGULAR
 from bptt_trainers.records.files import RunFolderError
-from bptt_trainers.rules import REGULAR
+from bptt_trainers.records.options import read_options, write_options
+from bptt_trainers.records.page import PLACE, filled
+from bptt_trainers.records.tables import markdown, number, read_lines, to_csv
 
 ROOT = Path(__file__).parents[2]
 PAGE, RESULTS = ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "benchmarks"
@@ -51,9 +50,9 @@ def a_task(env="DiffCartPole-v0", batch=4, config=None, **options):
 JAX = """
 import torch
 from bptt_trainers import RULES, policy_gradient
-from bptt_trainers.benchmarks.config import BenchmarkConfig
-from bptt_trainers.benchmarks.peers import PEERS
-from bptt_trainers.benchmarks.updates import make_task
+from bptt_studies.benchmarks.config import BenchmarkConfig
+from bptt_studies.benchmarks.peers import PEERS
+from bptt_studies.benchmarks.updates import make_task
 
 torch.set_num_threads(1)
 cell = {"env": "DiffCartPole-v0", "options": "", "threads": len(__import__("os").sched_getaffinity(0)), "batch": 16}

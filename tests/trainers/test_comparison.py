@@ -11,14 +11,14 @@ import torch
 import tyro
 
 from bptt_trainers import Ensemble, NonFiniteError, RunFolderError, held_out_states, losses, rollout
-from bptt_trainers.comparison import ComparisonConfig, compare, member_folder
-from bptt_trainers.comparison_table import method_rows, run_rows, summarize, to_markdown
-from bptt_trainers.curve import CurvePoint, curve_to_csv, read_curve
-from bptt_trainers.figures.comparison import curves_figure
+from bptt_trainers.comparison.compare import ComparisonConfig, compare, member_folder
+from bptt_trainers.comparison.figure import curves_figure
+from bptt_trainers.comparison.methods import BPTT, METHODS, Budget, Floor
+from bptt_trainers.comparison.summary import method_rows, run_rows, summarize, to_markdown
+from bptt_trainers.controllers.floors import ZeroController
 from bptt_trainers.figures.style import save_figure
-from bptt_trainers.floors import ZeroController
-from bptt_trainers.methods import BPTT, METHODS, Budget, Floor
-from bptt_trainers.run_folder import RunFolder
+from bptt_trainers.records.curve import CurvePoint, curve_to_csv, read_curve
+from bptt_trainers.training.run_folder import RunFolder
 
 TINY_PPO = {"num_envs": 4, "n_steps": 8, "batch_size": 32, "n_epochs": 1, "hidden": (8,)}
 TINY_BPTT = {"train_states": 16, "hidden": (8,)}

@@ -12,10 +12,10 @@ from bptt_envs import Timed
 from bptt_envs.program import CACHE_VARIABLE, CompilerError, Program, _digest, cache_folder
 from bptt_envs.systems import CartPole, Guidance, QuantumControl, guidance
 from bptt_trainers import MLP, TrainConfig, Trainer, default_controller
-from bptt_trainers.adjoint_engine import AdjointEngine
-from bptt_trainers.compiled_engine import CompiledEngine, _length
-from bptt_trainers.gradient import choose_engine, stacked_engine
-from bptt_trainers.rules import MODIFIED, REGULAR, STOPPED
+from bptt_trainers.directions.adjoint import AdjointEngine
+from bptt_trainers.directions.compiled import CompiledEngine, _length
+from bptt_trainers.directions.policy_gradient import choose_engine, stacked_engine
+from bptt_trainers.directions.rules import MODIFIED, REGULAR, STOPPED
 
 PASSES = (REGULAR, MODIFIED)
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
@@ -56,8 +56,8 @@ def assert_same(found, expected, tolerance):
     ids=lambda system: type(system).__name__,
 )
 def test_compiled_directions_are_those_of_the_adjoint_engine(system, device, monkeypatch):
-    monkeypatch.setattr("bptt_trainers.compiled_engine.STEPS_THERE", 2)  # leaves a step over
-    monkeypatch.setattr("bptt_trainers.compiled_engine.STEPS_BACK", 2)
+    monkeypatch.setattr("bptt_trainers.directions.compiled.STEPS_THERE", 2)  # leaves a step over
+    monkeypatch.setattr("bptt_trainers.directions.compiled.STEPS_BACK", 2)
     monkeypatch.setattr(guidance, "PAIRS_AT_ONCE", 2 * 5**2)  # two of the three samples of a step
     controller = small(system).double().to(device)
     states = system.initial_states(3, torch.Generator().manual_seed(0), torch.float64).to(device)

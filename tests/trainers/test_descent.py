@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from bptt_envs.systems import CartPole
+from bptt_studies.toys.descent import descend, falling
 from bptt_trainers import MLP, policy_gradient
-from bptt_trainers.analysis.descent import descend, falling
-from bptt_trainers.rules import MODIFIED, REGULAR, RULES, combined
-from bptt_trainers.stacked import StackedEngine
+from bptt_trainers.directions.rules import MODIFIED, REGULAR, RULES, combined
+from bptt_trainers.directions.stacked import StackedEngine
 
 
 def test_each_descent_is_that_of_adam_alone():

@@ -11,9 +11,9 @@ from torch import nn
 from bptt_envs.systems import CartPole, Integrator, MultiPole
 from bptt_trainers import MLP, RunFolderError, TrainConfig, Trainer, policy_gradient, rollout
 from bptt_trainers.analysis.diagnostics import diagnose, feedback_growth, read_diagnostics
-from bptt_trainers.figures.diagnostics import diagnostics_figure
+from bptt_trainers.analysis.diagnostics_figure import diagnostics_figure
+from bptt_trainers.directions.rules import cosine, sign_agreement
 from bptt_trainers.figures.style import save_figure
-from bptt_trainers.rules import cosine, sign_agreement
 
 SYSTEMS = [
     CartPole(horizon=12, max_force=3.0),

@@ -15,9 +15,9 @@ from torch import nn
 from bptt_envs.registration import ENTRIES
 from bptt_envs.systems import CartPole, Guidance, Integrator, MultiPole, QuantumControl
 from bptt_trainers import MLP, RULES, default_controller, losses, policy_gradient, rollout
-from bptt_trainers.adjoint_engine import AdjointEngine
-from bptt_trainers.autograd_engine import AutogradEngine
-from bptt_trainers.rules import MODIFIED, REGULAR, STOPPED, Feedback, Rule, combined
+from bptt_trainers.directions.adjoint import AdjointEngine
+from bptt_trainers.directions.autograd import AutogradEngine
+from bptt_trainers.directions.rules import MODIFIED, REGULAR, STOPPED, Feedback, Rule, combined
 
 REFERENCE = Path(__file__).parent.parent / "reference"
 SETTINGS = [

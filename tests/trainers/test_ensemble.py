@@ -30,9 +30,9 @@ from bptt_trainers import (
 )
 from bptt_trainers import ensemble as ensemble_module
 from bptt_trainers.cli import main
-from bptt_trainers.ensemble import CannotStackError
-from bptt_trainers.gradient import stacked_engine
-from bptt_trainers.stacked import StackedEngine
+from bptt_trainers.directions.policy_gradient import stacked_engine
+from bptt_trainers.directions.stacked import StackedEngine
+from bptt_trainers.training.ensemble import CannotStackError
 
 TINY = TrainConfig(epochs=3, batch_size=4, train_states=12, test_states=6, hidden=(8,), tensorboard=False)
 DIFFERENT = [  # in everything that may differ, with a ragged last batch among them

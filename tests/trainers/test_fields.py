@@ -13,6 +13,7 @@ from PIL import Image
 import bptt_trainers.analysis.run_fields
 import bptt_trainers.commands.fields
 from bptt_envs.systems import CartPole
+from bptt_studies.toys.toys import rotation_sample
 from bptt_trainers import MLP, RunFolder, TrainConfig, Trainer, policy_gradient
 from bptt_trainers.analysis.fields import (
     COLUMNS,
@@ -25,6 +26,7 @@ from bptt_trainers.analysis.fields import (
     to_csv,
     vectors_at_once,
 )
+from bptt_trainers.analysis.fields_figure import fields_figure, path_overlay, save_frames, scales_of
 from bptt_trainers.analysis.planes import (
     filter_normalised,
     flat,
@@ -34,9 +36,7 @@ from bptt_trainers.analysis.planes import (
     rules_plane,
 )
 from bptt_trainers.analysis.run_fields import FieldsConfig, RunFields
-from bptt_trainers.analysis.toys import rotation_sample
 from bptt_trainers.cli import main
-from bptt_trainers.figures.fields import fields_figure, path_overlay, save_frames, scales_of
 from bptt_trainers.figures.style import save_figure
 from bptt_trainers.records.files import RunFolderError
 

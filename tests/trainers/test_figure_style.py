@@ -16,19 +16,22 @@ from matplotlib.transforms import Bbox
 from PIL import Image
 
 from bptt_envs.systems import CartPole, MultiPole, QuantumControl
+from bptt_studies.lqr.figure import Curves
+from bptt_studies.lqr.figure import curves_figure as lqr_figure
+from bptt_studies.paper.experiments import EXPERIMENTS
+from bptt_studies.paper.report import FIGURES, OVERVIEWS, read_studies
+from bptt_studies.scaling.figure import scaling_figure
+from bptt_studies.scaling.file import read_measurements
+from bptt_studies.scaling.tables import by_axis
+from bptt_studies.toys.figure import adam_figure, integrator_figure, rotation_figure
+from bptt_studies.toys.toys import STARTS, descents, integrator_sample, rotation_sample, square_grid, toy_fields
 from bptt_trainers import default_controller, diagnose
-from bptt_trainers.analysis.toys import STARTS, descents, integrator_sample, rotation_sample, square_grid, toy_fields
-from bptt_trainers.benchmarks.scaling_file import read_measurements
-from bptt_trainers.benchmarks.scaling_tables import by_axis
-from bptt_trainers.benchmarks.table import read_lines
-from bptt_trainers.curve import CurvePoint
+from bptt_trainers.analysis.diagnostics_figure import diagnostics_figure
+from bptt_trainers.comparison.figure import curves_figure
+from bptt_trainers.directions.rollout import rollout
+from bptt_trainers.directions.rules import RULES
 from bptt_trainers.figures import benchmarks
 from bptt_trainers.figures.bands import draw_band, series_of
-from bptt_trainers.figures.comparison import curves_figure
-from bptt_trainers.figures.diagnostics import diagnostics_figure
-from bptt_trainers.figures.lqr import Curves
-from bptt_trainers.figures.lqr import curves_figure as lqr_figure
-from bptt_trainers.figures.scaling import scaling_figure
 from bptt_trainers.figures.style import (
     COLORS,
     DPI,
@@ -42,12 +45,9 @@ from bptt_trainers.figures.style import (
     variant_looks,
 )
 from bptt_trainers.figures.ticks import log_axes, ticks_at
-from bptt_trainers.figures.toys import adam_figure, integrator_figure, rotation_figure
 from bptt_trainers.figures.trajectory import learning_curves_figure, trajectory_figure
-from bptt_trainers.reproduction.experiments import EXPERIMENTS
-from bptt_trainers.reproduction.report import FIGURES, OVERVIEWS, read_studies
-from bptt_trainers.rollout import rollout
-from bptt_trainers.rules import RULES
+from bptt_trainers.records.curve import CurvePoint
+from bptt_trainers.records.tables import read_lines
 
 ROOT = Path(__file__).parents[2]
 SMALLEST = 7.0  # points, of a text

@@ -16,10 +16,10 @@ from PIL import Image
 from bptt_envs import System
 from bptt_envs.charts import Chart, Curves, Field, NamedCurves, Paths
 from bptt_envs.systems import CartPole, Integrator, MultiPole, QuantumControl
+from bptt_trainers.directions.rollout import Trajectory, losses, rollout
 from bptt_trainers.figures.animation import save_animation
 from bptt_trainers.figures.style import save_figure
 from bptt_trainers.figures.trajectory import learning_curves_figure, trajectory_figure
-from bptt_trainers.rollout import Trajectory, losses, rollout
 
 
 def pushed(system: System, batch: int, force: float = 20.0) -> Trajectory:

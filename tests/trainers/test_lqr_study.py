@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from bptt_envs.systems import LQR
+from bptt_studies.lqr.counterexamples import COUNTEREXAMPLES, study_example, toy_integrator, unstable_scalar
+from bptt_studies.lqr.descents import StudyConfig, Task
+from bptt_studies.lqr.figure import LARGEST, SMALLEST, Curves
+from bptt_studies.lqr.linear_gains import LinearQuadratic
+from bptt_studies.lqr.study import study_block
 from bptt_trainers import policy_gradient
-from bptt_trainers.analysis.linear_gains import LinearQuadratic
-from bptt_trainers.analysis.lqr_counterexamples import COUNTEREXAMPLES, study_example, toy_integrator, unstable_scalar
-from bptt_trainers.analysis.lqr_descents import StudyConfig, Task
-from bptt_trainers.analysis.lqr_study import study_block
-from bptt_trainers.figures.lqr import LARGEST, SMALLEST, Curves
-from bptt_trainers.rules import RULES
+from bptt_trainers.directions.rules import RULES
 
 OBJECTIVES = ("continuous", "final")
 RANDOM = torch.Generator().manual_seed(1)

@@ -11,11 +11,11 @@ from torch.utils._pytree import tree_leaves
 from bptt_envs.registration import ENTRIES
 from bptt_envs.systems import CartPole
 from bptt_trainers import RULES, default_controller
-from bptt_trainers.adjoint_engine import AdjointEngine
-from bptt_trainers.autograd_engine import AutogradEngine
-from bptt_trainers.rollout import rollout
-from bptt_trainers.rules import MODIFIED, REGULAR, STOPPED, combined
-from bptt_trainers.stacked import StackedEngine
+from bptt_trainers.directions.adjoint import AdjointEngine
+from bptt_trainers.directions.autograd import AutogradEngine
+from bptt_trainers.directions.rollout import rollout
+from bptt_trainers.directions.rules import MODIFIED, REGULAR, STOPPED, combined
+from bptt_trainers.directions.stacked import StackedEngine
 
 PASSES = (REGULAR, MODIFIED)
 VIEWS = {"view", "unsafe_view", "expand", "slice", "select", "t", "transpose", "permute"}

@@ -8,8 +8,8 @@ import pytest
 from matplotlib.collections import PathCollection
 from PIL import Image
 
-from bptt_trainers.figures.bands import SMALLEST, draw_band, drawable, series_of
-from bptt_trainers.figures.results import (
+from bptt_studies.paper.experiments import EXPERIMENTS, Amount, Experiment, Task, Variant
+from bptt_studies.paper.figures import (
     ablation_figure,
     continued_figure,
     improvement_figure,
@@ -19,13 +19,11 @@ from bptt_trainers.figures.results import (
     sensitivity_figure,
     stability_figure,
 )
-from bptt_trainers.figures.style import DPI, WIDTH, Look
-from bptt_trainers.reproduction.experiments import EXPERIMENTS, Amount, Experiment, Task, Variant
-from bptt_trainers.reproduction.report import report, report_studies, tables_of, with_rules
-from bptt_trainers.reproduction.results import Member, Point, result_of, write
-from bptt_trainers.reproduction.statistics import measured
-from bptt_trainers.reproduction.study import TaskResults, change, plain
-from bptt_trainers.reproduction.tables import (
+from bptt_studies.paper.report import report, report_studies, tables_of, with_rules
+from bptt_studies.paper.results import Member, Point, result_of, write
+from bptt_studies.paper.statistics import measured
+from bptt_studies.paper.study import TaskResults, change, plain
+from bptt_studies.paper.tables import (
     Family,
     ablation_table,
     comparison_table,
@@ -36,6 +34,8 @@ from bptt_trainers.reproduction.tables import (
     sensitivity_table,
     stability_table,
 )
+from bptt_trainers.figures.bands import SMALLEST, draw_band, drawable, series_of
+from bptt_trainers.figures.style import DPI, WIDTH, Look
 
 RL = ("PPO", "SAC")
 FINAL = {"R": 0.2, "M": 0.4, "S": 1.5, "C": 0.05, "PPO": 0.01, "SAC": 0.1}

@@ -11,17 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from bptt_trainers.cli import main
-from bptt_trainers.commands.reproduce import choose
-from bptt_trainers.methods import BPTT, RL
-from bptt_trainers.metrics import to_csv
-from bptt_trainers.page import PLACE, filled
-from bptt_trainers.records.claim import locked
-from bptt_trainers.records.files import RunFolderError
-from bptt_trainers.reproduction import work
-from bptt_trainers.reproduction.experiments import EXPERIMENTS, TIERS, Amount, Experiment, Task, Variant
-from bptt_trainers.reproduction.report import read_studies, read_task, tables_of
-from bptt_trainers.reproduction.results import (
+from bptt_studies.paper import work
+from bptt_studies.paper.command import choose
+from bptt_studies.paper.experiments import EXPERIMENTS, TIERS, Amount, Experiment, Task, Variant
+from bptt_studies.paper.report import read_studies, read_task, tables_of
+from bptt_studies.paper.results import (
     Member,
     Point,
     curves_path,
@@ -32,7 +26,13 @@ from bptt_trainers.reproduction.results import (
     results_path,
     write,
 )
-from bptt_trainers.reproduction.work import missing, runs_of, train_missing
+from bptt_studies.paper.work import missing, runs_of, train_missing
+from bptt_trainers.cli import main
+from bptt_trainers.comparison.methods import BPTT, RL
+from bptt_trainers.records.claim import locked
+from bptt_trainers.records.files import RunFolderError
+from bptt_trainers.records.page import PLACE, filled
+from bptt_trainers.training.metrics import to_csv
 
 NAN = float("nan")
 TASK = Task("tiny", "a few steps of one pole", "DiffCartPole-v0", {"horizon": 3}, (0.1,))

@@ -11,15 +11,15 @@ import gymnasium as gym
 import pytest
 import torch
 
+from bptt_studies.benchmarks import scaling_run
+from bptt_studies.benchmarks.memory import MIB, MemoryExceeded, MemoryMeasurementError, peak_memory
+from bptt_studies.scaling.config import AXES, Axis, Growth, ScalingConfig
+from bptt_studies.scaling.figure import scaling_figure
+from bptt_studies.scaling.file import COLUMNS, read_measurements
+from bptt_studies.scaling.run import scale
+from bptt_studies.scaling.tables import by_axis, limits, reach, report, slopes
 from bptt_trainers import TrainConfig, Trainer
-from bptt_trainers.benchmarks import scaling_run
-from bptt_trainers.benchmarks.memory import MIB, MemoryExceeded, MemoryMeasurementError, peak_memory
-from bptt_trainers.benchmarks.scaling import AXES, Axis, Growth, ScalingConfig
-from bptt_trainers.benchmarks.scaling_file import COLUMNS, read_measurements
-from bptt_trainers.benchmarks.scaling_run import scale
-from bptt_trainers.benchmarks.scaling_tables import by_axis, limits, reach, report, slopes
 from bptt_trainers.cli import main
-from bptt_trainers.figures.scaling import scaling_figure
 from bptt_trainers.records.files import RunFolderError
 
 DOCS = Path(__file__).parents[2] / "docs"

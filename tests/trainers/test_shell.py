@@ -168,7 +168,9 @@ def test_a_signal_that_is_ignored_stays_so(monkeypatch):
 
 
 def test_a_command_that_is_stopped_says_how_to_go_on(capsys, monkeypatch):
-    monkeypatch.setattr("bptt_trainers.trainer.Trainer.evaluate", lambda *_: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr(
+        "bptt_trainers.training.trainer.Trainer.evaluate", lambda *_: signal.raise_signal(signal.SIGTERM)
+    )
     assert main(TRAIN) == 143
     assert capsys.readouterr().err.splitlines()[-1] == "  bptt resume run"
 

@@ -6,9 +6,9 @@ from torch import nn
 
 from bptt_envs.systems import CartPole, Integrator, MultiPole
 from bptt_trainers import MLP, ConvNet, policy_gradient
-from bptt_trainers.gradient import stacked_engine
-from bptt_trainers.rules import MODIFIED, REGULAR, STOPPED
-from bptt_trainers.stacked import StackedController, StackedEngine
+from bptt_trainers.directions.policy_gradient import stacked_engine
+from bptt_trainers.directions.rules import MODIFIED, REGULAR, STOPPED
+from bptt_trainers.directions.stacked import StackedController, StackedEngine
 
 
 def stacked_directions(system, controller, parameters, states, passes, **options):

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from scipy.stats import mannwhitneyu, rankdata
 
-from bptt_trainers.curve import CurvePoint
-from bptt_trainers.reproduction.statistics import (
+from bptt_studies.paper.statistics import (
     Improvement,
     exact_test,
     holm,
@@ -21,6 +20,7 @@ from bptt_trainers.reproduction.statistics import (
     trailing_mean,
     verdicts,
 )
+from bptt_trainers.records.curve import CurvePoint
 
 INF = math.inf
 

@@ -24,11 +24,11 @@ from bptt_trainers import (
     policy_gradient,
     rollout,
 )
-from bptt_trainers.baselines import BaselineConfig, load_baseline, train_baseline
 from bptt_trainers.cli import main
-from bptt_trainers.gradient import choose_engine
-from bptt_trainers.rl_view import RLView
-from bptt_trainers.sb3_env import SB3VecEnv
+from bptt_trainers.directions.policy_gradient import choose_engine
+from bptt_trainers.rl.sb3 import BaselineConfig, load_baseline, train_baseline
+from bptt_trainers.rl.sb3_env import SB3VecEnv
+from bptt_trainers.rl.view import RLView
 
 TINY = TrainConfig(
     epochs=2, batch_size=4, train_states=8, test_states=4, hidden=(4,), tensorboard=False, pictures=False

@@ -14,11 +14,11 @@ from torch import nn
 
 from bptt_trainers import Callback, Ensemble, RunFolder, RunFolderError, TrainConfig, Trainer
 from bptt_trainers.cli import main
-from bptt_trainers.comparison import ComparisonConfig, compare
-from bptt_trainers.optimizer import Optimizer
-from bptt_trainers.presets import parse_overrides
-from bptt_trainers.torch_optimizer import NAMES
-from bptt_trainers.trainer import NonFiniteError
+from bptt_trainers.comparison.compare import ComparisonConfig, compare
+from bptt_trainers.presets.presets import parse_overrides
+from bptt_trainers.training.optimizer import Optimizer
+from bptt_trainers.training.torch_optimizer import NAMES
+from bptt_trainers.training.trainer import NonFiniteError
 
 TINY = TrainConfig(
     epochs=3, batch_size=4, train_states=12, test_states=6, hidden=(8,), tensorboard=False, pictures=False

@@ -9,11 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-import bptt_trainers.commands.toys
+import bptt_studies.toys.command
 from bptt_envs.systems import Integrator
-from bptt_trainers import policy_gradient
-from bptt_trainers.analysis.fields import SHOWN_RULES
-from bptt_trainers.analysis.toys import (
+from bptt_studies.toys.toys import (
     HORIZON,
     TARGET,
     X_0,
@@ -32,6 +30,8 @@ from bptt_trainers.analysis.toys import (
     turns,
     zero_loss_points,
 )
+from bptt_trainers import policy_gradient
+from bptt_trainers.analysis.fields import SHOWN_RULES
 from bptt_trainers.cli import main
 
 THETA = 4.0 * torch.rand(50, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64) - 2.0
@@ -162,8 +162,8 @@ def test_when_the_minimum_is_reached_and_when_for_good(losses, first, for_good):
 
 def test_the_command_leaves_figures_and_numbers(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(bptt_trainers.commands.toys, "STEPS", 40)
-    monkeypatch.setattr(bptt_trainers.commands.toys, "ROTATION_STEPS", 30)
+    monkeypatch.setattr(bptt_studies.toys.command, "STEPS", 40)
+    monkeypatch.setattr(bptt_studies.toys.command, "ROTATION_STEPS", 30)
     assert main(shlex.split("toys --out toys")) == 0
     said = capsys.readouterr().out
     named = [tmp_path / line.split()[0] for line in said.splitlines() if line.startswith("toys/")]

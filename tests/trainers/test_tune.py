@@ -18,14 +18,14 @@ import torch
 
 from bptt_envs.registration import ENTRIES, Entry
 from bptt_trainers import RunFolderError, held_out_states, training_states
-from bptt_trainers.baselines import BaselineConfig, train_baseline
 from bptt_trainers.cli import main, read_command
 from bptt_trainers.commands.environment import parse_options
-from bptt_trainers.curve import CurvePoint
-from bptt_trainers.methods import BPTT, METHODS
-from bptt_trainers.presets import parse_overrides
+from bptt_trainers.comparison.methods import BPTT, METHODS
+from bptt_trainers.presets.presets import parse_overrides
 from bptt_trainers.records.claim import locked
-from bptt_trainers.start_states import validation_states
+from bptt_trainers.records.curve import CurvePoint
+from bptt_trainers.rl.sb3 import BaselineConfig, train_baseline
+from bptt_trainers.training.start_states import validation_states
 from bptt_trainers.tuning import store as storing
 from bptt_trainers.tuning import study as studying
 from bptt_trainers.tuning.config import TuneConfig

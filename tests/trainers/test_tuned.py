@@ -5,13 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from bptt_trainers.cli import main
-from bptt_trainers.figures.results import profiles_figure, tuned_figure
-from bptt_trainers.reproduction.experiments import EXPERIMENTS, SMOKE
-from bptt_trainers.reproduction.report import report_studies, tables_of
-from bptt_trainers.reproduction.results import Member, Point, result_of
-from bptt_trainers.reproduction.study import TaskResults
-from bptt_trainers.reproduction.tuned_tables import (
+from bptt_studies.paper.experiments import EXPERIMENTS, SMOKE
+from bptt_studies.paper.figures import profiles_figure, tuned_figure
+from bptt_studies.paper.report import report_studies, tables_of
+from bptt_studies.paper.results import Member, Point, result_of
+from bptt_studies.paper.study import TaskResults
+from bptt_studies.paper.tuned_tables import (
     RULES,
     TARGETS,
     headline_table,
@@ -20,7 +19,8 @@ from bptt_trainers.reproduction.tuned_tables import (
     targets_table,
     whole_tasks,
 )
-from bptt_trainers.reproduction.work import runs_of
+from bptt_studies.paper.work import runs_of
+from bptt_trainers.cli import main
 
 NAN = float("nan")
 STEP = 1000

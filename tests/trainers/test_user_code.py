@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from bptt_envs.registration import ENTRIES
+from bptt_studies.benchmarks.config import BenchmarkConfig
+from bptt_studies.benchmarks.worker import measure_apart
 from bptt_trainers import RunFolder
-from bptt_trainers.benchmarks.config import BenchmarkConfig
-from bptt_trainers.benchmarks.worker import measure_apart
 from bptt_trainers.cli import COMMANDS, main
-from bptt_trainers.comparison import ComparisonConfig
-from bptt_trainers.user_code import raised_by_user
+from bptt_trainers.comparison.compare import ComparisonConfig
+from bptt_trainers.host.user_code import raised_by_user
 
 SMALL = "--train-states 8 --test-states 8 --no-tensorboard --epochs 1"
 

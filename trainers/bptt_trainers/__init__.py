@@ -1,20 +1,20 @@
 """Trains controllers through differentiable environments by stabilised backpropagation through time."""
 
 from bptt_trainers.analysis.diagnostics import Diagnosis, diagnose
-from bptt_trainers.callbacks import Callback, ProgressBar
-from bptt_trainers.config import TrainConfig
-from bptt_trainers.controllers import Controller
-from bptt_trainers.default_controllers import default_controller
-from bptt_trainers.ensemble import Ensemble, variations
-from bptt_trainers.gradient import PolicyGradient, policy_gradient
-from bptt_trainers.networks import MLP, ConvNet, Squash
-from bptt_trainers.presets import from_preset
+from bptt_trainers.controllers.controller import Controller
+from bptt_trainers.controllers.defaults import default_controller
+from bptt_trainers.controllers.networks import MLP, ConvNet, Squash
+from bptt_trainers.directions.policy_gradient import PolicyGradient, policy_gradient
+from bptt_trainers.directions.rollout import Trajectory, losses, rollout
+from bptt_trainers.directions.rules import RULES, Feedback, Rule
+from bptt_trainers.presets.presets import from_preset
 from bptt_trainers.records.files import RunFolderError
-from bptt_trainers.rollout import Trajectory, losses, rollout
-from bptt_trainers.rules import RULES, Feedback, Rule
-from bptt_trainers.run_folder import RunFolder
-from bptt_trainers.start_states import held_out_states, training_states
-from bptt_trainers.trainer import NonFiniteError, Trainer
+from bptt_trainers.training.callbacks import Callback, ProgressBar
+from bptt_trainers.training.config import TrainConfig
+from bptt_trainers.training.ensemble import Ensemble, variations
+from bptt_trainers.training.run_folder import RunFolder
+from bptt_trainers.training.start_states import held_out_states, training_states
+from bptt_trainers.training.trainer import NonFiniteError, Trainer
 
 __all__ = [
     "MLP",

@@ -7,6 +7,7 @@ words.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import inspect
 import shlex
 import sys
@@ -21,9 +22,9 @@ from bptt_envs.checks import nearest
 from bptt_envs.program import CompilerError
 from bptt_trainers.commands.exits import Interrupted, Misuse, checking_arguments
 from bptt_trainers.commands.shell import Ended, ended_in_order, safe_output, wide_enough
+from bptt_trainers.host.user_code import raised_by_user, told
 from bptt_trainers.records.files import RunFolderError
-from bptt_trainers.trainer import NonFiniteError
-from bptt_trainers.user_code import raised_by_user, told
+from bptt_trainers.training.trainer import NonFiniteError
 
 IN_WORDS = (RunFolderError, NonFiniteError, CompilerError, DependencyNotInstalled, OSError)
 """Errors whose message says all that a user needs."""
@@ -43,7 +44,11 @@ class Entry(NamedTuple):
     summary: str
 
 
+STUDIES = "bptt_studies"
+"""The package of what was found out: in the repository, not in what is installed from a wheel."""
+
 COMMANDS = {
+    "demo": Entry("bptt_trainers.commands.compare:Demo", "rule C and PPO on one pole and two, in 3 minutes"),
     "train": Entry("bptt_trainers.commands.train:Train", "train a controller"),
     "resume": Entry("bptt_trainers.commands.train:Resume", "continue a training run"),
     "evaluate": Entry("bptt_trainers.commands.evaluate:Evaluate", "judge trained controllers on held-out start states"),
@@ -52,12 +57,11 @@ COMMANDS = {
     "render": Entry("bptt_trainers.commands.render:Render", "draw a trained controller: an animation or a picture"),
     "diagnose": Entry("bptt_trainers.commands.diagnose:Diagnose", "draw how the rules differed in a training run"),
     "fields": Entry("bptt_trainers.commands.fields:Fields", "draw the fields of R, M and C around a run's checkpoints"),
-    "toys": Entry("bptt_trainers.commands.toys:Toys", "draw the fields of R, M and C of the paper's two toy examples"),
-    "reproduce": Entry("bptt_trainers.commands.reproduce:Reproduce", "rerun the paper's experiments, with statistics"),
-    "scale": Entry("bptt_trainers.commands.scale:Scale", "measure time, memory and loss as a task grows"),
     "envs": Entry("bptt_trainers.commands.envs:Envs", "list the environments and their options"),
-    "benchmark": Entry("bptt_trainers.commands.benchmark:Benchmark", "time updates, steps and starts, beside peers"),
-    "demo": Entry("bptt_trainers.commands.compare:Demo", "rule C and PPO on one pole and two, in 3 minutes"),
+    "toys": Entry("bptt_studies.toys.command:Toys", "draw the fields of R, M and C of the paper's two toy examples"),
+    "reproduce": Entry("bptt_studies.paper.command:Reproduce", "rerun the paper's experiments, with statistics"),
+    "scale": Entry("bptt_studies.scaling.command:Scale", "measure time, memory and loss as a task grows"),
+    "benchmark": Entry("bptt_studies.benchmarks.command:Benchmark", "time updates, steps and starts, beside peers"),
 }
 
 USAGE = """usage: bptt COMMAND [OPTIONS]
@@ -67,6 +71,9 @@ backpropagation through time (arXiv 2405.02041).
 
 commands:
 {commands}
+
+studies, in a clone of the repository:
+{studies}
 
 bptt COMMAND --help shows the options of a command, bptt --version the version.
 Exit codes: 0 done, 1 failed, 2 misused, 130 stopped by Ctrl-C, 143 by SIGTERM."""
@@ -87,7 +94,7 @@ def _main(arguments: list[str], ended: Ended) -> int:
     if arguments[:1] == ["help"]:
         arguments = [*arguments[1:2], "--help"]
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(USAGE.format(commands="\n".join(f"  {name:<10}{entry.summary}" for name, entry in COMMANDS.items())))
+        print(_usage())
         return 0
     if arguments[0] == "--version":
         print(f"bptt {bptt_envs.__version__}")
@@ -97,6 +104,15 @@ def _main(arguments: list[str], ended: Ended) -> int:
         hint = nearest(name, COMMANDS)
         return _end("bptt", f"unknown command {name!r}.{hint} The commands: {', '.join(COMMANDS)}.", 2)
     return _run(name, rest, ended)
+
+
+def _usage() -> str:
+    lines = {name: f"  {name:<10}{entry.summary}" for name, entry in COMMANDS.items()}
+    studies = [name for name, entry in COMMANDS.items() if entry.path.startswith(STUDIES)]
+    return USAGE.format(
+        commands="\n".join(line for name, line in lines.items() if name not in studies),
+        studies="\n".join(lines[name] for name in studies),
+    )
 
 
 def read_command(name: str, arguments: Sequence[str]) -> Command:
@@ -120,6 +136,13 @@ def read_command(name: str, arguments: Sequence[str]) -> Command:
 
 def _run(name: str, arguments: list[str], ended: Ended) -> int:
     program = f"bptt {name}"
+    if COMMANDS[name].path.startswith(STUDIES) and importlib.util.find_spec(STUDIES) is None:
+        return _end(
+            program,
+            f"the studies, of which {name} is one, are not installed: they come with a clone of the repository and "
+            "pip install -e . there.",
+            1,
+        )
     try:
         read_command(name, arguments).run()
     except Misuse as error:

@@ -16,14 +16,10 @@ from torch import Tensor, nn
 
 from bptt_envs import System, checks
 from bptt_envs.differentiable import check_batch
-from bptt_trainers.adjoint_engine import ControllerTape, bound_with_slope
-from bptt_trainers.callbacks import Callback
-from bptt_trainers.directions.surroundings import computing
-from bptt_trainers.gradient import adjoint_engine
-from bptt_trainers.metrics import EpochMetrics
-from bptt_trainers.records.files import RunFolderError, exists, read_bytes, write_atomic
-from bptt_trainers.rollout import Trajectory, rollout
-from bptt_trainers.rules import (
+from bptt_trainers.directions.adjoint import ControllerTape, bound_with_slope
+from bptt_trainers.directions.policy_gradient import adjoint_engine
+from bptt_trainers.directions.rollout import Trajectory, rollout
+from bptt_trainers.directions.rules import (
     MODIFIED,
     REGULAR,
     Directions,
@@ -33,9 +29,13 @@ from bptt_trainers.rules import (
     get_rule,
     sign_agreement,
 )
+from bptt_trainers.directions.surroundings import computing
+from bptt_trainers.records.files import RunFolderError, exists, read_bytes, write_atomic
+from bptt_trainers.training.callbacks import Callback
+from bptt_trainers.training.metrics import EpochMetrics
 
 if TYPE_CHECKING:
-    from bptt_trainers.trainer import Trainer
+    from bptt_trainers.training.trainer import Trainer
 
 RULES_SHOWN = ("R", "M", "C")
 PAIRS = tuple(f"{first}{second}" for first, second in combinations(RULES_SHOWN, 2))

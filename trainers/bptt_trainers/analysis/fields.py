@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from bptt_envs import System, checks
 from bptt_trainers.analysis.planes import Plane
-from bptt_trainers.gradient import stacked_engine
+from bptt_trainers.directions.policy_gradient import stacked_engine
+from bptt_trainers.directions.rules import MODIFIED, REGULAR, RULES, Directions, combined
 from bptt_trainers.records.files import RunFolderError, read_text
-from bptt_trainers.rules import MODIFIED, REGULAR, RULES, Directions, combined
 
 SHOWN_RULES = ("R", "M", "C")
 OF_A_RULE = ("a", "b", "norm", "curl", "rotation")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from bptt_trainers.rules import Directions, flat
+from bptt_trainers.directions.rules import Directions, flat
 
 PARALLEL = 1e-6  # what a direction must keep, of a length of 1, beside the other one
 

@@ -27,11 +27,11 @@ from bptt_trainers.analysis.fields import (
     vectors_at_once,
 )
 from bptt_trainers.analysis.planes import Plane, path_plane, random_plane, rules_plane
+from bptt_trainers.directions.rules import Directions, flat
 from bptt_trainers.records.claim import Claim, locked, plain_differences
 from bptt_trainers.records.files import RunFolderError, exists, refuse_links, write_atomic
-from bptt_trainers.rules import Directions, flat
-from bptt_trainers.run_folder import RunFolder
-from bptt_trainers.start_states import training_states
+from bptt_trainers.training.run_folder import RunFolder
+from bptt_trainers.training.start_states import training_states
 
 PlaneName = Literal["path", "random", "rules"]
 RADII = {"path": 1.0, "random": 1.0, "rules": 0.1}

@@ -12,17 +12,17 @@ from tyro.conf import OmitArgPrefixes, UseAppendAction, arg
 
 from bptt_envs import Timed
 from bptt_envs.checks import positive
-from bptt_trainers.benchmarks.worker import available_cores
 from bptt_trainers.commands.environment import EnvOptions, Module, parse_options
 from bptt_trainers.commands.exits import Interrupted, checking_arguments
 from bptt_trainers.commands.output import aligned, file_list
-from bptt_trainers.comparison import Comparison, ComparisonConfig, compare, member_folder
-from bptt_trainers.default_controllers import default_controller
+from bptt_trainers.comparison.compare import Comparison, ComparisonConfig, compare, member_folder
+from bptt_trainers.controllers.defaults import default_controller
+from bptt_trainers.directions.rollout import rollout
 from bptt_trainers.figures.animation import save_animation
-from bptt_trainers.presets import parse_overrides
-from bptt_trainers.rollout import rollout
-from bptt_trainers.run_folder import RunFolder
-from bptt_trainers.start_states import WEIGHTS, held_out_states, stream_seed
+from bptt_trainers.host.threads import available_cores
+from bptt_trainers.presets.presets import parse_overrides
+from bptt_trainers.training.run_folder import RunFolder
+from bptt_trainers.training.start_states import WEIGHTS, held_out_states, stream_seed
 
 FILES = {
     "methods.md": "the table, for readers",
@@ -169,7 +169,7 @@ def compare_aloud(config: ComparisonConfig) -> Comparison:
 
 def draw(config: ComparisonConfig) -> Path:
     """Animate one held-out episode of the first seed: untrained, rule C, PPO. Returns the file."""
-    from bptt_trainers.baselines import load_baseline  # with it comes stable-baselines3
+    from bptt_trainers.rl.sb3 import load_baseline  # with it comes stable-baselines3
 
     C, PPO = (member_folder(config.out, method, config.seeds[0]) for method in ("C", "PPO"))
     run, baseline = RunFolder(C), load_baseline(PPO)

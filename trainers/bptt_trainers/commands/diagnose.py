@@ -13,7 +13,7 @@ from bptt_trainers.analysis.diagnostics import NPZ, Diagnosis, read_diagnostics
 from bptt_trainers.commands.environment import Module
 from bptt_trainers.commands.exits import checking_arguments
 from bptt_trainers.commands.output import aligned
-from bptt_trainers.run_folder import RunFolder
+from bptt_trainers.training.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Diagnose:
             system = folder.make_env().system
         diagnoses = read_diagnostics(folder.path / NPZ)
 
-        from bptt_trainers.figures.diagnostics import diagnostics_figure  # with it comes matplotlib
+        from bptt_trainers.analysis.diagnostics_figure import diagnostics_figure  # with it comes matplotlib
         from bptt_trainers.figures.style import plain_text, save_figure
 
         out = self.out or folder.path / "diagnostics.png"

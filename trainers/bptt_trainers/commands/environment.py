@@ -14,7 +14,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 from bptt_envs import DifferentiableEnv, System
 from bptt_envs.checks import one_of
 from bptt_envs.registration import system_class
-from bptt_trainers.user_code import import_module, imported_id, split_id
+from bptt_trainers.host.user_code import import_module, imported_id, split_id
 
 Module = Annotated[
     str | None,

@@ -21,7 +21,7 @@ from bptt_trainers.commands.environment import (
     option_types,
 )
 from bptt_trainers.commands.exits import checking_arguments
-from bptt_trainers.user_code import split_id
+from bptt_trainers.host.user_code import split_id
 
 WIDTH = 80
 

@@ -12,9 +12,9 @@ from bptt_envs.checks import finite, positive_integer
 from bptt_trainers.commands.environment import Module
 from bptt_trainers.commands.exits import Misuse, checking_arguments
 from bptt_trainers.commands.output import aligned
-from bptt_trainers.rollout import losses, rollout
-from bptt_trainers.run_folder import RunFolder
-from bptt_trainers.start_states import held_out_states
+from bptt_trainers.directions.rollout import losses, rollout
+from bptt_trainers.training.run_folder import RunFolder
+from bptt_trainers.training.start_states import held_out_states
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from bptt_trainers.user_code import raised_by_user
+from bptt_trainers.host.user_code import raised_by_user
 
 
 class Misuse(Exception):

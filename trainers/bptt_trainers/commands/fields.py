@@ -14,7 +14,7 @@ from bptt_trainers.analysis.run_fields import CHECKPOINTS, POINTS, FieldsConfig,
 from bptt_trainers.commands.environment import Module
 from bptt_trainers.commands.exits import Interrupted, checking_arguments
 from bptt_trainers.commands.output import aligned, file_list
-from bptt_trainers.run_folder import RunFolder
+from bptt_trainers.training.run_folder import RunFolder
 
 ANIMATION = "fields.gif"
 FILES = {
@@ -67,7 +67,12 @@ class Fields:
 
 def draw(fields: RunFields, points: dict[int, Table], checkpoints: dict[int, Table], out: Path) -> None:
     """A picture of each checkpoint, and the animation of them; one scale of colors for all."""
-    from bptt_trainers.figures.fields import fields_figure, path_overlay, save_frames, scales_of  # with it: matplotlib
+    from bptt_trainers.analysis.fields_figure import (  # with it: matplotlib
+        fields_figure,
+        path_overlay,
+        save_frames,
+        scales_of,
+    )
     from bptt_trainers.figures.style import save_figure
 
     scales = scales_of(points.values())

@@ -11,9 +11,9 @@ from tyro.conf import Positional, arg
 from bptt_envs.checks import positive_integer
 from bptt_trainers.commands.environment import Module
 from bptt_trainers.commands.exits import checking_arguments
-from bptt_trainers.rollout import rollout
-from bptt_trainers.run_folder import RunFolder
-from bptt_trainers.start_states import held_out_states
+from bptt_trainers.directions.rollout import rollout
+from bptt_trainers.training.run_folder import RunFolder
+from bptt_trainers.training.start_states import held_out_states
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ from typing import Annotated, Any
 from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
 
 from bptt_envs.program import cache_folder
-from bptt_trainers.callbacks import Callback, ProgressBar
 from bptt_trainers.commands.environment import (
     EnvOptions,
     Module,
@@ -25,12 +24,13 @@ from bptt_trainers.commands.environment import (
 )
 from bptt_trainers.commands.exits import Interrupted, checking_arguments
 from bptt_trainers.commands.output import aligned
-from bptt_trainers.config import Clip, OnNonfinite, TrainConfig
-from bptt_trainers.ensemble import Ensemble, variations
-from bptt_trainers.presets import PresetName, from_preset, rule_preset, seen_by
-from bptt_trainers.run_folder import RunFolder
-from bptt_trainers.trainer import NonFiniteError, Trainer
-from bptt_trainers.user_code import import_module, split_id
+from bptt_trainers.host.user_code import import_module, split_id
+from bptt_trainers.presets.presets import PresetName, from_preset, rule_preset, seen_by
+from bptt_trainers.training.callbacks import Callback, ProgressBar
+from bptt_trainers.training.config import Clip, OnNonfinite, TrainConfig
+from bptt_trainers.training.ensemble import Ensemble, variations
+from bptt_trainers.training.run_folder import RunFolder
+from bptt_trainers.training.trainer import NonFiniteError, Trainer
 
 OptimizerOptions = Annotated[tuple[str, ...], UseAppendAction, arg(metavar="NAME=VALUE")]
 

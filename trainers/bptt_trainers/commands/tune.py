@@ -11,7 +11,7 @@ from bptt_trainers.commands.compare import Overrides
 from bptt_trainers.commands.environment import EnvOptions, Module, parse_options
 from bptt_trainers.commands.exits import Interrupted, checking_arguments
 from bptt_trainers.commands.output import file_list
-from bptt_trainers.presets import parse_overrides
+from bptt_trainers.presets.presets import parse_overrides
 from bptt_trainers.tuning.config import TuneConfig
 from bptt_trainers.tuning.outcome import ROWS, TABLE, Study, preset_line
 from bptt_trainers.tuning.space import read_searches

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from bptt_trainers.adjoint_engine import AdjointEngine, ControllerTape, NotServedError, bound_with_slope, deviation
-from bptt_trainers.compiled_engine import CompiledEngine
+from bptt_trainers.directions.adjoint import AdjointEngine, ControllerTape, NotServedError, bound_with_slope, deviation
+from bptt_trainers.directions.compiled import CompiledEngine
 from bptt_trainers.directions.parameter_hooks import unhooked
-from bptt_trainers.rollout import Trajectory, losses
-from bptt_trainers.rules import Directions, Feedback
+from bptt_trainers.directions.rollout import Trajectory, losses
+from bptt_trainers.directions.rules import Directions, Feedback
 
 ROWS = 256  # samples (steps x batch) that are looked at, about
 LOOK_EVERY = 32  # calls, unless who calls knows of epochs: how often parts are compared with autograd

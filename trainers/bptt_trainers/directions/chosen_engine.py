@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from bptt_envs import System
 from bptt_envs.fingerprint import Onlooker, Token, fingerprint
-from bptt_trainers.adjoint_engine import AdjointEngine, NotServedError
-from bptt_trainers.autograd_engine import AutogradEngine
-from bptt_trainers.compiled_engine import CompiledEngine
+from bptt_trainers.directions.adjoint import AdjointEngine, NotServedError
 from bptt_trainers.directions.agreement import LOOK_EVERY, watched
+from bptt_trainers.directions.autograd import AutogradEngine
+from bptt_trainers.directions.compiled import CompiledEngine
+from bptt_trainers.directions.probe import Verdict, examine
+from bptt_trainers.directions.rules import Directions, Feedback
 from bptt_trainers.directions.surroundings import computing
-from bptt_trainers.probe import Verdict, examine
-from bptt_trainers.rules import Directions, Feedback
 
 EngineName = Literal["auto", "adjoint", "autograd"]
 

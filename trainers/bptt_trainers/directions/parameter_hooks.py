@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
-from bptt_trainers.rules import Directions
+from bptt_trainers.directions.rules import Directions
 
 
 def hooked(module: nn.Module) -> bool:

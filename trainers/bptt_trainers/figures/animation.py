@@ -16,9 +16,9 @@ from torch import Tensor
 from bptt_envs import System
 from bptt_envs.checks import positive, positive_integer
 from bptt_envs.rendering import BACKGROUND, FAINT, SIZE, picture
+from bptt_trainers.directions.rollout import Trajectory
 from bptt_trainers.figures.style import checked_suffix
 from bptt_trainers.records.files import write_atomic
-from bptt_trainers.rollout import Trajectory
 
 ANIMATION_FORMATS = ("gif", "png")
 FRAME_SECONDS = 0.03  # between two frames of an animation, about

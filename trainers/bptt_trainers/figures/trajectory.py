@@ -18,6 +18,7 @@ from torch import Tensor
 from bptt_envs import System
 from bptt_envs.charts import Chart, Curves, Field, NamedCurves, Paths
 from bptt_envs.rendering import CYCLE, FAINT, INK, MUTED, round_up
+from bptt_trainers.directions.rollout import Trajectory, losses
 from bptt_trainers.figures.style import (
     WIDTH,
     Look,
@@ -31,7 +32,6 @@ from bptt_trainers.figures.style import (
     title_above,
 )
 from bptt_trainers.figures.ticks import log_axes
-from bptt_trainers.rollout import Trajectory, losses
 
 MOST_LINES = 8  # episodes that a figure draws one by one
 MOST_PANELS = 12  # panels of curves of the state that a figure shows

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bptt_trainers.user_code import raised_by_user
+from bptt_trainers.host.user_code import raised_by_user
 
 TEXT_LIMIT = 2**28  # bytes, of settings and tables
 DATA_LIMIT = 2**32  # bytes, of checkpoints and arrays

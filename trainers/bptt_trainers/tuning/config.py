@@ -12,9 +12,9 @@ from tyro.conf import Suppress
 from bptt_envs.checks import each_once, one_of
 from bptt_envs.registration import system_class
 from bptt_envs.settings import Count, Positive, Seed, among, read
-from bptt_trainers.methods import Budget
+from bptt_trainers.comparison.methods import Budget
+from bptt_trainers.host.user_code import import_module, split_id
 from bptt_trainers.tuning.space import TUNABLE, Choice, Entry, Range, Search, search_of
-from bptt_trainers.user_code import import_module, split_id
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,14 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from bptt_trainers.comparison_table import to_csv
-from bptt_trainers.config import TrainConfig
-from bptt_trainers.methods import BPTT, METHODS
-from bptt_trainers.options import write_options
-from bptt_trainers.presets import Preset
+from bptt_trainers.comparison.methods import BPTT, METHODS
+from bptt_trainers.presets.presets import Preset
 from bptt_trainers.records.claim import locked
 from bptt_trainers.records.files import write_atomic
+from bptt_trainers.records.options import write_options
 from bptt_trainers.records.plain import plain
+from bptt_trainers.records.tables import to_csv
+from bptt_trainers.training.config import TrainConfig
 from bptt_trainers.tuning.config import TuneConfig
 from bptt_trainers.tuning.store import FAILED, WAIT, Store, state_of
 from bptt_trainers.tuning.trials import FIRST_SEED

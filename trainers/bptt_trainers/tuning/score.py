@@ -8,7 +8,7 @@ from statistics import fmean, median
 
 import numpy as np
 
-from bptt_trainers.curve import Curve
+from bptt_trainers.records.curve import Curve
 
 LIMIT = 12.0
 """Logarithms of losses are kept within ±LIMIT: 0 counts as 1e-12, and what is not finite as 1e12."""

@@ -11,10 +11,10 @@ from typing import Any
 
 from bptt_envs import System
 from bptt_envs.checks import nearest, one_of, shown
-from bptt_trainers.default_controllers import default_controller
-from bptt_trainers.methods import BPTT, METHODS, RL, Budget
-from bptt_trainers.networks import MLP
-from bptt_trainers.presets import Preset
+from bptt_trainers.comparison.methods import BPTT, METHODS, RL, Budget
+from bptt_trainers.controllers.defaults import default_controller
+from bptt_trainers.controllers.networks import MLP
+from bptt_trainers.presets.presets import Preset
 
 MINIBATCHES = "minibatches"
 """Searched in place of PPO's batch_size, which has to divide what an update collects."""

@@ -17,16 +17,16 @@ import torch
 from tqdm import tqdm
 
 from bptt_envs.checks import instance
-from bptt_trainers.children import end_with_parent, out_of_reach_of_the_terminal, pool
-from bptt_trainers.curve import CurvePoint, Report
-from bptt_trainers.presets import Preset
-from bptt_trainers.threads import threads
+from bptt_trainers.host.processes import end_with_parent, out_of_reach_of_the_terminal, pool
+from bptt_trainers.host.threads import threads
+from bptt_trainers.host.user_code import import_module, raised_by_user, told
+from bptt_trainers.presets.presets import Preset
+from bptt_trainers.records.curve import CurvePoint, Report
 from bptt_trainers.tuning.config import TuneConfig
 from bptt_trainers.tuning.outcome import Best, Study, as_row, write
 from bptt_trainers.tuning.score import LIMIT, area, best_possible, final, mean_score, score, so_far
 from bptt_trainers.tuning.store import CHECKPOINTS, FAILED, OF, SHORT, Store, Work, beating, state_of
 from bptt_trainers.tuning.trials import CONFIRMING, FIRST_CONFIRMING_SEED, FIRST_SEED, RefusedError, learn
-from bptt_trainers.user_code import import_module, raised_by_user, told
 
 if TYPE_CHECKING:
     from optuna import Trial

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from bptt_trainers.callbacks import Callback
-from bptt_trainers.curve import Curve, Report
-from bptt_trainers.methods import BPTT, METHODS, RL, Budget, learning_curve
-from bptt_trainers.metrics import EpochMetrics
-from bptt_trainers.start_states import validation_states
-from bptt_trainers.trainer import NonFiniteError, Trainer
-from bptt_trainers.user_code import raised_by_user
+from bptt_trainers.comparison.methods import BPTT, METHODS, RL, Budget, learning_curve
+from bptt_trainers.host.user_code import raised_by_user
+from bptt_trainers.records.curve import Curve, Report
+from bptt_trainers.training.callbacks import Callback
+from bptt_trainers.training.metrics import EpochMetrics
+from bptt_trainers.training.start_states import validation_states
+from bptt_trainers.training.trainer import NonFiniteError, Trainer
 
 FIRST_SEED = 1000
 """Tuning seeds are those from here on; tables are made with others."""
@@ -63,7 +63,7 @@ def _learn_by_rule(method: BPTT, budget: Budget, settings: Mapping[str, Any], se
 
 
 def _learn_by_rl(method: RL, budget: Budget, settings: Mapping[str, Any], seed: int, report: Report) -> Curve:
-    from bptt_trainers.baselines import BaselineConfig, train_baseline  # slow to import, and not always needed
+    from bptt_trainers.rl.sb3 import BaselineConfig, train_baseline  # slow to import, and not always needed
 
     config = BaselineConfig(
         method=method.method,

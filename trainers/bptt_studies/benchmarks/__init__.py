@@ -1,0 +1,1 @@
+"""What an update, an environment step and a start cost, beside peers."""

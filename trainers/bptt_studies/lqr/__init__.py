@@ -1,0 +1,1 @@
+"""The rules on the linear quadratic regulator, where the optimum is known."""

@@ -1,0 +1,1 @@
+"""How time, memory and loss grow with the task."""

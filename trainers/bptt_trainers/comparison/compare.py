@@ -1,0 +1,282 @@
+"""The comparison: every method on the same objective, the same held-out states, the same axes."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+from collections.abc import Mapping
+from concurrent.futures import as_completed
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from tqdm import tqdm
+from tyro.conf import Suppress
+
+from bptt_envs import DifferentiableEnv
+from bptt_envs.checks import each_once, one_of
+from bptt_envs.registration import ENTRIES, system_class
+from bptt_envs.settings import Count, Positive, Seed, among, read
+from bptt_trainers.comparison.figure import curves_figure
+from bptt_trainers.comparison.methods import BPTT, METHODS, Budget, learning_curve
+from bptt_trainers.comparison.summary import RunSummary, method_rows, run_rows, summarize, to_markdown
+from bptt_trainers.figures.style import plain_text, save_figure
+from bptt_trainers.host.processes import end_with_parent, pool
+from bptt_trainers.host.threads import threads
+from bptt_trainers.host.user_code import imported_id
+from bptt_trainers.presets.presets import PresetName, defaults_seen
+from bptt_trainers.records.claim import Claim, in_words, locked, same
+from bptt_trainers.records.curve import Curve, curve_to_csv, read_curve
+from bptt_trainers.records.files import RunFolderError, exists, understanding, write_atomic
+from bptt_trainers.records.plain import plain
+from bptt_trainers.records.tables import to_csv
+from bptt_trainers.training.callbacks import ProgressBar
+from bptt_trainers.training.config import TrainConfig
+from bptt_trainers.training.ensemble import SHARED, CannotStackError, Ensemble
+
+# Settings that do not change a run: a comparison may be continued with others.
+CHANGEABLE = ("methods", "seeds", "losses", "together", "jobs", "preset")  # what the preset amounts to is compared
+
+DEFAULTS = json.loads(json.dumps(asdict(TrainConfig())))  # of settings that are younger than a folder
+
+FINISHED = "curve.csv"  # written into the folder of a run when it is done
+
+
+@dataclass(frozen=True)
+class ComparisonConfig:
+    """Settings of a comparison.
+
+    Raises:
+        ValueError: if a setting is unknown or out of range; the message names it.
+    """
+
+    env: str = "DiffCartPole-v0"
+    """Environment id, or MODULE:ID to import first the module that registers it."""
+
+    env_options: Annotated[Mapping[str, Any], Suppress] = field(default_factory=dict)
+    """Options of the environment, the same for every method; its objective is that which all are judged by."""
+
+    methods: tuple[Annotated[str, among(METHODS)], ...] = ("R", "M", "S", "C", "PPO", "SAC", "zero", "random")
+    """Methods: the update rules R, M, S, C; PPO, SAC; zero and random, which learn nothing."""
+
+    seeds: tuple[Seed, ...] = (0, 1, 2, 3, 4)
+    """Seeds; each method runs once with each."""
+
+    steps: Count = 2_560_000
+    """Simulator steps a run trains on, 100 epochs of the paper's setting, rounded to whole epochs and updates (at
+    least one); SAC takes 200 thousand at most."""
+
+    evaluations: Count = 100
+    """How often PPO and SAC are judged while they learn; the update rules are judged after every epoch."""
+
+    test_states: Count = 256
+    """Held-out start states, the same for every method and seed."""
+
+    preset: PresetName = "tuned"
+    """Whose settings each method has, but for overrides: those that were tuned (docs/tuning.md), or the paper's."""
+
+    losses: tuple[Positive, ...] = (0.1, 0.01, 0.001)
+    """Losses for which the table says after how many steps and seconds they were reached."""
+
+    overrides: Annotated[Mapping[str, Mapping[str, Any]], Suppress] = field(default_factory=dict)
+    """Settings of single methods that are to differ from the preset: {"PPO": {"num_envs": 32}}."""
+
+    threads: Count = 1
+    """Threads of torch; with the small networks here a second one costs more time than it gives."""
+
+    together: bool = True
+    """Train all runs of the update rules as one ensemble; the seconds of a run are then its share. Otherwise each is
+    trained alone."""
+
+    jobs: Count = 1
+    """Processes that train single runs at once, with so many threads each."""
+
+    out: Path = Path("runs/comparison")
+    """Folder of the comparison."""
+
+    def __post_init__(self) -> None:
+        read(self)
+        object.__setattr__(self, "env", imported_id(self.env))
+        system_class(self.env).check_options(dict(self.env_options), self.env)
+        each_once("methods", self.methods)
+        each_once("seeds", self.seeds)
+        for method in self.overrides:
+            one_of("overrides", method, METHODS)
+        self.settings()
+
+    @property
+    def budget(self) -> Budget:
+        """What every run has in common."""
+        return Budget(self.env, self.env_options, self.steps, self.evaluations, self.test_states, self.preset)
+
+    def settings(self) -> dict[str, dict[str, Any]]:
+        """All settings of each method, by name."""
+        return {name: METHODS[name].settings(self.budget, self.overrides.get(name, {})) for name in self.methods}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A finished comparison.
+
+    Attributes:
+        folder: holds runs/ (a folder for each method and seed), curves.csv, runs.csv, methods.csv, methods.md and
+            curves.png, curves.pdf.
+        curves: the learning curve of each (method, seed).
+        runs: each run in numbers.
+        table: a line for each method, Markdown.
+    """
+
+    folder: Path
+    curves: Mapping[tuple[str, int], Curve]
+    runs: tuple[RunSummary, ...]
+    table: str
+
+
+def compare(config: ComparisonConfig, progress: bool = True) -> Comparison:
+    """Train and judge every method with every seed, and write tables and figure.
+
+    Each run has a folder of its own. What is finished is not computed again: a rerun continues what is
+    missing, and one with more methods or seeds adds them.
+
+    Args:
+        config: every setting.
+        progress: whether to show bars.
+
+    Raises:
+        RunFolderError: if the folder holds a comparison of another configuration, is in use, or cannot be written.
+        ChildProcessError: if a process of several was ended from outside.
+    """
+    curves: dict[tuple[str, int], Curve] = {}
+    with locked(config.out), threads(config.threads):
+        _begin(config)
+        if config.together:
+            _train_together(config, progress)
+        if config.jobs > 1:
+            _train_in_processes(config, progress)
+        for seed in config.seeds:  # the outer loop, so that a comparison cut short has all methods
+            for method in config.methods:
+                curves[method, seed] = _run(config, method, seed, progress)
+        ordered = {(m, s): curves[m, s] for m in config.methods for s in config.seeds}
+        runs = tuple(summarize(m, s, curve, config.losses) for (m, s), curve in ordered.items())
+        return _write(config, ordered, runs)
+
+
+def member_folder(out: Path, method: str, seed: int) -> Path:
+    """The folder of one run in the comparison `out`."""
+    return out / "runs" / f"{re.sub(r'[^A-Za-z0-9_.+-]', '-', method)}-seed{seed}"
+
+
+def _train_together(config: ComparisonConfig, progress: bool) -> None:
+    """Train what is missing of the update rules, in as few ensembles as their settings allow."""
+    groups: dict[tuple[Any, ...], list[tuple[str, Path, TrainConfig]]] = {}
+    envs: dict[tuple[Any, ...], DifferentiableEnv] = {}
+    for method in config.methods:
+        rule = METHODS[method]
+        if isinstance(rule, BPTT):
+            for seed in config.seeds:
+                folder = member_folder(config.out, method, seed)
+                if not exists(folder / FINISHED):
+                    overrides = config.overrides.get(method, {})
+                    training = rule.config(config.budget, overrides, seed=seed, out=folder)
+                    seen = rule.seen(config.budget, overrides)
+                    shared = (*(getattr(training, name) for name in SHARED), *seen.items())
+                    groups.setdefault(shared, []).append((method, folder, training))
+                    envs.setdefault(shared, config.budget.make_env(**seen))
+    for shared, group in groups.items():
+        methods, folders, trainings = zip(*group, strict=True)
+        title = f"{', '.join(dict.fromkeys(methods))}, {len(group)} runs"
+        try:
+            ensemble = Ensemble(envs[shared], trainings, [ProgressBar(title)] if progress else [])
+        except CannotStackError:
+            continue  # they are trained one by one
+        for i, (folder, history) in enumerate(zip(folders, ensemble.fit(), strict=True)):
+            if i not in ensemble.errors:
+                write_atomic(folder / FINISHED, curve_to_csv(learning_curve(history)).encode())
+
+
+def _train_in_processes(config: ComparisonConfig, progress: bool) -> None:
+    """Train what is missing, each run alone, several at once."""
+    todo = [(m, s) for s in config.seeds for m in config.methods]
+    todo = [(m, s) for m, s in todo if not exists(member_folder(config.out, m, s) / FINISHED)]
+    module = ENTRIES[config.env].system.partition(":")[0]
+    bar = tqdm(total=len(todo), desc="runs", unit="run", dynamic_ncols=True, disable=not progress)
+    with bar, pool(config.jobs, _begin_work, (module, config.threads)) as submit:
+        for done in as_completed([submit(_run, config, method, seed, False) for method, seed in todo]):
+            done.result()
+            bar.update()
+
+
+def _begin_work(module: str, count: int) -> None:
+    """In a process that works for another: end with it, know its environment, use so many threads."""
+    end_with_parent()
+    importlib.import_module(module)
+    torch.set_num_threads(count)
+
+
+def _run(config: ComparisonConfig, method: str, seed: int, progress: bool) -> Curve:
+    folder = member_folder(config.out, method, seed)
+    finished = folder / FINISHED
+    if exists(finished):
+        done = read_curve(finished)
+        books = folder / "metrics.csv"  # of an update rule; it has these columns too
+        if exists(books) and not same([vars(one) for one in read_curve(books)], [vars(one) for one in done]):
+            raise RunFolderError(f"{finished} and {books.name} disagree. Deleted, {finished.name} is made anew.")
+        return done
+    title = f"{method} seed {seed}" if progress else None
+    curve = METHODS[method].run(config.budget, config.overrides.get(method, {}), seed, folder, title)
+    write_atomic(finished, curve_to_csv(curve).encode())
+    return curve
+
+
+def _write(
+    config: ComparisonConfig, curves: Mapping[tuple[str, int], Curve], runs: tuple[RunSummary, ...]
+) -> Comparison:
+    points = [
+        {"method": method, "seed": seed, **vars(point)} for (method, seed), curve in curves.items() for point in curve
+    ]
+    rows = method_rows(runs)
+    table = to_markdown(rows, config.losses)
+    if config.together and sum(isinstance(METHODS[run.method], BPTT) for run in runs) > 1:
+        table += "Runs of the update rules are trained together; the seconds of one are its share of all.\n"
+    write_atomic(config.out / "curves.csv", to_csv(points).encode())
+    write_atomic(config.out / "runs.csv", to_csv(run_rows(runs)).encode())
+    write_atomic(config.out / "methods.csv", to_csv(rows).encode())
+    write_atomic(config.out / "methods.md", table.encode())
+    save_figure(curves_figure(curves, plain_text(_title(config))), config.out / "curves.png", vector=True)
+    return Comparison(config.out, curves, runs, table)
+
+
+def _title(config: ComparisonConfig) -> str:
+    options = "".join(f", {name}={value}" for name, value in config.env_options.items())
+    objective = config.budget.make_env().system.objective
+    return f"{config.env}{options}, judged by the {objective} loss: median and range over {len(config.seeds)} seeds"
+
+
+def _begin(config: ComparisonConfig) -> None:
+    """Claim the folder, or check that what is there belongs to the same comparison."""
+    named = {one.name: getattr(config, one.name) for one in fields(config) if one.name not in ("out", "overrides")}
+    wanted = plain(named | {"settings": config.settings()})
+    claim = Claim(config.out / "comparison.json", "comparison", _differences)
+    stored = claim.check(wanted)
+    if stored is not None:
+        wanted["settings"] = stored["settings"] | wanted["settings"]  # methods left out now may come back
+    claim.take(wanted)
+
+
+def _differences(stored: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    with understanding(Path("comparison.json")):
+        before_of = dict(stored["settings"])
+        younger = DEFAULTS | defaults_seen(wanted["env"], wanted["env_options"])
+        pairs = [(name, stored.get(name), value) for name, value in wanted.items() if name not in _APART]
+        for method, settings in wanted["settings"].items():
+            before = before_of.get(method)
+            if before is not None:
+                defaults = younger if isinstance(METHODS.get(method), BPTT) else {}
+                names = dict.fromkeys([*before, *settings])
+                pairs += [(f"{method} {n}", before.get(n, defaults.get(n)), settings.get(n)) for n in names]
+    return [in_words(name, old, new) for name, old, new in pairs if not same(old, new)]
+
+
+_APART = (*CHANGEABLE, "settings")

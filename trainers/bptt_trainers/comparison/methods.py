@@ -1,0 +1,238 @@
+"""What a comparison compares: one table of methods, by name; adding one is a row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import gymnasium as gym
+
+from bptt_envs import DifferentiableEnv, System
+from bptt_envs.checks import nearest
+from bptt_trainers.controllers.floors import RandomController, ZeroController
+from bptt_trainers.directions.rollout import Policy, losses, rollout
+from bptt_trainers.directions.rules import RULES
+from bptt_trainers.presets.presets import (
+    SEEN,
+    PresetName,
+    changed,
+    check_seen,
+    defaults_seen,
+    preset,
+    rule_preset,
+    seen_by,
+)
+from bptt_trainers.records.curve import Curve, CurvePoint
+from bptt_trainers.training.callbacks import ProgressBar
+from bptt_trainers.training.config import TrainConfig
+from bptt_trainers.training.metrics import EpochMetrics
+from bptt_trainers.training.start_states import held_out_states
+from bptt_trainers.training.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What every run of a comparison has in common."""
+
+    env: str  # id
+    env_options: Mapping[str, Any]
+    steps: int  # simulator steps for training
+    evaluations: int  # of reinforcement learning, while it learns
+    test_states: int  # held-out start states
+    preset: PresetName = "paper"  # whose settings a method has, but for its own changes and overrides
+
+    def make_env(self, **seen: Any) -> DifferentiableEnv:
+        """The environment on whose objective every method is judged.
+
+        Args:
+            seen: what the controller of a method sees, options that the budget does not give.
+        """
+        env = gym.make(self.env, **self.env_options, **seen).unwrapped
+        assert isinstance(env, DifferentiableEnv)
+        return env
+
+
+class Method(Protocol):
+    """One row: how a method is trained and judged within a budget."""
+
+    @property
+    def summary(self) -> str:
+        """What it is, in one line."""
+
+    def settings(self, budget: Budget, overrides: Mapping[str, Any]) -> dict[str, Any]:
+        """All its settings, with `overrides`, as plain data.
+
+        Raises:
+            ValueError: if an override is unknown or out of range.
+        """
+
+    def run(self, budget: Budget, overrides: Mapping[str, Any], seed: int, folder: Path, title: str | None) -> Curve:
+        """Train, or continue what `folder` holds; `title` names the progress bar, None shows none."""
+
+
+@dataclass(frozen=True)
+class BPTT:
+    """Backpropagation through time by one of the update rules; its settings are those of `TrainConfig`.
+
+    Args:
+        rule: name of the rule.
+        changes: settings that differ from the defaults of `TrainConfig`.
+    """
+
+    rule: str
+    changes: Mapping[str, Any] = field(default_factory=dict)
+
+    GIVEN: ClassVar = ("rule", "epochs", "seed", "test_states", "out", "tensorboard")  # by the comparison
+    HOW: ClassVar = ("compile", "device", "pictures")  # it is computed: no part of what is compared
+
+    @property
+    def summary(self) -> str:
+        """The rule, and what differs from the preset."""
+        changes = "".join(f", {name} {value}" for name, value in self.changes.items())
+        return f"BPTT, {RULES[self.rule].summary}{changes}"
+
+    def settings(self, budget: Budget, overrides: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of `TrainConfig` that the comparison does not set itself, and what the controller sees."""
+        chosen = asdict(self.config(budget, overrides))
+        left_out = (*self.GIVEN, *self.HOW)
+        settings = {name: value for name, value in chosen.items() if name not in left_out} | {"rule": self.rule}
+        return settings | defaults_seen(budget.env, budget.env_options) | self.seen(budget, overrides)
+
+    def run(self, budget: Budget, overrides: Mapping[str, Any], seed: int, folder: Path, title: str | None) -> Curve:
+        """Train, or continue, the run in `folder`."""
+        config = self.config(budget, overrides, seed=seed, out=folder)
+        bars = [] if title is None else [ProgressBar(title)]
+        return learning_curve(Trainer(self.make_env(budget, overrides), config=config, callbacks=bars).fit())
+
+    def make_env(self, budget: Budget, overrides: Mapping[str, Any]) -> DifferentiableEnv:
+        """The budget's environment, with what the controller sees by this method's settings."""
+        return budget.make_env(**self.seen(budget, overrides))
+
+    def seen(self, budget: Budget, overrides: Mapping[str, Any]) -> dict[str, Any]:
+        """What the controller sees by this method's settings: options of the environment.
+
+        Raises:
+            ValueError: as `settings`.
+        """
+        return seen_by(self._row(budget, overrides), budget.env, budget.env_options)
+
+    def config(self, budget: Budget, overrides: Mapping[str, Any], **given: Any) -> TrainConfig:
+        """The settings of a run, with `seed` and `out` among what is `given`.
+
+        Raises:
+            ValueError: as `settings`.
+        """
+        # A non-finite update is skipped and counted: one bad update should not take a run out of the table.
+        row = {"on_nonfinite": "skip", **self._row(budget, overrides)}
+        given |= {"rule": self.rule, "test_states": budget.test_states, "tensorboard": False}
+        config = TrainConfig(**{**{name: value for name, value in row.items() if name not in SEEN}, **given})
+        steps_an_epoch = config.train_states * budget.make_env().horizon
+        return replace(config, epochs=max(1, round(budget.steps / steps_an_epoch)))
+
+    def _row(self, budget: Budget, overrides: Mapping[str, Any]) -> dict[str, Any]:
+        """Everything that differs from the defaults of `TrainConfig`: preset, own changes, overrides."""
+        free = [one.name for one in fields(TrainConfig) if one.name not in self.GIVEN]
+        changes = {**self.changes, **overrides}
+        for name, value in changes.items():
+            if name in SEEN:
+                check_seen(name, value, budget.env, budget.env_options)
+            elif name not in free:
+                raise ValueError(
+                    f"rule {self.rule} has no setting {name!r} to override.{nearest(name, [*free, *SEEN])} "
+                    f"Its settings: {', '.join([*free, *SEEN])}."
+                )
+        return changed(self._preset(budget), changes)
+
+    def _preset(self, budget: Budget) -> dict[str, Any]:
+        return rule_preset(self.name, budget.env, name=budget.preset, options=budget.env_options)
+
+    @property
+    def name(self) -> str:
+        """Its name among the presets: what turns the modified direction is tuned apart."""
+        return f"{self.rule}-turned" if self.changes.get("combine") == "turned" else self.rule
+
+
+def learning_curve(history: Sequence[EpochMetrics]) -> Curve:
+    """The learning curve of a run of the trainer."""
+    return [CurvePoint(row.simulator_steps, row.seconds, row.test_loss) for row in history]
+
+
+@dataclass(frozen=True)
+class RL:
+    """Reinforcement learning by stable-baselines3; its settings are those of the table `PRESETS`.
+
+    Args:
+        method: name of the algorithm.
+        changes: settings that differ from its preset.
+    """
+
+    method: str
+    changes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def summary(self) -> str:
+        """The algorithm, and what differs from its preset."""
+        changes = "".join(f", {name} {value}" for name, value in self.changes.items())
+        return f"reinforcement learning, {self.method} of stable-baselines3{changes}"
+
+    def settings(self, budget: Budget, overrides: Mapping[str, Any]) -> dict[str, Any]:
+        """The preset, with what differs from it."""
+        changes = {**self.changes, **overrides}
+        return preset(self.method, budget.env, changes, name=budget.preset, options=budget.env_options)
+
+    def run(self, budget: Budget, overrides: Mapping[str, Any], seed: int, folder: Path, title: str | None) -> Curve:
+        """Train, or load the finished run in `folder`."""
+        from bptt_trainers.rl.sb3 import BaselineConfig, train_baseline  # slow to import, and not always needed
+
+        config = BaselineConfig(
+            method=self.method,
+            env=budget.env,
+            env_options=budget.env_options,
+            steps=min(budget.steps, self.settings(budget, overrides)["max_steps"]),
+            seed=seed,
+            evaluations=budget.evaluations,
+            test_states=budget.test_states,
+            preset=budget.preset,
+            overrides={**self.changes, **overrides},
+        )
+        return train_baseline(config, folder, progress=title is not None).curve
+
+
+@dataclass(frozen=True)
+class Floor:
+    """A controller that learns nothing.
+
+    Args:
+        summary: what it does.
+        make: from a system and a seed to the controller.
+    """
+
+    summary: str
+    make: Callable[[System, int], Policy]
+
+    def settings(self, budget: Budget, overrides: Mapping[str, Any]) -> dict[str, Any]:
+        """None."""
+        if overrides:
+            raise ValueError(f"a controller that learns nothing has no settings to override; got {dict(overrides)!r}.")
+        return {}
+
+    def run(self, budget: Budget, overrides: Mapping[str, Any], seed: int, folder: Path, title: str | None) -> Curve:
+        """Judge it once."""
+        system = budget.make_env().system
+        trajectory = rollout(system, self.make(system, seed), held_out_states(system, budget.test_states))
+        return [CurvePoint(0, 0.0, float(losses(system, trajectory).mean()))]
+
+
+METHODS: dict[str, Method] = {
+    "R": BPTT("R"),
+    "M": BPTT("M"),
+    "S": BPTT("S"),
+    "C": BPTT("C"),
+    "C-turned": BPTT("C", {"combine": "turned"}),
+    "PPO": RL("PPO"),
+    "SAC": RL("SAC"),
+    "zero": Floor("never acts", lambda system, seed: ZeroController(system)),
+    "random": Floor("acts uniformly at random", RandomController),
+}

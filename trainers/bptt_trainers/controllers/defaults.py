@@ -1,0 +1,59 @@
+"""Which controller a system is trained with unless one is given: a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
+
+import torch
+
+from bptt_envs import System, checks
+from bptt_envs.surroundings import own_surroundings
+from bptt_envs.systems import QuantumControl
+from bptt_trainers.controllers.controller import Controller
+from bptt_trainers.controllers.networks import MLP, ConvNet
+
+CONTROLLERS: dict[str, type[MLP | ConvNet]] = {"mlp": MLP, "conv": ConvNet}
+"""The controllers that settings and run folders name."""
+
+DEFAULTS: dict[type[System], str] = {QuantumControl: "conv"}
+"""The paper's controller for each system; an MLP for those that are not here."""
+
+ControllerName = Literal["default", "mlp", "conv"]
+CONTROLLER_NAMES = get_args(ControllerName)
+
+
+def default_controller(
+    system: System,
+    seed: int = 0,
+    hidden: Sequence[int] | None = None,
+    kind: ControllerName = "default",
+    *,
+    squash: bool = False,
+) -> Controller:
+    """The paper's controller for `system`, in float32 on the CPU: an MLP 100-100, for quantum control a ConvNet 60-60.
+
+    Args:
+        system: whose observations it takes and whose actions it gives.
+        seed: its weights are drawn from this.
+        hidden: widths of an MLP's hidden layers or output channels of convolutions; None: the paper's.
+        kind: "default", "mlp" or "conv".
+        squash: whether to bend its actions by tanh within `system.action_range`, see `Squash`.
+
+    Raises:
+        TypeError: if `system` is none.
+        ValueError: if the kind is unknown or does not fit the observation, or another argument is wrong.
+    """
+    checks.instance("system", system, System, "a System, such as env.unwrapped.system")
+    checks.one_of("controller", kind, CONTROLLER_NAMES)
+    if kind == "default":
+        names = (DEFAULTS[base] for base in type(system).__mro__ if base in DEFAULTS)
+        name = next(names, "mlp")
+    else:
+        name = kind
+    given: dict[str, Any] = {} if hidden is None else {"hidden": hidden}
+    if checks.flag("squash", squash):
+        given["squash"] = system.action_range
+    with own_surroundings():
+        generator = torch.Generator().manual_seed(checks.seed("seed", seed))
+        return CONTROLLERS[name](system.observation_shape, system.action_shape, generator=generator, **given)

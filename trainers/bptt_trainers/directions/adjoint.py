@@ -1,0 +1,319 @@
+"""The directions by the adjoint recursion: no tape over time, all rules through one pass.
+
+The rollout keeps the states only. Then, backwards in segments of time steps, everything but the recursion
+itself (`recursion.py`) is one batch over the steps and samples of the segment: the controller runs again and
+its Jacobian is taken, the physics are linearized, and the vectors v_t of all passes, that is the slopes of
+the loss by the actions, meet the parameters in one product a layer: direction = sum_t (dN/dtheta)^T v_t.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from bptt_envs import System
+from bptt_trainers.directions.linear_layer import LinearLayer, is_linear
+from bptt_trainers.directions.parameter_hooks import after_hooks, unhooked
+from bptt_trainers.directions.recursion import SegmentSlopes, Sweep, dense_sweep, product_sweep
+from bptt_trainers.directions.rollout import Trajectory, losses, rollout
+from bptt_trainers.directions.rules import Directions, Feedback
+
+# Samples (steps x batch) of a segment, and numbers in the slopes of its steps. At batch 1024 an update of cart-pole
+# took the same time, within noise, from 2,000 to 8,000 samples and longer on either side.
+SEGMENT_SAMPLES = 4096
+SEGMENT_SLOPE_NUMBERS = 2**22
+
+
+class AdjointEngine:
+    """The adjoint form of backpropagation through time.
+
+    It serves controllers that are functions of each observation alone, see `probe.py`.
+
+    Args:
+        system: the physics.
+        controller: from observations (B, *observation_shape) to actions (B, *action_shape).
+        by_layer: take the products with the parameters of `nn.Linear` layers from one backward pass that
+            all rules share; where False, from one vector-Jacobian product for each rule.
+        segment_samples: samples (steps x batch) that are processed at once; bounds the memory.
+        members: the batch holds so many equal parts, one after the other, and the loss is the sum of their
+            means; for controllers that act on each part with parameters of its own (`stacked.py`).
+        inference: roll out in torch's inference mode, see `rollout`.
+
+    Attributes:
+        deviation: of the last `backward`, by how much the actions of the controller's second run differ from those
+            of the rollout, relative to the largest, (). Rounding, unless the controller is none that can be served.
+    """
+
+    name = "adjoint"
+
+    def __init__(
+        self,
+        system: System,
+        controller: nn.Module,
+        *,
+        by_layer: bool = True,
+        segment_samples: int = SEGMENT_SAMPLES,
+        members: int = 1,
+        inference: bool = False,
+    ) -> None:
+        self.system = system
+        self.controller = controller
+        self.segment_samples = segment_samples
+        self.members = members
+        self.inference = inference
+        self.deviation: Tensor
+        names = {p: n for n, p in controller.named_parameters() if p.requires_grad}
+        self.names = list(names.values())
+        self.layers = [LinearLayer.of(m, names) for m in controller.modules() if by_layer and is_linear(m)]
+        in_layers = {name for layer in self.layers for name in (layer.weight, layer.bias)}
+        self.others = [name for name in self.names if name not in in_layers]
+
+    def __call__(self, initial_states: Tensor, passes: Sequence[Feedback]) -> tuple[Tensor, dict[Feedback, Directions]]:
+        """The loss of each episode, (B,), and the directions of every pass for their mean.
+
+        Args:
+            initial_states: (B, *state_shape).
+            passes: which paths each backward pass takes.
+        """
+        trajectory = self.rollout(initial_states)
+        return losses(self.system, trajectory), self.backward(trajectory, passes)
+
+    @property
+    def uncompiled(self) -> AdjointEngine:
+        """The engine itself."""
+        return self
+
+    def rollout(self, initial_states: Tensor) -> Trajectory:
+        """Run one episode from each of `initial_states`, (B, *state_shape)."""
+        return rollout(self.system, self.controller, initial_states, inference=self.inference)
+
+    def backward(
+        self, trajectory: Trajectory, passes: Sequence[Feedback], watch: Callable[[Sweep], object] | None = None
+    ) -> dict[Feedback, Directions]:
+        """The directions of every pass for the mean loss of a trajectory of this controller.
+
+        Args:
+            trajectory: what `rollout` gave.
+            passes: which paths each backward pass takes.
+            watch: is shown the adjoints of every segment, the last segment first.
+        """
+        parameters = dict(self.controller.named_parameters())
+        totals = {n: parameters[n].new_zeros(len(passes), *parameters[n].shape) for n in self.names}
+        adjoint = self.final_adjoint(trajectory.states[-1], len(passes))
+        deviations = []
+        with unhooked(self.controller):
+            for steps in self._segments(adjoint.shape[1], len(passes)):
+                states = trajectory.states[steps.start : steps.stop + 1]
+                sweep, products, deviation = self.segment(states, trajectory.actions[steps], adjoint, passes)
+                deviations.append(deviation)
+                adjoint = sweep.start
+                for name, product in products.items():
+                    totals[name] += product
+                if watch is not None:
+                    watch(sweep)
+        self.deviation = torch.stack(deviations).amax()
+        return by_pass(totals, passes, parameters)
+
+    def final_adjoint(self, final_state: Tensor, passes: int) -> Tensor:
+        """The slopes of the mean loss by the state at step T, (B, *state_shape) -> (P, B, n)."""
+        (slope,) = _slopes(self.system.final_cost, final_state)
+        slope = torch.zeros_like(final_state) if slope is None else slope
+        return (self.members / final_state.shape[0] * slope.flatten(1)).expand(passes, -1, -1)
+
+    def _segments(self, batch: int, passes: int) -> Iterator[slice]:
+        """Slices of time steps, the last first."""
+        length = self.segment_steps(batch, passes)
+        for stop in range(self.system.horizon, 0, -length):
+            yield slice(max(0, stop - length), stop)
+
+    def segment_steps(self, batch: int, passes: int) -> int:
+        """Steps of a segment, which bound its memory, for a batch and a number of passes."""
+        numbers = self.system.slope_numbers * (passes if self.system.dense_jacobians else 1)
+        samples = min(self.segment_samples, max(1, SEGMENT_SLOPE_NUMBERS // numbers))
+        return max(1, samples // batch)
+
+    def segment(
+        self, states: Tensor, actions: Tensor, adjoint: Tensor, passes: Sequence[Feedback]
+    ) -> tuple[Sweep, dict[str, Tensor], Tensor]:
+        """Take the adjoints from the end of a segment of S steps to its start.
+
+        Args:
+            states: (S + 1, B, *state_shape).
+            actions: (S, B, *action_shape).
+            adjoint: at the end, (P, B, n).
+            passes: which paths each backward pass takes.
+
+        Returns:
+            The adjoints, what the segment adds to the directions, (P, *shape) by name, and its `deviation`.
+        """
+        system = self.system
+        steps, batch = actions.shape[:2]
+        state, next_state, action = states[:-1].flatten(0, 1), states[1:].flatten(0, 1), actions.flatten(0, 1)
+        bounded, bound = bound_with_slope(system, action)
+        by_state, by_action, by_next_state = (
+            None if slope is None else self.members / batch * slope.flatten(1)
+            for slope in _slopes(system.running_cost, state, bounded, next_state)
+        )
+        if by_action is not None and bound is not None:
+            by_action = by_action * bound
+        tape = ControllerTape(self.controller, system, self.by_member(state, steps), self.layers)
+        gain = self.by_time(tape.jacobian, steps)
+        slopes = SegmentSlopes(steps, by_state, by_action, by_next_state, bound, gain)
+        if system.dense_jacobians:
+            sweep = dense_sweep(*system.linearize(state, bounded), slopes, adjoint, passes)
+        else:
+            sweep = product_sweep(system.pullback(state, bounded), slopes, adjoint, passes)
+        products = tape.products(self.by_member(sweep.weights, steps), self.others)
+        return sweep, products, deviation(self.by_time(tape.actions, steps), action.flatten(1))
+
+    def by_member(self, rows: Tensor, steps: int) -> Tensor:
+        """Rows of S steps of E parts, (S E B, ...), in the order that a controller of E members takes, (E S B, ...)."""
+        return rows if self.members == 1 else rows.unflatten(0, (steps, self.members, -1)).transpose(0, 1).flatten(0, 2)
+
+    def by_time(self, rows: Tensor, steps: int) -> Tensor:
+        """The opposite of `by_member`."""
+        return rows if self.members == 1 else rows.unflatten(0, (self.members, steps, -1)).transpose(0, 1).flatten(0, 2)
+
+
+def by_pass(
+    totals: Mapping[str, Tensor], passes: Sequence[Feedback], parameters: Mapping[str, Tensor]
+) -> dict[Feedback, Directions]:
+    """Directions of P passes, (P, *shape) by name, apart, and as the hooks of the parameters change them."""
+    return {
+        feedback: after_hooks({name: total[i] for name, total in totals.items()}, parameters)
+        for i, feedback in enumerate(passes)
+    }
+
+
+def deviation(again: Tensor, actions: Tensor) -> Tensor:
+    """The largest difference between actions of a second run and the first, relative to the largest action, ()."""
+    return (again.detach() - actions).abs().amax() / actions.abs().amax().clamp_min(torch.finfo(actions.dtype).tiny)
+
+
+class NotServedError(RuntimeError):
+    """The adjoint engine cannot serve the controller; the message says why."""
+
+
+class ControllerTape:
+    """One batched run of the controller, its Jacobian, and the products of vectors with its parameters.
+
+    One backward pass for each action component gives the Jacobian (N, m, n) by the state and passes every
+    Linear layer: with its input h and output slopes delta_j kept, any vectors c meet its weights as
+    sum_j (c_j delta_j)^T h, without another backward pass.
+
+    Attributes:
+        state: the leaf of the run, (N, *state_shape).
+        actions: what the controller gave, flattened, (N, m).
+        jacobian: (N, m, n).
+
+    Raises:
+        NotServedError: if what a layer took or gave is changed in place, so that its slopes are not those of the
+            layer, or has no slopes.
+    """
+
+    def __init__(
+        self, controller: nn.Module, system: System, state: Tensor, layers: Sequence[LinearLayer] = ()
+    ) -> None:
+        with torch.enable_grad():
+            self.state = state.detach().requires_grad_()
+            with _recorded(layers) as calls:
+                self.actions = controller(system.observe(self.state)).flatten(1)
+            if any(one._version != version for call in calls for one, version in call.versions):
+                raise NotServedError("what a layer took or gave is changed in place")
+            targets = [self.state, *(call.output for call in calls)]
+            try:
+                slopes = [
+                    torch.autograd.grad(
+                        self.actions[:, j].sum(), targets, retain_graph=True, allow_unused=True, materialize_grads=True
+                    )
+                    for j in range(system.action_size)
+                ]
+            except RuntimeError as error:  # such as of a layer that is run without gradients
+                first_line = str(error).partition("\n")[0]
+                raise NotServedError(f"its layers cannot be differentiated on their own ({first_line})") from error
+        # Detached, as the zeros in the place of slopes that there are none of require gradients
+        self.jacobian = torch.stack([row[0].flatten(1) for row in slopes], dim=1).detach()
+        self._controller = controller
+        self._layers = layers
+        self._calls = calls
+        self._output_slopes = [[row[1 + i].detach() for row in slopes] for i in range(len(calls))]
+
+    def products(self, weights: Tensor, others: Sequence[str]) -> dict[str, Tensor]:
+        """The product of the vectors `weights`, (N, P, m), with each parameter, (P, *shape) by name.
+
+        Args:
+            weights: a vector for each sample and each of P passes.
+            others: names of the parameters that no layer serves.
+        """
+        totals: dict[str, Tensor] = {}
+        for call, slopes in zip(self._calls, self._output_slopes, strict=True):
+            by_weight, by_bias = call.layer.products(call.inputs.detach(), slopes, weights)
+            for name, product in ((call.layer.weight, by_weight), (call.layer.bias, by_bias)):
+                if name is not None:
+                    totals[name] = totals[name] + product if name in totals else product
+        own = (name for layer in self._layers for name in (layer.weight, layer.bias) if name is not None)
+        uncalled = [name for name in own if name not in totals]
+        parameters = dict(self._controller.named_parameters()) if uncalled or others else {}
+        for name in uncalled:
+            totals[name] = weights.new_zeros(weights.shape[1], *parameters[name].shape)
+        if others:
+            with torch.enable_grad():  # vectors apart from what they meet would have torch import sympy
+                met = [(self.actions * weight).sum() for weight in weights.unbind(1)]
+            targets = [parameters[name] for name in others]
+            by_pass = [
+                torch.autograd.grad(one, targets, retain_graph=True, allow_unused=True, materialize_grads=True)
+                for one in met
+            ]
+            stacks = (torch.stack(one).detach() for one in zip(*by_pass, strict=True))
+            totals |= dict(zip(others, stacks, strict=True))
+        return totals
+
+
+class _Call:
+    """One call of a linear layer."""
+
+    def __init__(self, layer: LinearLayer, inputs: Tensor, output: Tensor) -> None:
+        self.layer = layer
+        self.inputs = inputs
+        self.output = output
+        self.versions = [(one, one._version) for one in (inputs, output)]
+
+
+@contextmanager
+def _recorded(layers: Sequence[LinearLayer]) -> Iterator[list[_Call]]:
+    """Collect every call of `layers`, with what they give before any other hook changes it."""
+    calls: list[_Call] = []
+
+    def keep(layer: LinearLayer) -> Callable[[nn.Module, tuple[Tensor, ...], dict[str, Tensor], Tensor], None]:
+        return lambda _, args, named, output: calls.append(_Call(layer, args[0] if args else named["input"], output))
+
+    handles = [layer.module.register_forward_hook(keep(layer), prepend=True, with_kwargs=True) for layer in layers]
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def bound_with_slope(system: System, action: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The bounded actions, and the slope of the bound, (N, m), None where there is no bound."""
+    if not system.has_bounds:
+        return action, None
+    with torch.enable_grad():
+        leaf = action.detach().requires_grad_()
+        bounded = system.bound(leaf)
+        (slope,) = torch.autograd.grad(bounded.sum(), leaf)
+    return bounded.detach(), slope.flatten(1)
+
+
+def _slopes(cost: Callable[..., Tensor], *arguments: Tensor) -> tuple[Tensor | None, ...]:
+    """Slopes of a cost, (N,), by each of its arguments; None where it does not depend on one."""
+    with torch.enable_grad():
+        leaves = [argument.detach().requires_grad_() for argument in arguments]
+        total = cost(*leaves).sum()
+        if not total.requires_grad:
+            return (None,) * len(leaves)
+        return torch.autograd.grad(total, leaves, allow_unused=True)

@@ -1,0 +1,67 @@
+"""The directions by definition: the rollout is unrolled, detached where a rule cuts, and differentiated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from bptt_envs import System
+from bptt_trainers.directions.rollout import check_actions
+from bptt_trainers.directions.rules import Directions, Feedback
+from bptt_trainers.directions.snapshot import left_as_it_was
+
+
+class AutogradEngine:
+    """Backpropagation through time by torch's autograd, one backward pass for each `Feedback`.
+
+    It serves every controller and keeps the activations of all steps in memory.
+
+    Args:
+        system: the physics.
+        controller: from observations (B, *observation_shape) to actions (B, *action_shape).
+    """
+
+    name = "autograd"
+
+    def __init__(self, system: System, controller: nn.Module) -> None:
+        self.system = system
+        self.controller = controller
+
+    def __call__(self, initial_states: Tensor, passes: Sequence[Feedback]) -> tuple[Tensor, dict[Feedback, Directions]]:
+        """The loss of each episode, (B,), and the directions of every pass for their mean.
+
+        Args:
+            initial_states: (B, *state_shape).
+            passes: which paths each backward pass takes.
+        """
+        parameters = {n: p for n, p in self.controller.named_parameters() if p.requires_grad}
+        directions = {}
+        for i, feedback in enumerate(passes):
+            # A rule compares its passes, so all of them see the same random numbers and buffers
+            with left_as_it_was(self.controller) if i + 1 < len(passes) else nullcontext():
+                losses = self.unrolled_losses(initial_states, feedback)
+                gradients: Sequence[Tensor] = [torch.zeros_like(p) for p in parameters.values()]
+                if losses.requires_grad:
+                    gradients = torch.autograd.grad(
+                        losses.mean(), list(parameters.values()), allow_unused=True, materialize_grads=True
+                    )
+            directions[feedback] = {name: one.detach() for name, one in zip(parameters, gradients, strict=True)}
+        return losses.detach(), directions
+
+    def unrolled_losses(self, initial_states: Tensor, feedback: Feedback) -> Tensor:
+        """The loss of each episode, (B,), with a graph that carries exactly the paths of `feedback`."""
+        system = self.system
+        state, total = initial_states, initial_states.new_zeros(initial_states.shape[0])
+        for t in range(system.horizon):
+            seen = state if feedback.controller else state.detach()
+            action = self.controller(system.observe(seen))
+            if t == 0:
+                check_actions(system, action, initial_states)
+            action = system.bound(action)
+            next_state = system.step(state if feedback.physics else state.detach(), action)
+            total = total + system.running_cost(state, action, next_state)
+            state = next_state
+        return total + system.final_cost(state)

@@ -1,0 +1,249 @@
+"""Update directions of a controller by rule and engine: the front door to both engines."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import gymnasium as gym
+from torch import Generator, Tensor, nn
+
+from bptt_envs import System, checks
+from bptt_envs.differentiable import check_batch
+from bptt_envs.fingerprint import fingerprint
+from bptt_trainers.directions.adjoint import AdjointEngine
+from bptt_trainers.directions.chosen_engine import ChosenEngine, EngineName, judgement
+from bptt_trainers.directions.probe import Verdict
+from bptt_trainers.directions.rules import COMBINE, Combine, Directions, Feedback, Rule, combined, get_rule
+from bptt_trainers.directions.stacked import StackedEngine
+from bptt_trainers.directions.surroundings import computing
+
+ENGINES = get_args(EngineName)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An engine that was chosen."""
+
+    engine: ChosenEngine
+
+    @property
+    def reason(self) -> str:
+        """Why the engine that is in use."""
+        return self.engine.reason
+
+
+@dataclass(frozen=True)
+class PolicyGradient:
+    """A loss and the direction that a rule gives for it.
+
+    Attributes:
+        loss: (), the mean over the batch; the same under every rule.
+        directions: by parameter name, to be used in the gradient's place.
+        passes: the direction of each backward pass that the rule is made of.
+        engine: the engine that computed it.
+        reason: why that engine.
+    """
+
+    loss: Tensor
+    directions: Directions
+    passes: dict[Feedback, Directions]
+    engine: str
+    reason: str
+
+
+def policy_gradient(
+    env: gym.Env[Any, Any] | gym.vector.VectorEnv[Any, Any, Any] | System,
+    controller: nn.Module,
+    initial_states: Tensor,
+    rule: str | Rule = "C",
+    engine: EngineName = "auto",
+    *,
+    combine: Combine = "modified",
+    generator: Generator | None = None,
+) -> PolicyGradient:
+    """Loss and update direction of `controller` for one batch of episodes.
+
+    Nothing is changed: no `.grad` is written, the environment's state stays. Only a module that keeps state or
+    draws random numbers does so here too, once for each step of the rollout, and combine="random" draws. Nor does
+    what the caller has switched on change anything: grad mode, inference mode, autocast, torch's defaults.
+
+    Args:
+        env: an environment of this package, or its system.
+        controller: any torch module from observations (B, *observation_shape) to actions (B, *action_shape).
+        initial_states: (B, *state_shape), in the dtype and on the device of the controller.
+        rule: "R", "M", "S", "C" or a `Rule`.
+        engine: "autograd" (the definition), "adjoint" (fast) or "auto" (adjoint where it can serve the
+            controller; warns once where it cannot).
+        combine: the component that rule C keeps where signs agree, "modified" or "regular"; "random": that of M,
+            at as many random places of each parameter; "turned": that of M everywhere, with the sign of R's.
+        generator: on the CPU, of the random places. None: torch's random numbers.
+
+    Raises:
+        ValueError: if a name is unknown, a shape is wrong, nothing is trainable, or engine="adjoint" cannot
+            serve the controller.
+    """
+    system = system_of(env)
+    rule = get_rule(rule)
+    checks.one_of("combine", combine, COMBINE)
+    checks.generator("generator", generator)
+    choice = choose_engine(system, controller, initial_states, engine)
+    losses, passes = choice.engine(initial_states, rule.passes)
+    with computing(initial_states):
+        directions = combined(rule, passes, combine, generator)
+        return PolicyGradient(losses.mean(), directions, passes, choice.engine.name, choice.reason)
+
+
+def choose_engine(
+    system: System,
+    controller: nn.Module,
+    initial_states: Tensor,
+    engine: EngineName = "auto",
+    *,
+    compile: bool = False,
+) -> Choice:
+    """The engine of that name for `controller`, see `ChosenEngine`.
+
+    Args:
+        system: the physics.
+        controller: from observations (B, *observation_shape) to actions (B, *action_shape).
+        initial_states: (B, *state_shape), in the dtype and on the device of the controller.
+        engine: as in `policy_gradient`.
+        compile: compile the loops of the adjoint engine at its first call, see `CompiledEngine`; keep the engine,
+            as each one reads its programs from the disk again. They are made anew when anything changes.
+
+    Raises:
+        ValueError: as `policy_gradient`, and if `compile` is asked for and the adjoint engine is not the choice.
+    """
+    checks.one_of("engine", engine, ENGINES)
+    _check_states(system, controller, initial_states)
+    if engine == "autograd" and compile:
+        raise ValueError(
+            "compile=True compiles the adjoint engine; engine must be 'adjoint' or 'auto', not 'autograd'."
+        )
+    chosen = ChosenEngine(system, controller, engine, compile)
+    chosen.choose(initial_states)
+    return Choice(chosen)
+
+
+def adjoint_engine(system: System, controller: nn.Module, initial_states: Tensor, purpose: str) -> AdjointEngine:
+    """The adjoint engine for `controller`.
+
+    Args:
+        system: the physics.
+        controller: from observations to actions.
+        initial_states: (B, *state_shape).
+        purpose: what needs it, for the message.
+
+    Raises:
+        ValueError: if it cannot serve the controller.
+    """
+    verdict = _served(system, controller, initial_states, purpose)
+    return AdjointEngine(system, controller, by_layer=verdict.by_layer, inference=verdict.inference)
+
+
+def stacked_engine(
+    system: System, controller: nn.Module, initial_states: Tensor, purpose: str, *, compile: bool = False
+) -> StackedEngine:
+    """The adjoint engine for many parameter vectors of `controller` at once.
+
+    Args:
+        system: the physics.
+        controller: from observations to actions.
+        initial_states: (B, *state_shape).
+        purpose: what needs it, for the message.
+        compile: compile its loops, see `CompiledEngine`.
+
+    Raises:
+        ValueError: if it cannot serve the controller.
+    """
+    verdict = _served(system, controller, initial_states, purpose)
+    return StackedEngine(system, controller, by_layer=verdict.by_layer, inference=verdict.inference, compile=compile)
+
+
+def _served(system: System, controller: nn.Module, initial_states: Tensor, purpose: str) -> Verdict:
+    _check_states(system, controller, initial_states)
+    verdict = judgement(system, controller, initial_states, fingerprint(controller, system)).verdict
+    if verdict.obstacle is not None:
+        raise ValueError(
+            f"{purpose} need the adjoint engine, which cannot serve this {type(controller).__name__}: "
+            f"{verdict.obstacle}."
+        )
+    return verdict
+
+
+def system_of(env: gym.Env[Any, Any] | gym.vector.VectorEnv[Any, Any, Any] | System) -> System:
+    """The system behind an environment.
+
+    Raises:
+        ValueError: if `env` is none of this package's, or a wrapper changes what the controller would see,
+            do or be paid: backpropagation goes through the system and would pass it by.
+    """
+    if isinstance(env, System):
+        return env
+    system = getattr(getattr(env, "unwrapped", None), "system", None)
+    if not isinstance(system, System):
+        raise ValueError(f"env must be a differentiable environment of bptt_envs or a System; got {checks.shown(env)}.")
+    layer: Any = env
+    while layer is not env.unwrapped:
+        if not _only_watches(layer, system):
+            raise ValueError(
+                f"env is wrapped in {type(layer).__name__}, which backpropagation through the system does not see; "
+                "pass env.unwrapped to train without the wrapper."
+            )
+        layer = layer.env
+    return system
+
+
+_WATCHING_WRAPPERS = (
+    gym.wrappers.PassiveEnvChecker,
+    gym.wrappers.OrderEnforcing,
+    gym.wrappers.RecordVideo,
+    gym.wrappers.RecordEpisodeStatistics,
+    gym.wrappers.HumanRendering,
+    gym.wrappers.RenderCollection,
+    gym.wrappers.vector.RecordEpisodeStatistics,
+)
+
+
+def _only_watches(layer: Any, system: System) -> bool:
+    """Whether a wrapper changes nothing that a controller would see, do or be paid."""
+    if isinstance(layer, gym.wrappers.TimeLimit):
+        return bool(layer._max_episode_steps >= system.horizon)
+    monitor = type(layer).__name__ == "Monitor"  # of stable-baselines3, which is slow to import
+    return monitor or isinstance(layer, _WATCHING_WRAPPERS)
+
+
+def _check_states(system: System, controller: nn.Module, states: Tensor) -> None:
+    checks.instance("controller", controller, nn.Module, "a torch.nn.Module")
+    shape = tuple(states.shape) if isinstance(states, Tensor) else checks.shown(states)
+    if not isinstance(shape, tuple) or shape[1:] != system.state_shape or shape[:1] in ((), (0,)):
+        expected = ", ".join(map(str, system.state_shape))
+        raise ValueError(f"initial_states must be a tensor (B, {expected}) with B >= 1; got {shape}.")
+    check_batch("initial_states", states, system.state_shape)
+    check_parameters(controller)
+    trainable = [p for p in controller.parameters() if p.requires_grad]
+    if not trainable:
+        raise ValueError(f"controller {type(controller).__name__} has no parameter that requires a gradient.")
+    dtype, device = trainable[0].dtype, trainable[0].device
+    if states.dtype != dtype or states.device != device:
+        raise ValueError(
+            f"initial_states must be {dtype} on {device} like the controller; got {states.dtype} on {states.device}."
+        )
+
+
+def check_parameters(controller: nn.Module) -> None:
+    """Raise ValueError if the controller has parameters that cannot be trained.
+
+    Those of lazy modules before their first run, complex ones, those made in torch's inference mode.
+    """
+    for name, parameter in controller.named_parameters():
+        if isinstance(parameter, nn.UninitializedParameter):
+            fault = "is not made yet: run the lazy module once on an observation, before it is trained"
+        elif parameter.is_complex():
+            fault = f"is {parameter.dtype}: hold a complex parameter as two real ones, its real and imaginary part"
+        elif parameter.is_inference():
+            fault = "was made in torch.inference_mode, so that it cannot be trained: make the controller outside"
+        else:
+            continue
+        raise ValueError(f"controller {type(controller).__name__}: its parameter {name} {fault}.")

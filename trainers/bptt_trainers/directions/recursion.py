@@ -1,0 +1,163 @@
+"""The adjoints of a segment of time steps, backwards, for several feedback rules at once.
+
+With A_t, B_t the Jacobians of the physics and K_t that of the controller, a pass with the feedback paths p
+(physics) and k (controller), each 0 or 1, follows
+
+    mu_{t+1}  = lambda_{t+1} + dl_t/dx_{t+1}
+    v_t       = B_t^T mu_{t+1} + dl_t/du_t
+    lambda_t  = dl_t/dx_t + p A_t^T mu_{t+1} + k K_t^T v_t
+
+(section 2 of arXiv 2405.02041, with a running cost l_t(x_t, u_t, x_{t+1})).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bptt_envs.system import Pullback
+from bptt_trainers.directions.rules import Feedback
+
+
+@dataclass(frozen=True)
+class SegmentSlopes:
+    """What the recursion needs besides the physics, for S steps of B samples as N = S B rows, time first.
+
+    None stands for zeros.
+    """
+
+    steps: int
+    by_state: Tensor | None  # dl/dx, (N, n)
+    by_action: Tensor | None  # dl/du, (N, m)
+    by_next_state: Tensor | None  # dl/dx', (N, n)
+    bound: Tensor | None  # slope of the bound on the action, (N, m)
+    controller: Tensor  # K, (N, m, n)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The outcome of a segment for P passes."""
+
+    start: Tensor  # lambda at the first step, (P, B, n)
+    arriving: Tensor  # mu_{t+1} of every step, (S, P, B, n)
+    weights: Tensor  # v_t of every step, (N, P, m)
+
+
+def dense_sweep(
+    by_state: Tensor, by_action: Tensor, slopes: SegmentSlopes, end: Tensor, passes: Sequence[Feedback]
+) -> Sweep:
+    """The recursion with dense Jacobians: one matrix product a step serves all passes.
+
+    Args:
+        by_state: A, (N, n, n).
+        by_action: B, (N, n, m).
+        slopes: the other slopes of the segment.
+        end: lambda at the end of the segment, (P, B, n).
+        passes: which paths each pass takes.
+    """
+    steps, batch = slopes.steps, end.shape[1]
+    by_action = by_action if slopes.bound is None else by_action * slopes.bound.unsqueeze(1)
+
+    # lambda_t = offset_t + F_t^T mu_{t+1} for every pass, stacked along the batch
+    closed_loop = by_action @ slopes.controller if any(f.controller for f in passes) else None
+    transitions, offsets = [], []
+    for feedback in passes:
+        transition = by_state if feedback.physics else torch.zeros_like(by_state)
+        offset = slopes.by_state
+        if feedback.controller and closed_loop is not None:
+            transition = transition + closed_loop
+            if slopes.by_action is not None:
+                offset = _sum(offset, (slopes.by_action.unsqueeze(1) @ slopes.controller).squeeze(1))
+        transitions.append(transition.mT.unflatten(0, (steps, batch)))
+        offsets.append(offset)
+    offset_rows = _stack_rows(offsets, steps, batch, by_state.shape[0])
+    next_rows = _stack_rows([slopes.by_next_state] * len(passes), steps, batch, by_state.shape[0])
+
+    mu = end.flatten(0, 1).unsqueeze(-1)
+    mu = mu if next_rows is None else mu + next_rows[-1]
+    between = None
+    if offset_rows is not None or next_rows is not None:
+        between = _sum(
+            None if offset_rows is None else offset_rows[1:],
+            None if next_rows is None else next_rows[:-1],
+        )
+    if any(feedback.physics or feedback.controller for feedback in passes):
+        stacked = torch.stack(transitions, dim=1).flatten(1, 2)  # (S, P B, n, n)
+        mus = [mu]
+        for t in range(steps - 1, 0, -1):
+            mu = stacked[t] @ mu if between is None else torch.baddbmm(between[t - 1], stacked[t], mu)
+            mus.append(mu)
+        start = stacked[0] @ mu
+        mus.reverse()
+        arriving = torch.stack(mus)
+    else:  # nothing is fed back
+        start = torch.zeros_like(mu)
+        earlier = mu.new_zeros(steps - 1, *mu.shape) if between is None else between
+        arriving = torch.cat([earlier, mu.unsqueeze(0)])
+    start = start if offset_rows is None else start + offset_rows[0]
+    arriving = arriving.view(steps, len(passes), batch, -1)
+    weights = arriving.permute(0, 2, 1, 3).flatten(0, 1) @ by_action
+    if slopes.by_action is not None:
+        weights = weights + slopes.by_action.unsqueeze(1)
+    return Sweep(start.view(end.shape), arriving, weights)
+
+
+def product_sweep(pull: Pullback, slopes: SegmentSlopes, end: Tensor, passes: Sequence[Feedback]) -> Sweep:
+    """The recursion with products: the Jacobians of the physics are never formed.
+
+    Args:
+        pull: products of vectors with the Jacobians of the physics at the N rows.
+        slopes: the other slopes of the segment.
+        end: lambda at the end of the segment, (P, B, n).
+        passes: which paths each pass takes.
+    """
+    batch = end.shape[1]
+    physics = _mask([f.physics for f in passes], end)
+    controller = _mask([f.controller for f in passes], end)
+    feeds_back = any(f.controller for f in passes)
+    arriving, weights = [], []
+    adjoint = end
+    for t in range(slopes.steps - 1, -1, -1):
+        rows = slice(t * batch, (t + 1) * batch)
+        mu = adjoint if slopes.by_next_state is None else adjoint + slopes.by_next_state[rows]
+        adjoint, weight = pull(rows, mu)
+        weight = weight if slopes.bound is None else weight * slopes.bound[rows]
+        weight = weight if slopes.by_action is None else weight + slopes.by_action[rows]
+        adjoint = adjoint if physics is None else adjoint * physics
+        if feeds_back:
+            fed_back = weight if controller is None else weight * controller
+            gain = slopes.controller[rows]  # (B, m, n)
+            if gain.shape[1] == 1:
+                adjoint = torch.addcmul(adjoint, fed_back, gain[:, 0])
+            else:
+                adjoint = adjoint + (fed_back.transpose(0, 1) @ gain).transpose(0, 1)
+        if slopes.by_state is not None:
+            adjoint = adjoint + slopes.by_state[rows]
+        arriving.append(mu)
+        weights.append(weight)
+    arriving.reverse()
+    weights.reverse()
+    return Sweep(adjoint, torch.stack(arriving), torch.stack(weights).transpose(1, 2).flatten(0, 1))
+
+
+def _mask(taken: Sequence[bool], like: Tensor) -> Tensor | None:
+    """1 for the passes that take a path, 0 for the others, (P, 1, 1); None if all take it."""
+    return None if all(taken) else torch.cat([like.new_full((1, 1, 1), float(one)) for one in taken])
+
+
+def _sum(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+    if first is None or second is None:
+        return second if first is None else first
+    return first + second
+
+
+def _stack_rows(rows: Sequence[Tensor | None], steps: int, batch: int, samples: int) -> Tensor | None:
+    """Stack P of (S B, n) to (S, P B, n, 1); None if all are None."""
+    template = next((row for row in rows if row is not None), None)
+    if template is None:
+        return None
+    filled = [torch.zeros_like(template) if row is None else row for row in rows]
+    return torch.stack([row.view(steps, batch, -1) for row in filled], dim=1).flatten(1, 2).unsqueeze(-1)

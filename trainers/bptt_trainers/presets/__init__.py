@@ -1,0 +1,1 @@
+"""Settings by name: the paper's, and those that a study found."""

@@ -1,0 +1,318 @@
+"""Settings of the methods by name: "paper", those that were published or found by hand, and "tuned".
+
+Of an update rule they are settings of `TrainConfig` and what the controller sees of the system (`SEEN`), of PPO and SAC
+arguments of their classes in stable-baselines3 and those below.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Annotated, Any, Literal, get_args
+
+import gymnasium as gym
+
+from bptt_envs import DifferentiableEnv
+from bptt_envs.checks import finite, flag, integer, mapping, nearest, not_negative, one_of, shown, string
+from bptt_envs.registration import ENTRIES, build_system, system_class
+from bptt_envs.settings import By, Count, NotNegative, Positive, Seed, Share, among, read_value
+from bptt_envs.system import OBJECTIVES
+from bptt_trainers.controllers.networks import widths
+from bptt_trainers.presets.tuned import ANYWHERE, TUNED, Row
+from bptt_trainers.training.config import BUILT_IN, OF_BUILT_IN, TrainConfig
+
+Preset = dict[str, Any]
+
+PresetName = Literal["tuned", "paper"]
+PRESET_NAMES = get_args(PresetName)
+
+SEEN = ("observation", "observe_time")
+"""Options of an environment that say what a controller sees: settings of a method, where the user gives none."""
+
+# What every method has. The rest of a row are arguments of its class in stable-baselines3.
+_COMMON: Preset = {
+    "num_envs": 64,  # environments stepped as one batch
+    "max_steps": 10_000_000,  # simulator steps that a comparison gives the method at most
+    "objective": "same",  # trained on: that which it is judged by ("same"), "final" or "continuous"
+    "dense": False,  # the final cost is paid step by step, see RLView
+    "observation": "cos_sin",  # this option of the system, where it has it
+    "normalize_reward": True,  # divide rewards by the running deviation of the return
+    "hidden": (64, 64),  # widths of the hidden layers of policy and value networks
+    "activation": "relu",  # "relu" or "tanh"
+    "learning_rate": 1e-3,  # at the start of training
+    "final_learning_rate": 0.0,  # at its end; linear in between
+}
+
+PRESETS: dict[str, Preset] = {
+    "PPO": _COMMON
+    | {
+        "gamma": 1.0,  # the horizon is finite and the time is in the observation
+        "gae_lambda": 0.98,
+        "n_steps": 100,  # steps of each environment between two updates
+        "batch_size": 640,
+        "n_epochs": 10,
+        "clip_range": 0.2,
+        "ent_coef": 0.0,
+        "vf_coef": 0.5,
+        "max_grad_norm": 0.5,
+    },
+    "SAC": _COMMON
+    | {
+        "max_steps": 200_000,  # a gradient step takes 6 ms on one CPU core: 2 to 3 minutes
+        "dense": True,
+        "gamma": 0.98,
+        "train_freq": 1,  # steps of each environment between two updates
+        "gradient_steps": 8,  # for each 64 simulator steps
+        "batch_size": 256,
+        "buffer_size": 200_000,
+        "learning_starts": 6400,
+        "ent_coef": "auto_0.02",  # tuned while learning, from 0.02: rewards are small steps of a sum
+        "target_entropy": "auto",
+        "tau": 0.005,
+    },
+}
+
+#: Entries that differ for one id: where every step pays, discounting by a little learns faster.
+_STEPS_PAY: Preset = {"gamma": 0.99, "gae_lambda": 0.95, "activation": "tanh"}
+ENV_PRESETS: dict[tuple[str, str], Preset] = {
+    ("PPO", "DiffQuantumControl-v0"): _STEPS_PAY | {"n_steps": 128, "batch_size": 1024},
+    ("PPO", "DiffGuidance-v0"): _STEPS_PAY | {"n_steps": 60, "batch_size": 640},
+}
+
+
+def _entropy_coefficient(name: str, value: Any) -> float | str:
+    if not isinstance(value, str):
+        return not_negative(name, value)
+    if not re.fullmatch(r"auto(_(\d+\.?\d*|\.\d+)(e-?\d+)?)?", value) or not float(value[5:] or 1.0):
+        raise ValueError(f"{name} must be a number, 'auto' or one such as 'auto_0.02'; got {shown(value)}.")
+    return str(value)
+
+
+def _target_entropy(name: str, value: Any) -> float | str:
+    return one_of(name, value, ("auto",)) if isinstance(value, str) else finite(name, value)
+
+
+def _gradient_steps(name: str, value: Any) -> int:
+    number = integer(name, value, -1)
+    if number == 0:
+        raise ValueError(f"{name} must be at least 1, or -1 for as many as there were steps; got 0.")
+    return number
+
+
+#: How a setting is read; of any other, values are of the type of the table's.
+_KINDS: dict[str, Any] = {
+    "num_envs": Count,
+    "max_steps": Count,
+    "objective": Annotated[str, among(("same", *OBJECTIVES))],
+    "hidden": Annotated[tuple[int, ...], By(widths)],
+    "activation": Literal["relu", "tanh"],
+    "learning_rate": Positive,
+    "final_learning_rate": NotNegative,
+    "gamma": Share,
+    "gae_lambda": Share,
+    "n_steps": Count,
+    "batch_size": Count,
+    "n_epochs": Count,
+    "clip_range": Positive,
+    "ent_coef": NotNegative,
+    "vf_coef": NotNegative,
+    "max_grad_norm": Positive,
+    "train_freq": Count,
+    "gradient_steps": Annotated[int, By(_gradient_steps)],
+    "buffer_size": Count,
+    "learning_starts": Seed,
+    "target_entropy": Annotated[float | str, By(_target_entropy)],
+    "tau": Share,
+}
+_OF_SAC: dict[str, Any] = {"ent_coef": Annotated[float | str, By(_entropy_coefficient)]}
+
+
+def preset(
+    method: str,
+    env_id: str,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    name: PresetName = "paper",
+    options: Mapping[str, Any] | None = None,
+) -> Preset:
+    """The settings of PPO or SAC on `env_id`: the method's row, the id's own entries, the tuned ones, `overrides`.
+
+    Args:
+        method: "PPO" or "SAC".
+        env_id: id of the environment.
+        overrides: entries that are to differ.
+        name: whose settings, "tuned" or "paper".
+        options: of the environment, by which the tuned row is chosen.
+
+    Raises:
+        ValueError: if the method or an entry is unknown, or a value has a wrong type or range.
+    """
+    method = one_of("method", method, PRESETS)
+    row = PRESETS[method] | ENV_PRESETS.get((method, string("env_id", env_id)), {})
+    if _is_refused("observation", row["observation"], env_id, options or {}):
+        row["observation"] = defaults_seen(env_id, {})["observation"]
+    changes = dict(mapping("overrides", {} if overrides is None else overrides))
+    if one_of("preset", name, PRESET_NAMES) == "tuned":
+        changes = {**tuned_row(method, env_id, options).settings, **changes}
+    kinds = _KINDS | (_OF_SAC if method == "SAC" else {})
+    for entry, value in changes.items():
+        if entry not in row:
+            raise ValueError(f"{method} has no setting {entry!r}.{nearest(entry, row)} Its settings: {', '.join(row)}.")
+        row[entry] = read_value(f"{method} {entry}", value, kinds.get(entry, type(row[entry])))
+    if "observation" in changes and env_id in ENTRIES and "observation" in defaults_seen(env_id, options or {}):
+        check_seen("observation", row["observation"], env_id, options or {})
+    if "n_steps" in row:
+        _check_batch(method, row)
+    return row
+
+
+def rule_preset(
+    method: str, env_id: str, *, name: PresetName = "tuned", options: Mapping[str, Any] | None = None
+) -> Preset:
+    """What a method that is an update rule changes of `TrainConfig`'s defaults on `env_id`, which are the paper's.
+
+    Args:
+        method: "R", "M", "S", "C" or another rule among `METHODS`; without a tuned row for the id it has that of
+            `ANYWHERE`, and without one there rule C's.
+        env_id: id of the environment.
+        name: whose settings, "tuned" or "paper".
+        options: of the environment, by which the tuned row is chosen.
+
+    Raises:
+        ValueError: if a name is unknown.
+    """
+    if one_of("preset", name, PRESET_NAMES) == "paper":
+        return {}
+    row = tuned_row(method, env_id, options).settings
+    return {entry: value for entry, value in row.items() if not _is_refused(entry, value, env_id, options or {})}
+
+
+def tuned_row(method: str, env_id: str, options: Mapping[str, Any] | None = None) -> Row:
+    """The row of `TUNED` for a method on an environment: of those for its id, that which agrees in most options.
+
+    Without any for the id, the method's row of `ANYWHERE`; without that, the one of rule C.
+
+    Raises:
+        ValueError: if the id is not registered.
+    """
+    defaults = system_class(env_id).options() | ENTRIES[env_id].defaults
+    given = {**defaults, **(options or {})}
+    rows = [row for row in TUNED if (row.method, row.env_id) == (method, env_id)]
+    return max(
+        rows,
+        key=lambda row: sum(given.get(option) == value for option, value in row.options.items()) - len(row.options),
+        default=ANYWHERE.get(method, ANYWHERE["C"]),
+    )
+
+
+def from_preset(
+    env_id: str,
+    rule: str = "C",
+    preset: PresetName = "tuned",
+    env_options: Mapping[str, Any] | None = None,
+    **changes: Any,
+) -> tuple[DifferentiableEnv, TrainConfig]:
+    """An environment and the settings by which a rule learns best there, for `Trainer(env, config=config)`.
+
+    Args:
+        env_id: id of the environment.
+        rule: the update rule.
+        preset: "tuned", found by `bptt tune`, or "paper".
+        env_options: options of the environment; what the controller sees is the preset's unless they say it.
+        changes: settings of `TrainConfig` that are to differ from the preset.
+
+    Raises:
+        ValueError: if a name is unknown or a value out of range.
+    """
+    options = dict(mapping("env_options", {} if env_options is None else env_options))
+    row = rule_preset(rule, env_id, name=preset, options=options)
+    seen = seen_by(row, env_id, options)
+    env = gym.make(env_id, **options, **seen).unwrapped
+    assert isinstance(env, DifferentiableEnv)
+    settings = {entry: value for entry, value in changed(row, changes).items() if entry not in SEEN}
+    config = TrainConfig(**{"rule": rule, **settings})
+    if preset == "tuned" and "epochs" not in changes:
+        steps_an_epoch = config.train_states * env.horizon
+        epochs = max(1, round(tuned_row(rule, env_id, options).steps / steps_an_epoch))
+        config = replace(config, epochs=epochs)
+    return env, config
+
+
+def changed(row: Mapping[str, Any], changes: Mapping[str, Any]) -> Preset:
+    """A row of a rule with changes; with another optimizer than the built-in one, without what is that one's."""
+    void = () if changes.get("optimizer", BUILT_IN) == BUILT_IN else OF_BUILT_IN
+    return {name: value for name, value in row.items() if name not in void} | dict(changes)
+
+
+def seen_by(row: Mapping[str, Any], env_id: str, options: Mapping[str, Any]) -> Preset:
+    """What the controller is to see by a method's settings, as options of the environment, unless those say it."""
+    return {name: row[name] for name in defaults_seen(env_id, options) if name in row}
+
+
+def defaults_seen(env_id: str, options: Mapping[str, Any]) -> Preset:
+    """What a method may say of what the controller sees, with what holds if none does: all that `options` do not."""
+    defaults = {"observe_time": False} | system_class(env_id).options() | ENTRIES[env_id].defaults
+    return {name: defaults[name] for name in SEEN if name in defaults and name not in options}
+
+
+def check_seen(name: str, value: Any, env_id: str, options: Mapping[str, Any]) -> None:
+    """Raise ValueError unless a setting of `SEEN` is an option with a value that the environment takes.
+
+    Nor may `options` say it already, for all methods.
+    """
+    if name in options:
+        raise ValueError(
+            f"{name} is {shown(options[name])} for all methods, by the options of {env_id}: leave one out."
+        )
+    system = system_class(env_id)
+    if name in system.options():
+        build_system(env_id, {**options, name: value}, env_id)
+    elif name == "observe_time":
+        flag(name, value)
+    else:
+        raise ValueError(f"{env_id} has no option {name!r}, so that it is no setting of a method there.")
+
+
+def _is_refused(name: str, value: Any, env_id: str, options: Mapping[str, Any]) -> bool:
+    """Whether a setting of `SEEN` is an option of a user's own system that does not take what this package's take."""
+    if env_id not in ENTRIES or name not in defaults_seen(env_id, options):
+        return False
+    try:
+        check_seen(name, value, env_id, options)
+    except ValueError:
+        return True
+    return False
+
+
+def parse_overrides(texts: Iterable[str]) -> dict[str, Preset]:
+    """Read overrides as a command line gives them, "PPO.num_envs=32", into {"PPO": {"num_envs": 32}}.
+
+    Raises:
+        ValueError: if a text has another form.
+    """
+    overrides: dict[str, Preset] = {}
+    for text in texts:
+        target, equals, value = text.partition("=")
+        method, dot, name = target.partition(".")
+        if not (method and dot and name and equals and value):
+            raise ValueError(f"an override must be METHOD.NAME=VALUE, such as PPO.num_envs=32; got {text!r}.")
+        overrides.setdefault(method, {})[name] = _literal(value)
+    return overrides
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return {"true": True, "false": False}.get(text.lower(), text)
+
+
+def _check_batch(method: str, row: Preset) -> None:
+    samples = row["num_envs"] * row["n_steps"]
+    if samples % row["batch_size"] or row["batch_size"] < 2:
+        raise ValueError(
+            f"{method} batch_size must divide num_envs * n_steps, here {row['num_envs']} * {row['n_steps']} = "
+            f"{samples}, and be at least 2; got {row['batch_size']}."
+        )

@@ -1,0 +1,1 @@
+"""Reinforcement learning on the same task, by stable-baselines3."""

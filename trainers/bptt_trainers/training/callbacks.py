@@ -1,0 +1,91 @@
+"""Hooks into training: derive from `Callback` and hand instances to the trainer."""
+
+from __future__ import annotations
+
+import sys
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from bptt_trainers.training.metrics import EpochMetrics
+
+if TYPE_CHECKING:
+    from bptt_trainers.training.trainer import Trainer
+
+
+class Callback:
+    """Called by the trainer as it goes. Every method may be overridden; none has to be.
+
+    A callback may change the controller: its attributes, buffers, modes, what of it is trained. The engine and the
+    optimizer follow. Of that, a checkpoint holds the values of buffers and the names that were trained in its epoch; a
+    schedule that goes on in a resumed run sets the rest in `on_fit_start`, from `trainer.epoch`.
+    """
+
+    def on_fit_start(self, trainer: Trainer) -> None:
+        """Before the first update; `trainer.history` holds what was done before, if anything."""
+
+    def on_update_end(self, trainer: Trainer, loss: float, direction_norm: float) -> None:
+        """After each update, or its skipping; `loss` is that of its batch."""
+
+    def on_epoch_end(self, trainer: Trainer, metrics: EpochMetrics) -> bool | None:
+        """After each epoch, when its checkpoint is saved. Return False to end training here."""
+        return None
+
+    def on_fit_end(self, trainer: Trainer) -> None:
+        """At the end, also after Ctrl-C or an error."""
+
+
+class ProgressBar(Callback):
+    """A bar over the updates with loss and time left; one bar for all members of an ensemble, with median losses."""
+
+    def __init__(self, title: str = "training") -> None:
+        self.title = title
+        self._bar: tqdm[Any] | None = None
+        self._left: dict[Trainer, int] = {}  # updates that those who train have ahead of them
+        self._metrics: dict[Trainer, EpochMetrics] = {}
+
+    def on_fit_start(self, trainer: Trainer) -> None:
+        total, done = (epochs * trainer.updates_per_epoch for epochs in (trainer.config.epochs, trainer.epoch))
+        if total == done:
+            return
+        self._left[trainer] = total - done
+        if self._bar is None:
+            self._bar = tqdm(
+                total=total,
+                initial=done,
+                desc=self.title,
+                unit="update",
+                dynamic_ncols=True,
+                mininterval=0.1 if sys.stderr.isatty() else 10.0,  # seconds; a log file wants few lines
+            )
+        else:
+            self._bar.total += total
+            for count in ("n", "initial", "last_print_n"):  # what was done before says nothing of the rate
+                setattr(self._bar, count, getattr(self._bar, count) + done)
+
+    def on_update_end(self, trainer: Trainer, loss: float, direction_norm: float) -> None:
+        if self._bar is not None:
+            self._left[trainer] -= 1
+            self._bar.update()
+
+    def on_epoch_end(self, trainer: Trainer, metrics: EpochMetrics) -> bool | None:
+        if self._bar is not None:
+            self._metrics[trainer] = metrics
+            rows = self._metrics.values()
+            self._bar.set_postfix(
+                epoch=min(row.epoch for row in rows),
+                train=f"{median(row.train_loss for row in rows):.3g}",
+                test=f"{median(row.test_loss for row in rows):.3g}",
+                refresh=False,
+            )
+        return None
+
+    def on_fit_end(self, trainer: Trainer) -> None:
+        left = self._left.pop(trainer, 0)
+        self._metrics.pop(trainer, None)
+        if self._bar is not None and self._left:
+            self._bar.total -= left  # the others go on without it
+        elif self._bar is not None:
+            self._bar.close()
+            self._bar = None

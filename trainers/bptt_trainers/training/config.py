@@ -1,0 +1,203 @@
+"""The settings of a training run: the one source of the command line, of config.json and of the defaults."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from tyro.conf import Suppress
+
+from bptt_envs.checks import finite, mapping, shown
+from bptt_envs.settings import By, Count, Decay, NotNegative, Positive, Seed, among, read
+from bptt_trainers.controllers.defaults import ControllerName
+from bptt_trainers.controllers.networks import widths
+from bptt_trainers.directions.chosen_engine import EngineName
+from bptt_trainers.directions.rules import RULES, Combine
+from bptt_trainers.records.plain import plain
+from bptt_trainers.training.torch_optimizer import named_optimizer
+
+Clip = Literal["none", "value", "norm"]
+ScheduleName = Literal["cosine", "linear"]
+OnNonfinite = Literal["stop", "skip"]
+StartStates = Literal["fixed", "shuffled", "fresh"]
+
+BUILT_IN = "adam"
+"""The optimizer that is not one of torch.optim."""
+
+OF_BUILT_IN = ("adam_epsilon", "adam_betas", "amsgrad")
+"""Settings that are that one's."""
+
+
+def _device(name: str, value: Any) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"cpu|cuda(:[0-9]{1,2})?", value):
+        raise ValueError(f"{name} must be 'cpu', 'cuda' or one such as 'cuda:1'; got {shown(value)}.")
+    return str(value)
+
+
+def _hidden(name: str, value: Any) -> tuple[int, ...] | None:
+    return None if value is None else widths(name, value, "a tuple of widths, such as (100, 100), or None")
+
+
+def _options(name: str, value: Any) -> dict[str, Any]:
+    return {key: _option(f"{name}[{key!r}]", one) for key, one in mapping(name, value).items()}
+
+
+def _option(name: str, value: Any) -> Any:
+    """A plain value, or a tuple of them: what JSON gives back, but for lists."""
+    if isinstance(value, (list, tuple)):
+        return tuple(_option(name, one) for one in value)
+    value = plain(value)
+    if isinstance(value, float):
+        return finite(name, value)
+    if not isinstance(value, (bool, int, str, type(None))):
+        raise ValueError(f"{name} must be a number, text, True, False, None or a tuple of these; got {shown(value)}.")
+    return value
+
+
+Device = Annotated[str, By(_device)]
+RuleName = Annotated[str, among(RULES)]
+Hidden = Annotated[tuple[int, ...] | None, By(_hidden)]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of one run. The defaults are those of arXiv 2405.02041.
+
+    Numbers of NumPy become Python's, lists tuples, a str for a path a Path.
+
+    Raises:
+        ValueError: if a setting is of another type or out of range; the message names it.
+    """
+
+    rule: RuleName = "C"
+    """Update rule: R (regular), M (modified), S (stopped) or C (combined)."""
+
+    combine: Combine = "modified"
+    """The component that rule C keeps where the signs of R and M agree: M's (modified) or R's (regular). Or M's at as
+    many random places (random), or M's everywhere, with the sign of R (turned)."""
+
+    clip: Clip = "none"
+    """Clipping of the direction: none, by value (each component) or by global norm."""
+
+    clip_threshold: Positive = 1.0
+    """To where clipping goes: components to [-threshold, threshold], or the norm to at most the threshold."""
+
+    epochs: Count = 1000
+    """Passes over the training states, or over as many fresh ones."""
+
+    batch_size: Count = 8
+    """Start states an update."""
+
+    start_states: StartStates = "fixed"
+    """Which start states an epoch visits: a set drawn from the seed in its order (fixed) or in a new one (shuffled), or
+    new ones (fresh)."""
+
+    train_states: Count = 256
+    """Start states of an epoch, drawn from the seed. The training loss is that over the first so many."""
+
+    test_states: Count = 256
+    """Held-out start states, the same for every seed and method. They choose nothing."""
+
+    optimizer: str = BUILT_IN
+    """What steps: adam, the built-in one, or a class of torch.optim by its name, such as SGD or RMSprop."""
+
+    optimizer_options: Annotated[Mapping[str, Any], By(_options), Suppress] = field(default_factory=dict, hash=False)
+    """Further arguments of that class, such as {"momentum": 0.9}."""
+
+    learning_rate: Positive = 1e-3
+    """Step size."""
+
+    final_learning_rate: NotNegative | None = None
+    """To where the step size falls over all updates of epochs, 0 for none left. None: constant."""
+
+    schedule: ScheduleName = "cosine"
+    """How it falls: along half a cosine, or linearly."""
+
+    warmup: Decay = 0.0
+    """Share of all updates of epochs over which the step size rises linearly to what it is without; 0 for none."""
+
+    adam_epsilon: Positive = 1e-7
+    """Epsilon of adam."""
+
+    adam_betas: tuple[Decay, Decay] = (0.9, 0.999)
+    """Decay an update of adam's means of the direction and of its square."""
+
+    amsgrad: bool = False
+    """Let adam divide by the largest mean square so far in place of the latest: AMSGrad."""
+
+    weight_decay: NotNegative = 0.0
+    """Of adam: share of the weights, times the step size, that an update takes away beside its step, as AdamW does. Of
+    one of torch.optim: its own."""
+
+    average: Decay = 0.0
+    """Decay an update of a moving average of the weights, which is judged and kept in their place; 0 for none."""
+
+    controller: ControllerName = "default"
+    """The controller, unless one is given: the paper's for the environment (default), mlp or conv."""
+
+    hidden: Hidden = None
+    """Widths of its hidden layers. None: the paper's, 100 100 for an MLP and 60 60 channels for conv."""
+
+    squash: bool = False
+    """Bend its actions by tanh within their bounds, in place of the clamp, which has no slope beyond them."""
+
+    seed: Seed = 0
+    """Seeds the controller's weights and the training states."""
+
+    engine: EngineName = "auto"
+    """How directions are computed: autograd (the definition), adjoint (fast) or auto (chooses)."""
+
+    compile: bool = False
+    """Compile the loops of the adjoint engine: needs a C++ compiler and keeps the code on disk; a GPU needs none."""
+
+    device: Device = "cpu"
+    """Where to compute: cpu, cuda or, of several GPUs, one such as cuda:1."""
+
+    on_nonfinite: OnNonfinite = "stop"
+    """At a non-finite loss or direction: stop the run, or skip the update and count it."""
+
+    keep_every: Count | None = None
+    """Keep the untrained controller and that after every so many epochs in checkpoints/; None keeps none."""
+
+    diagnostics: bool = False
+    """Measure after each epoch how the rules differ and how feedback grows backwards: diagnostics.csv and .npz."""
+
+    tensorboard: bool = True
+    """Whether to write TensorBoard events into the run folder."""
+
+    pictures: bool = True
+    """Whether to draw the learning curve and some trajectories into the run folder at the end."""
+
+    out: Path | None = None
+    """The run folder. None: in Python, everything stays in memory; bptt train makes one in runs/ and names it."""
+
+    def __post_init__(self) -> None:
+        read(self)
+        if self.optimizer != BUILT_IN:
+            named_optimizer(self.optimizer, self.optimizer_options, self.weight_decay)
+            left_at_default(self, OF_BUILT_IN, f"optimizer {self.optimizer!r} has optimizer_options of its own")
+        elif self.optimizer_options:
+            raise ValueError(
+                f"optimizer_options are those of a class of torch.optim; {BUILT_IN}, the built-in one, has "
+                f"{', '.join(OF_BUILT_IN)}; got {self.optimizer_options}."
+            )
+        if self.final_learning_rate is not None and self.final_learning_rate > self.learning_rate:
+            raise ValueError(
+                f"final_learning_rate must be at most learning_rate ({self.learning_rate}); "
+                f"got {self.final_learning_rate}."
+            )
+        if self.batch_size > self.train_states:
+            raise ValueError(f"batch_size must be at most train_states ({self.train_states}); got {self.batch_size}.")
+
+
+def left_at_default(config: TrainConfig, names: Iterable[str], why: str) -> None:
+    """Raise ValueError if one of the settings of these names, which has no effect then, is not its default."""
+    for one in fields(config):
+        default = one.default if one.default_factory is MISSING else one.default_factory()
+        if one.name in names and getattr(config, one.name) != default:
+            raise ValueError(
+                f"{one.name} has no effect where {why}: leave it at {default!r}; got {getattr(config, one.name)!r}."
+            )
