@@ -492,7 +492,7 @@ def test_a_disk_without_room_for_events_is_a_warning_and_training_goes_on(tmp_pa
             raise RunFolderError("No space left on device")
         return files.append(path, data, at)
 
-    monkeypatch.setattr("bptt_trainers.training.callbacks.append", full)
+    monkeypatch.setattr("bptt_trainers.training.tensorboard.append", full)
     with pytest.warns(UserWarning, match="TensorBoard gets no more events of this fit: No space left"):
         assert trainer(tmp_path, tensorboard=True).fit()[-1].epoch == 3
     monkeypatch.undo()
