@@ -52,20 +52,9 @@ def test_lqr_study():
     }
 
 
-def test_reproduce():
-    said = run("reproduce.py", "--tier", "smoke", "--experiments", "ablation-cart-pole-1", "--list")
-    assert said.splitlines()[1].split() == ["ablation-cart-pole-1", "cart-pole,", "1", "pole", "2", "4", "4"]
-
-
-def test_benchmark():
-    said = run(
-        "benchmark.py",
-        *("--parts", "stepping", "--threads", "1", "--envs", "2", "--repeats", "1", "--seconds", "0.01", "--out", "it"),
-    )
-    assert "| 1 | DiffCartPole-v0, one batch | " in said
-    assert "| steps a second of 1,024 environments over Gymnasium's | at least 1.00 | not measured | – |" in said
-    names = {f"stepping.{suffix}" for suffix in ("csv", "json", "md", "pdf", "png")}
-    assert {path.name for path in Path("it").iterdir()} == {*names, "targets.md"}
+def test_by_hand():
+    said = run("by_hand.py", "--updates", "2", "--batch", "2").splitlines()
+    assert said == ["update 0: held-out loss 1.9726"]
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in SCRIPTS.glob("*.py")))

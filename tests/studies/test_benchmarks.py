@@ -508,3 +508,15 @@ def test_damaged_numbers_are_an_error_in_words(tmp_path, change):
     path.write_text(path.read_text().replace(*change))
     with pytest.raises(RunFolderError, match=r"updates\.csv"):
         tables(tmp_path)
+
+
+def test_the_command_writes_tables_numbers_and_figures(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    few = "--parts stepping --threads 1 --envs 2 --repeats 1 --seconds 0.01"
+    assert main(shlex.split(f"benchmark {few} --out it")) == 0
+    said = capsys.readouterr().out
+    assert "| 1 | DiffCartPole-v0, one batch | " in said
+    assert "| steps a second of 1,024 environments over Gymnasium's | at least 1.00 | not measured | – |" in said
+    names = {f"stepping.{suffix}" for suffix in ("csv", "json", "md", "pdf", "png")}
+    assert {path.name for path in Path("it").iterdir()} == {*names, "targets.md"}
