@@ -8,6 +8,7 @@ A minute or two; `Trainer` does the same by a faster engine, with checkpoints, e
 from __future__ import annotations
 
 import argparse
+import itertools
 
 import gymnasium as gym
 import torch
@@ -42,7 +43,7 @@ def main(updates: int, batch: int) -> None:
     """Train a small network, and print the loss from states that it never saw."""
     torch.manual_seed(0)
     sizes = (env.observe(env.initial_states(1)).shape[1], 64, 64)
-    layers = [part for n, m in zip(sizes[:-1], sizes[1:], strict=True) for part in (nn.Linear(n, m), nn.ReLU())]
+    layers = [part for n, m in itertools.pairwise(sizes) for part in (nn.Linear(n, m), nn.ReLU())]
     controller = nn.Sequential(*layers, nn.Linear(sizes[-1], 1))
     optimizer = torch.optim.Adam(controller.parameters(), lr=0.01, betas=(0.9, 0.95))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, updates)
