@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+from typing import cast
 
 import gymnasium as gym
 import torch
@@ -16,8 +17,8 @@ from torch import Tensor, nn
 
 import bptt_envs  # registers the environments
 
-env = gym.make("DiffCartPole-v0", max_force=50.0, observation="cos_sin", observe_time=True).unwrapped
-assert isinstance(env, bptt_envs.DifferentiableEnv)
+made = gym.make("DiffCartPole-v0", max_force=50.0, observation="cos_sin", observe_time=True)
+env = cast(bptt_envs.DifferentiableEnv, made.unwrapped)
 
 
 def loss_of(controller: nn.Module, states: Tensor, *, modified: bool) -> Tensor:

@@ -9,7 +9,8 @@ from torch import fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from bptt_envs.systems import CartPole
-from bptt_trainers import Callback, Ensemble, TrainConfig, Trainer, compiled_engine, policy_gradient
+from bptt_trainers import Callback, Ensemble, TrainConfig, Trainer, policy_gradient
+from bptt_trainers.directions import compiled
 from bptt_trainers.directions.autograd import AutogradEngine
 from bptt_trainers.directions.policy_gradient import choose_engine
 from bptt_trainers.directions.rules import MODIFIED, REGULAR
@@ -186,7 +187,7 @@ def recorded(monkeypatch):
 
         again = __call__
 
-    monkeypatch.setattr(compiled_engine, "Program", Recorded)
+    monkeypatch.setattr(compiled, "Program", Recorded)
 
 
 def make_system() -> CartPole:

@@ -16,6 +16,7 @@ from matplotlib.transforms import Bbox
 from PIL import Image
 
 from bptt_envs.systems import CartPole, MultiPole, QuantumControl
+from bptt_studies.benchmarks import figures as benchmarks
 from bptt_studies.lqr.figure import Curves
 from bptt_studies.lqr.figure import curves_figure as lqr_figure
 from bptt_studies.paper.experiments import EXPERIMENTS
@@ -30,7 +31,6 @@ from bptt_trainers.analysis.diagnostics_figure import diagnostics_figure
 from bptt_trainers.comparison.figure import curves_figure
 from bptt_trainers.directions.rollout import rollout
 from bptt_trainers.directions.rules import RULES
-from bptt_trainers.figures import benchmarks
 from bptt_trainers.figures.bands import draw_band, series_of
 from bptt_trainers.figures.style import (
     COLORS,

@@ -11,8 +11,8 @@ import gymnasium as gym
 import pytest
 import torch
 
-from bptt_studies.benchmarks import scaling_run
 from bptt_studies.benchmarks.memory import MIB, MemoryExceeded, MemoryMeasurementError, peak_memory
+from bptt_studies.scaling import run as scaling_run
 from bptt_studies.scaling.config import AXES, Axis, Growth, ScalingConfig
 from bptt_studies.scaling.figure import scaling_figure
 from bptt_studies.scaling.file import COLUMNS, read_measurements

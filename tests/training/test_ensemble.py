@@ -28,10 +28,10 @@ from bptt_trainers import (
     Trainer,
     variations,
 )
-from bptt_trainers import ensemble as ensemble_module
 from bptt_trainers.cli import main
 from bptt_trainers.directions.policy_gradient import stacked_engine
 from bptt_trainers.directions.stacked import StackedEngine
+from bptt_trainers.training import ensemble as ensemble_module
 from bptt_trainers.training.ensemble import CannotStackError
 
 TINY = TrainConfig(epochs=3, batch_size=4, train_states=12, test_states=6, hidden=(8,), tensorboard=False)

@@ -250,7 +250,8 @@ def test_training_validation_and_held_out_states_are_disjoint():
 
 
 def test_trials_never_see_the_held_out_states(tmp_path, monkeypatch):
-    from bptt_trainers import baselines, trainer
+    from bptt_trainers.rl import sb3 as baselines
+    from bptt_trainers.training import trainer
 
     seen = []
     monkeypatch.setattr(
