@@ -14,7 +14,10 @@ from typing import Literal
 import bptt_envs
 from bptt_envs.registration import ENTRIES
 
-OURS = tuple(str(Path(package).parent) + os.sep for package in (bptt_envs.__file__, __file__))
+TRAINERS = Path(__file__).parents[1]
+OURS = tuple(
+    str(package) + os.sep for package in (Path(bptt_envs.__file__).parent, TRAINERS, TRAINERS.parent / "bptt_studies")
+)
 FROZEN = "<"  # begins the file name of code that is in no file: the import system, what torch generates
 LIBRARIES = (FROZEN, *{sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 
