@@ -80,8 +80,11 @@ def test_a_run_folder_rebuilds_the_controller_of_its_run(tmp_path, controller):
     [
         (lambda: default_controller(CartPole(), kind="conv"), r"observation_shape must be \(length, channels\)"),
         (lambda: ConvNet((6, 2), (1,)), "hidden must name fewer convolutions: 2 of kernel 3 .* length 6"),
-        (lambda: default_controller(CartPole(), kind="cnn"), "controller must be one of 'default', 'mlp', 'conv'"),
-        (lambda: TrainConfig(controller="lstm"), "controller must be one of 'default', 'mlp', 'conv'"),
+        (
+            lambda: default_controller(CartPole(), kind="cnn"),
+            "controller must be one of 'default', 'mlp', 'conv', 'gru'",
+        ),
+        (lambda: TrainConfig(controller="rnn"), "controller must be one of 'default', 'mlp', 'conv', 'gru', 'lstm'"),
     ],
 )
 def test_what_does_not_fit_is_said_in_words(make, message):

@@ -30,7 +30,7 @@ from bptt_trainers import default_controller, diagnose
 from bptt_trainers.analysis.diagnostics_figure import diagnostics_figure
 from bptt_trainers.comparison.figure import curves_figure
 from bptt_trainers.directions.rollout import rollout
-from bptt_trainers.directions.rules import RULES
+from bptt_trainers.directions.rules import PAPER_RULES
 from bptt_trainers.figures.bands import draw_band, series_of
 from bptt_trainers.figures.style import (
     COLORS,
@@ -89,9 +89,9 @@ def of_diagnoses(poles: int) -> Figure:
 
 
 def of_lqr() -> Figure:
-    falling = np.geomspace(1e3, 1e-7, 200)[:, None, None] * np.ones((1, len(RULES), 5))
+    falling = np.geomspace(1e3, 1e-7, 200)[:, None, None] * np.ones((1, len(PAPER_RULES), 5))
     blocks = [(one, gains) for one in ("continuous", "final") for gains in ("constant", "time-varying")]
-    return lqr_figure([Curves.of(*block, falling * (1 + np.arange(len(RULES)))[:, None]) for block in blocks])
+    return lqr_figure([Curves.of(*block, falling * (1 + np.arange(len(PAPER_RULES)))[:, None]) for block in blocks])
 
 
 def of_rotation() -> Figure:

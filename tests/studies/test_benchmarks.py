@@ -22,10 +22,10 @@ from bptt_studies.benchmarks.peers import PEERS, LeftOut, autograd_bytes
 from bptt_studies.benchmarks.timing import LEAST_REPEATS, in_turns_within
 from bptt_studies.benchmarks.updates import make_task
 from bptt_studies.benchmarks.worker import measure_apart
-from bptt_trainers import RULES, policy_gradient
+from bptt_trainers import policy_gradient
 from bptt_trainers.cli import main
 from bptt_trainers.directions.autograd import AutogradEngine
-from bptt_trainers.directions.rules import REGULAR
+from bptt_trainers.directions.rules import PAPER_RULES, REGULAR
 from bptt_trainers.records.files import RunFolderError
 from bptt_trainers.records.options import read_options, write_options
 from bptt_trainers.records.page import PLACE, filled
@@ -49,7 +49,7 @@ def a_task(env="DiffCartPole-v0", batch=4, config=None, **options):
 
 JAX = """
 import torch
-from bptt_trainers import RULES, policy_gradient
+from bptt_trainers import policy_gradient
 from bptt_studies.benchmarks.config import BenchmarkConfig
 from bptt_studies.benchmarks.peers import PEERS
 from bptt_studies.benchmarks.updates import make_task
@@ -58,7 +58,7 @@ torch.set_num_threads(1)
 cell = {"env": "DiffCartPole-v0", "options": "", "threads": len(__import__("os").sched_getaffinity(0)), "batch": 16}
 task = make_task(BenchmarkConfig(), cell)
 update = PEERS["jax"](task)
-for rule in RULES:
+for rule in PAPER_RULES:
     update(rule)
     loss, directions = update.directions(rule)
     wanted = policy_gradient(task.system, task.controller, task.states, rule, "autograd")
@@ -81,7 +81,7 @@ def test_jax_computes_the_same_loss_and_directions():
     )
     assert done.returncode == 0, done.stderr
     found = [line.rpartition(" ") for line in done.stdout.splitlines()]
-    assert len(found) == len(RULES) * (1 + 6)
+    assert len(found) == len(PAPER_RULES) * (1 + 6)
     assert {what: float(value) for what, _, value in found if float(value) > 1e-4} == {}
 
 
@@ -91,7 +91,7 @@ def test_every_peer_computes_the_update(peer, env, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)  # what it is given is what is tested here
     task = a_task(env, horizon=5)
     update = PEERS[peer](task)
-    for rule in RULES:
+    for rule in PAPER_RULES:
         loss, directions = update(rule)
         wanted = policy_gradient(task.system, task.controller, task.states, rule, "autograd")
         torch.testing.assert_close(loss, wanted.loss)
@@ -156,7 +156,7 @@ def test_the_products_of_a_controller_are_those_of_its_layers():
     above_the_first = by_inputs - products[0]
     found = {
         name: 1e9 * limit.controller_gflop(task.system, task.controller, task.states, rule.passes)
-        for name, rule in RULES.items()
+        for name, rule in PAPER_RULES.items()
     }
     assert found["S"] == found["M"] == pytest.approx(forward + by_weights + above_the_first)
     assert found["R"] == pytest.approx(forward + by_weights + by_inputs)
@@ -317,7 +317,7 @@ def test_a_process_of_its_own_measures_on_so_many_cores():
     (cell,) = PARTS["updates"].cells(config)
     rows = measure_apart("updates", config, cell)
     assert {(row["peer"], row["rule"]) for row in rows if not row["left_out"]} >= {
-        (peer, rule) for peer in ("adjoint", "autograd") for rule in RULES
+        (peer, rule) for peer in ("adjoint", "autograd") for rule in PAPER_RULES
     }
     for row in rows:
         assert cell.items() <= row.items()
@@ -368,7 +368,9 @@ CART_POLE = {"env": "DiffCartPole-v0", "options": "", "device": "cpu"}
 def update_rows(threads, batch, peer, milliseconds):
     cell = {**CART_POLE, "threads": threads, "batch": batch, "peer": peer}
     timed = {"least": 1, "largest": 999, "share": 0.1, "first_seconds": 0.5, "left_out": ""}
-    return [cell | {"rule": rule, "milliseconds": ms} | timed for rule, ms in zip(RULES, milliseconds, strict=True)]
+    return [
+        cell | {"rule": rule, "milliseconds": ms} | timed for rule, ms in zip(PAPER_RULES, milliseconds, strict=True)
+    ]
 
 
 def write(name, rows):

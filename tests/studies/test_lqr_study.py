@@ -14,7 +14,7 @@ from bptt_studies.lqr.figure import LARGEST, SMALLEST, Curves
 from bptt_studies.lqr.linear_gains import LinearQuadratic
 from bptt_studies.lqr.study import study_block
 from bptt_trainers import policy_gradient
-from bptt_trainers.directions.rules import RULES
+from bptt_trainers.directions.rules import PAPER_RULES
 
 OBJECTIVES = ("continuous", "final")
 RANDOM = torch.Generator().manual_seed(1)
@@ -30,7 +30,7 @@ MATRICES = {
 
 
 def index(rule):
-    return list(RULES).index(rule)
+    return list(PAPER_RULES).index(rule)
 
 
 # The closed forms

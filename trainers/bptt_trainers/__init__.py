@@ -4,6 +4,7 @@ from bptt_trainers.analysis.diagnostics import Diagnosis, diagnose
 from bptt_trainers.controllers.controller import Controller
 from bptt_trainers.controllers.defaults import default_controller
 from bptt_trainers.controllers.networks import MLP, ConvNet, Squash
+from bptt_trainers.controllers.recurrent import GRU, LSTM
 from bptt_trainers.directions.policy_gradient import PolicyGradient, policy_gradient
 from bptt_trainers.directions.rollout import Trajectory, losses, rollout
 from bptt_trainers.directions.rules import RULES, Feedback, Rule
@@ -17,6 +18,8 @@ from bptt_trainers.training.start_states import held_out_states, training_states
 from bptt_trainers.training.trainer import NonFiniteError, Trainer
 
 __all__ = [
+    "GRU",
+    "LSTM",
     "MLP",
     "RULES",
     "Callback",

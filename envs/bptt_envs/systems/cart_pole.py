@@ -21,7 +21,7 @@ POLE_MASS = 0.1  # kg
 HALF_LENGTH = 0.5  # m, from the hinge to the pole's centre of mass
 
 DYNAMICS = ("paper", "exact")
-OBSERVATIONS = ("state", "cos_sin")
+OBSERVATIONS = ("state", "cos_sin", "positions")
 
 
 class Slopes(NamedTuple):
@@ -49,7 +49,8 @@ class MultiPole(System):
         dynamics: "paper" (each pole feels the cart as if it were alone on it, total mass 1.1 kg whatever
             the number of poles) or "exact" (the Lagrangian of n poles on one cart of 1 kg). For one pole the
             two are the same.
-        observation: "state" or "cos_sin" (x, x', cos theta_i, sin theta_i, theta_i', pole by pole).
+        observation: "state", "cos_sin" (x, x', cos theta_i, sin theta_i, theta_i', pole by pole) or "positions" (x,
+            cos theta_i, sin theta_i: no velocities, which a controller with memory can find out).
         max_force: the force is clamped to [-max_force, max_force], in N; None leaves it unbounded.
         horizon: steps of an episode.
         dt: duration of a step, in s.
@@ -97,12 +98,16 @@ class MultiPole(System):
 
     @property
     def observation_shape(self) -> tuple[int, ...]:
-        return self.state_shape if self.observation == "state" else (2 + 3 * self.n_poles,)
+        sizes = {"cos_sin": 2 + 3 * self.n_poles, "positions": 1 + 2 * self.n_poles}
+        return self.state_shape if self.observation == "state" else (sizes[self.observation],)
 
     def observe(self, state: Tensor) -> Tensor:
         if self.observation == "state":
             return state
         theta, theta_dot = state[:, 2::2], state[:, 3::2]
+        if self.observation == "positions":
+            poles = torch.stack([theta.cos(), theta.sin()], dim=-1)
+            return torch.cat([state[:, :1], poles.flatten(1)], dim=-1)
         poles = torch.stack([theta.cos(), theta.sin(), theta_dot], dim=-1)
         return torch.cat([state[:, :2], poles.flatten(1)], dim=-1)
 

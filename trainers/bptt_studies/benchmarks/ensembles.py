@@ -12,12 +12,12 @@ from bptt_studies.benchmarks.peers import PEERS, LeftOut, Task
 from bptt_studies.benchmarks.timing import in_turns_within, waited_for
 from bptt_studies.benchmarks.updates import make_task, timed
 from bptt_trainers.controllers.defaults import default_controller
-from bptt_trainers.directions.rules import RULES, combined
+from bptt_trainers.directions.rules import PAPER_RULES, combined
 from bptt_trainers.directions.stacked import StackedEngine
 from bptt_trainers.records.tables import Line, Row, markdown, number, percent, spread
 
 BATCH = 8
-RULE = RULES["C"]
+RULE = PAPER_RULES["C"]
 SINGLE = {"adjoint": False, "adjoint-compiled": True}  # whether it is compiled
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from bptt_envs.systems.cart_pole import CART_MASS, GRAVITY, HALF_LENGTH, POLE_MASS, CartPole
 from bptt_trainers.controllers.networks import MLP
-from bptt_trainers.directions.rules import RULES, Directions, Feedback
+from bptt_trainers.directions.rules import PAPER_RULES, Directions, Feedback
 
 Array = Any  # jax is no dependency: where it is missing, so are its types
 Layers = list[tuple[Array, Array]]  # (weight, bias) of each, weight: (out, in)
@@ -40,7 +40,7 @@ class JaxCartPole:
         weights = {name: jnp.asarray(_numpy(value)) for name, value in controller.state_dict().items()}
         self._layers: Layers = [(weights[f"{name}.weight"], weights[f"{name}.bias"]) for name in self._names]
         self._states = jnp.asarray(_numpy(states))
-        self._updates = {name: jax.jit(_update(rule.passes, system)) for name, rule in RULES.items()}
+        self._updates = {name: jax.jit(_update(rule.passes, system)) for name, rule in PAPER_RULES.items()}
 
     def __call__(self, rule: str) -> None:
         """Compute the update by a rule and wait for it."""

@@ -21,7 +21,7 @@ from bptt_trainers.controllers.networks import MLP
 from bptt_trainers.directions.autograd import AutogradEngine
 from bptt_trainers.directions.chosen_engine import ChosenEngine
 from bptt_trainers.directions.policy_gradient import choose_engine
-from bptt_trainers.directions.rules import REGULAR, RULES, Feedback, combined
+from bptt_trainers.directions.rules import PAPER_RULES, REGULAR, Feedback, combined
 
 Update = Callable[[str], object]
 """Computes one update by the rule of that name: the loss and the direction."""
@@ -179,8 +179,8 @@ class _LossCompiled(AutogradEngine):
 
 def _by_engine(task: Task, engine: ChosenEngine | AutogradEngine) -> Update:
     def update(rule: str) -> object:
-        losses, passes = engine(task.states, RULES[rule].passes)
-        return losses.mean(), combined(RULES[rule], passes)
+        losses, passes = engine(task.states, PAPER_RULES[rule].passes)
+        return losses.mean(), combined(PAPER_RULES[rule], passes)
 
     return update
 

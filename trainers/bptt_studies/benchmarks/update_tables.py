@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bptt_trainers.directions.rules import RULES
+from bptt_trainers.directions.rules import PAPER_RULES
 from bptt_trainers.records.tables import Line, Row, markdown, number, percent, spread
 
 
@@ -17,7 +17,7 @@ def to_markdown(lines: Sequence[Line]) -> str:
     with_jax = any(peer == "jax" for _, peer in groups)
     rows: list[Row] = []
     for task, peer in groups:
-        by_rule = {rule: found[(*task, peer, rule)] for rule in RULES}
+        by_rule = {rule: found[(*task, peer, rule)] for rule in PAPER_RULES}
         median = {rule: float(line["milliseconds"]) for rule, line in by_rule.items()}
         row: Row = {name: by_rule["C"][name] for name in (*columns, "peer")}
         row |= {f"{rule} ms": number(by_rule[rule]["milliseconds"]) for rule in ("R", "M", "S")}

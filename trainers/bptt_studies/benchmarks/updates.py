@@ -15,7 +15,7 @@ from bptt_studies.benchmarks.peers import PEERS, LeftOut, Task, Update
 from bptt_studies.benchmarks.timing import Timing, in_turns_within, waited_for
 from bptt_trainers.controllers.defaults import default_controller
 from bptt_trainers.directions.policy_gradient import system_of
-from bptt_trainers.directions.rules import RULES
+from bptt_trainers.directions.rules import PAPER_RULES
 from bptt_trainers.records.options import read_options, write_options
 from bptt_trainers.records.tables import Row, short
 
@@ -61,7 +61,8 @@ def measure(config: BenchmarkConfig, cell: Row) -> list[Row]:
     limit = matrix_limit(config.device)
     task = make_task(config, cell)
     gflop = {
-        name: controller_gflop(task.system, task.controller, task.states, rule.passes) for name, rule in RULES.items()
+        name: controller_gflop(task.system, task.controller, task.states, rule.passes)
+        for name, rule in PAPER_RULES.items()
     }
     firsts: dict[tuple[str, str], float] = {}
     programs: dict[tuple[str, str], Callable[[], object]] = {}
@@ -69,7 +70,7 @@ def measure(config: BenchmarkConfig, cell: Row) -> list[Row]:
     for peer in config.peers:
         try:
             update = PEERS[peer](task)
-            runs = {rule: waited_for(_by_rule(update, rule), config.device) for rule in RULES}
+            runs = {rule: waited_for(_by_rule(update, rule), config.device) for rule in PAPER_RULES}
             seconds = {rule: _seconds(run) for rule, run in runs.items()}
         except LeftOut as reason:
             reasons[peer] = str(reason)
@@ -82,7 +83,7 @@ def measure(config: BenchmarkConfig, cell: Row) -> list[Row]:
         if peer in reasons:
             rows.append(cell | dict.fromkeys(COLUMNS, "") | {"peer": peer, "left_out": reasons[peer]})
             continue
-        for rule in RULES:
+        for rule in PAPER_RULES:
             row = cell | {"peer": peer, "rule": rule, "repeats": repeats}
             row |= timed(timings[peer, rule], gflop[rule], limit)
             rows.append(row | {"first_seconds": short(firsts[peer, rule], 3), "left_out": ""})

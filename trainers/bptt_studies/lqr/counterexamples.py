@@ -14,7 +14,7 @@ from bptt_studies.lqr.descents import Descents, StudyConfig, Task, descents
 from bptt_studies.lqr.linear_gains import LinearQuadratic
 from bptt_studies.lqr.tables import share, short, spread
 from bptt_trainers.directions.policy_gradient import policy_gradient
-from bptt_trainers.directions.rules import RULES
+from bptt_trainers.directions.rules import PAPER_RULES
 from bptt_trainers.records.tables import Row
 
 LEARNING_RATES = (0.03, 0.3)  # with which descents start
@@ -51,7 +51,7 @@ class Counterexample:
         with torch.no_grad():
             controller.get_parameter(self.task.parameter).copy_(self.task.sign * gain)
         found = {}
-        for rule in RULES:
+        for rule in PAPER_RULES:
             result = policy_gradient(self.task.system, controller, self.task.states, rule, "autograd")
             found[rule] = self.task.sign * float(result.directions[self.task.parameter])
         return found | {"loss": float(result.loss)}
@@ -115,7 +115,7 @@ class ExampleStudy:
                 "loss": short(found.losses[-1, p, i]),
                 "direction_is_0": int(found.stands[p, i]),
             }
-            for p, rule in enumerate(RULES)
+            for p, rule in enumerate(PAPER_RULES)
             for i, k in enumerate(found.gains[p].flatten())
         ]
 
@@ -131,7 +131,7 @@ class ExampleStudy:
                 "direction 0 where R is not": share(self.found.stuck[p]),
                 "loss": spread(self.found.losses[-1, p], ""),
             }
-            for p, rule in enumerate(RULES)
+            for p, rule in enumerate(PAPER_RULES)
         ]
 
 

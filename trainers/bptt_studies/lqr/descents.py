@@ -15,10 +15,10 @@ from bptt_envs.settings import Count, Decay, Positive, Seed, read
 from bptt_studies.lqr.linear_gains import TimeVaryingGains
 from bptt_studies.toys.descent import descend, falling
 from bptt_trainers.controllers.networks import MLP
-from bptt_trainers.directions.rules import RULES, Directions, combined
+from bptt_trainers.directions.rules import PAPER_RULES, Directions, combined
 from bptt_trainers.directions.stacked import StackedEngine
 
-PASSES = tuple(dict.fromkeys(feedback for rule in RULES.values() for feedback in rule.passes))
+PASSES = tuple(dict.fromkeys(feedback for rule in PAPER_RULES.values() for feedback in rule.passes))
 
 EPS = 1e-14  # of Adam: far below any direction
 ZERO = 1e-9  # R is 0 where no component is larger
@@ -88,12 +88,12 @@ class Task:
         """Losses and directions of a stack of gains by rule."""
         states = self.states.expand(len(parameters[self.parameter]), *self.states.shape)
         losses, passes = StackedEngine(self.system, self.controller)(parameters, states, PASSES)
-        return losses.mean(1), {name: combined(rule, passes) for name, rule in RULES.items()}
+        return losses.mean(1), {name: combined(rule, passes) for name, rule in PAPER_RULES.items()}
 
 
 @dataclass(frozen=True)
 class Descents:
-    """What became of E descents under each of P rules, in the order of RULES.
+    """What became of E descents under each of P rules, in the order of PAPER_RULES.
 
     Attributes:
         losses: before the first step and after each, (S + 1, P, E).
@@ -116,7 +116,9 @@ class Descents:
 def descents(task: Task, start: Tensor, config: StudyConfig, learning_rate: float, name: str) -> Descents:
     """Descend from the gains `start`, (E, *shape), under every rule; `name` is shown beside the progress bar."""
     rates = falling(learning_rate, config.steps)
-    steps = descend(task.sample, {task.parameter: task.sign * start}, tuple(RULES), rates, betas=config.betas, eps=EPS)
+    steps = descend(
+        task.sample, {task.parameter: task.sign * start}, tuple(PAPER_RULES), rates, betas=config.betas, eps=EPS
+    )
     losses = []
     for point in tqdm(steps, desc=name, total=len(rates) + 1, unit="step", leave=False):
         losses.append(point.losses)

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bptt_studies.lqr.tables import short
-from bptt_trainers.directions.rules import RULES
+from bptt_trainers.directions.rules import PAPER_RULES
 from bptt_trainers.figures.style import COVERED, WIDTH, draw_curve, handles_of, legend_below, looks_of, style_axes
 from bptt_trainers.figures.ticks import log_axes
 from bptt_trainers.records.tables import Row
@@ -30,7 +30,7 @@ class Curves:
         objective: "continuous" or "final".
         gains: "constant" or "time-varying".
         steps: done before, evenly spaced on a log axis, (K,).
-        low: the lower end of the band over the descents, (K, P), for the rules in the order of RULES.
+        low: the lower end of the band over the descents, (K, P), for the rules in the order of PAPER_RULES.
         median: likewise.
         high: likewise.
     """
@@ -54,7 +54,7 @@ class Curves:
     def rows(self) -> list[Row]:
         """A row for each rule and step."""
         rows: list[Row] = []
-        for p, rule in enumerate(RULES):
+        for p, rule in enumerate(PAPER_RULES):
             for k, step in enumerate(self.steps):
                 row: Row = {"objective": self.objective, "gains": self.gains, "rule": rule, "step": int(step)}
                 row |= {
@@ -84,8 +84,8 @@ def curves_figure(curves: Sequence[Curves]) -> Figure:
 def _draw(axes: Axes, curves: Curves) -> None:
     style_axes(axes)
     log_axes(axes)
-    looks = looks_of(RULES)
-    for p, rule in enumerate(RULES):
+    looks = looks_of(PAPER_RULES)
+    for p, rule in enumerate(PAPER_RULES):
         draw_curve(axes, curves.steps, curves.median[:, p], looks[rule], rule, COVERED if rule == "M" else 1.6)
         low, high = curves.low[:, p], curves.high[:, p]
         axes.fill_between(curves.steps, low, high, color=looks[rule].color, alpha=0.13, linewidth=0)

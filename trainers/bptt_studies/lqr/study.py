@@ -20,7 +20,7 @@ from bptt_studies.lqr.descents import Descents, StudyConfig, Task, descents
 from bptt_studies.lqr.figure import Curves, curves_figure
 from bptt_studies.lqr.linear_gains import CLOSED_FORMS, LinearQuadratic
 from bptt_studies.lqr.tables import markdown, share, short, spread
-from bptt_trainers.directions.rules import RULES
+from bptt_trainers.directions.rules import PAPER_RULES
 from bptt_trainers.figures.style import save_figure
 from bptt_trainers.records.files import write_atomic
 from bptt_trainers.records.tables import Row, to_csv
@@ -78,7 +78,7 @@ class BlockStudy:
         first = found.gains.flatten(2)[..., : self._zero.numel()]
         diverged = self.diverged
         rows: list[Row] = []
-        for p, rule in enumerate(RULES):
+        for p, rule in enumerate(PAPER_RULES):
             for i, loss in enumerate(self.ends[p]):
                 row: Row = {"objective": self.objective, "gains": self.gains, "rule": rule, "start": i}
                 row |= {"loss_at_start": short(found.losses[0, p, i]), "loss": short(loss)}
@@ -104,14 +104,14 @@ class BlockStudy:
                 "direction 0 where R is not": share(self.found.stuck[p]),
                 "diverged": share(diverged[p]),
             }
-            for p, rule in enumerate(RULES)
+            for p, rule in enumerate(PAPER_RULES)
         ]
 
     def rest_rows(self) -> list[Row]:
         """A row for each of R, M and S: its rest point by the closed forms, and how far from it its descents end."""
         rows: list[Row] = []
         for rule in CLOSED_FORMS:
-            p = list(RULES).index(rule)
+            p = list(PAPER_RULES).index(rule)
             point = self.resting(rule)
             loss = float(self.problem.loss(point))
             first = point.flatten()[: self._zero.numel()]

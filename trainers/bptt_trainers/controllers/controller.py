@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +20,9 @@ class Controller(nn.Module):
     Any torch module of that signature can be trained; deriving from this class lets stable-baselines3
     evaluate it too. A subclass implements `forward`.
 
+    A controller with memory has a `memory_shape`, and its `forward` maps observations and memories, (B, *memory_shape),
+    to actions and the next memories. A memory starts at zero in every episode.
+
     Args:
         observation_shape: shape of one observation.
         action_shape: shape of one action.
@@ -26,6 +30,8 @@ class Controller(nn.Module):
     Raises:
         ValueError: if a shape is not a tuple of integers of at least 1.
     """
+
+    memory_shape: tuple[int, ...] = ()
 
     def __init__(self, observation_shape: Sequence[int], action_shape: Sequence[int]) -> None:
         super().__init__()
@@ -45,15 +51,16 @@ class Controller(nn.Module):
 
         Args:
             observation: (*observation_shape) or (N, *observation_shape).
-            state: handed back as it came; the controller keeps none.
-            episode_start: not used.
+            state: what was handed back by the call before, of a controller with memory; None: an episode begins. Handed
+                back as it came by one without.
+            episode_start: (N,), which of the episodes begin here, so that nothing of them is remembered; None: none.
             deterministic: not used; the controller is deterministic.
 
         Returns:
-            Actions, (*action_shape) or (N, *action_shape), and `state`.
+            Actions, (*action_shape) or (N, *action_shape), and what is remembered, ((N, *memory_shape),).
 
         Raises:
-            ValueError: if the observation has a wrong shape.
+            ValueError: if an argument has a wrong shape.
         """
         array = real_array(observation)
         got = None if array is None else array.shape
@@ -65,5 +72,28 @@ class Controller(nn.Module):
         parameter = next(self.parameters())
         with own_surroundings(parameter.dtype, parameter.device), torch.no_grad(), evaluating(self):
             batch = torch.as_tensor(array, dtype=parameter.dtype, device=parameter.device)
-            actions: np.ndarray = self(batch.unsqueeze(0) if single else batch).cpu().numpy()
+            batch = batch.unsqueeze(0) if single else batch
+            if self.memory_shape:
+                action, memory = self(batch, self._memory(state, episode_start, batch))
+                state = (memory.cpu().numpy(),)
+            else:
+                action = self(batch)
+            actions: np.ndarray = action.cpu().numpy()
         return (actions[0] if single else actions), state
+
+    def _memory(self, state: Any, episode_start: Any, like: torch.Tensor) -> torch.Tensor:
+        """What is remembered of each episode, (N, *memory_shape): zeros where one begins."""
+        wanted = (len(like), *self.memory_shape)
+        if state is None:
+            return like.new_zeros(wanted)
+        given = real_array(state[0]) if isinstance(state, tuple) and len(state) == 1 else None
+        if given is None or given.shape != wanted:
+            raise ValueError(f"state must be what predict handed back, a tuple of numbers of shape {wanted}.")
+        memory = torch.as_tensor(given, dtype=like.dtype, device=like.device)
+        if episode_start is None:
+            return memory
+        begins = np.asarray(episode_start)
+        if begins.dtype != bool or begins.shape != (len(like),):
+            raise ValueError(f"episode_start must be booleans of shape ({len(like)},); got {shown(episode_start)}.")
+        going_on = torch.from_numpy(~begins).to(like.device).reshape(-1, *(1 for _ in self.memory_shape))
+        return torch.where(going_on, memory, 0.0)

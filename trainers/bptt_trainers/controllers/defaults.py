@@ -12,14 +12,15 @@ from bptt_envs.surroundings import own_surroundings
 from bptt_envs.systems import QuantumControl
 from bptt_trainers.controllers.controller import Controller
 from bptt_trainers.controllers.networks import MLP, ConvNet
+from bptt_trainers.controllers.recurrent import GRU, LSTM, Recurrent
 
-CONTROLLERS: dict[str, type[MLP | ConvNet]] = {"mlp": MLP, "conv": ConvNet}
+CONTROLLERS: dict[str, type[MLP | ConvNet | Recurrent]] = {"mlp": MLP, "conv": ConvNet, "gru": GRU, "lstm": LSTM}
 """The controllers that settings and run folders name."""
 
 DEFAULTS: dict[type[System], str] = {QuantumControl: "conv"}
 """The paper's controller for each system; an MLP for those that are not here."""
 
-ControllerName = Literal["default", "mlp", "conv"]
+ControllerName = Literal["default", "mlp", "conv", "gru", "lstm"]
 CONTROLLER_NAMES = get_args(ControllerName)
 
 
@@ -36,8 +37,9 @@ def default_controller(
     Args:
         system: whose observations it takes and whose actions it gives.
         seed: its weights are drawn from this.
-        hidden: widths of an MLP's hidden layers or output channels of convolutions; None: the paper's.
-        kind: "default", "mlp" or "conv".
+        hidden: widths of an MLP's hidden layers or of cells, or output channels of convolutions; None: the paper's, and
+            one cell of 64.
+        kind: "default", "mlp", "conv", or one with memory, "gru" or "lstm".
         squash: whether to bend its actions by tanh within `system.action_range`, see `Squash`.
 
     Raises:

@@ -54,14 +54,14 @@ class MLP(Controller):
         sizes = [math.prod(self.observation_shape), *self.hidden, math.prod(self.action_shape)]
         layers: list[nn.Module] = []
         for inputs, outputs in pairwise(sizes):
-            layers += [_glorot_linear(inputs, outputs, generator, bias=bias), Tanh()]
+            layers += [glorot_linear(inputs, outputs, generator, bias=bias), Tanh()]
         self.layers = nn.Sequential(*layers[:-1])
-        self.register_module("squash", _squash_of(squash, self.action_shape))
+        self.register_module("squash", squash_of(squash, self.action_shape))
 
     @property
     def settings(self) -> dict[str, Any]:
         """What its constructor takes besides the shapes and the generator, as plain data."""
-        return {"hidden": list(self.hidden), "bias": self.bias} | _settings_of(self.squash)
+        return {"hidden": list(self.hidden), "bias": self.bias} | settings_of_squash(self.squash)
 
     def forward(self, observation: Tensor) -> Tensor:
         """Observations (B, *observation_shape) -> actions (B, *action_shape)."""
@@ -118,17 +118,17 @@ class ConvNet(Controller):
                     f"{self.STRIDE} do not fit an observation of length {self.observation_shape[0]}."
                 )
             length = (length - self.KERNEL) // self.STRIDE + 1
-            convolutions.append(_glorot_linear(channels * self.KERNEL, outputs, generator, kernel=self.KERNEL))
+            convolutions.append(glorot_linear(channels * self.KERNEL, outputs, generator, kernel=self.KERNEL))
             channels = outputs
         self.convolutions = nn.ModuleList(convolutions)
         self.tanh = Tanh()
-        self.register_module("squash", _squash_of(squash, self.action_shape))
-        self.head = _glorot_linear(channels * length, math.prod(self.action_shape), generator)
+        self.register_module("squash", squash_of(squash, self.action_shape))
+        self.head = glorot_linear(channels * length, math.prod(self.action_shape), generator)
 
     @property
     def settings(self) -> dict[str, Any]:
         """What its constructor takes besides the shapes and the generator, as plain data."""
-        return {"hidden": list(self.hidden)} | _settings_of(self.squash)
+        return {"hidden": list(self.hidden)} | settings_of_squash(self.squash)
 
     def forward(self, observation: Tensor) -> Tensor:
         """Observations (B, L, channels) -> actions (B, *action_shape)."""
@@ -189,7 +189,7 @@ class Squash(nn.Module):
         return mid, torch.where(beyond, reach * (1 - 2 * torch.finfo(reach.dtype).eps), reach)
 
 
-def _squash_of(squash: Range | None, action_shape: tuple[int, ...]) -> Squash | None:
+def squash_of(squash: Range | None, action_shape: tuple[int, ...]) -> Squash | None:
     """What bends the actions of a network.
 
     Raises:
@@ -206,7 +206,8 @@ def _squash_of(squash: Range | None, action_shape: tuple[int, ...]) -> Squash | 
     return made
 
 
-def _settings_of(squash: Squash | None) -> dict[str, Any]:
+def settings_of_squash(squash: Squash | None) -> dict[str, Any]:
+    """What a network's constructor takes of it, as plain data."""
     return {} if squash is None else {"squash": [squash.low, squash.high]}
 
 
@@ -275,7 +276,7 @@ def widths(name: str, value: Any, wanted: str = "a tuple of widths, such as (100
     return checks.each(name, value, checks.positive_integer, wanted)
 
 
-def _glorot_linear(
+def glorot_linear(
     inputs: int, outputs: int, generator: torch.Generator | None, *, bias: bool = True, kernel: int = 1
 ) -> nn.Linear:
     """A linear layer with Glorot-uniform weights, those of a convolution if `kernel` is above 1; zero bias."""

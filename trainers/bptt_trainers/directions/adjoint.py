@@ -18,6 +18,7 @@ from bptt_envs import System
 from bptt_trainers.directions.linear_layer import LinearLayer, is_linear
 from bptt_trainers.directions.parameter_hooks import after_hooks, unhooked
 from bptt_trainers.directions.recursion import SegmentSlopes, Sweep, dense_sweep, product_sweep
+from bptt_trainers.directions.remembering import Remembering, acting
 from bptt_trainers.directions.rollout import Trajectory, losses, rollout
 from bptt_trainers.directions.rules import Directions, Feedback
 
@@ -161,7 +162,8 @@ class AdjointEngine:
             by_action = by_action * bound
         tape = ControllerTape(self.controller, system, self.by_member(state, steps), self.layers)
         gain = self.by_time(tape.jacobian, steps)
-        slopes = SegmentSlopes(steps, by_state, by_action, by_next_state, bound, gain)
+        memory = system.memory_size if isinstance(system, Remembering) else 0
+        slopes = SegmentSlopes(steps, by_state, by_action, by_next_state, bound, gain, memory)
         if system.dense_jacobians:
             sweep = dense_sweep(*system.linearize(state, bounded), slopes, adjoint, passes)
         else:
@@ -220,7 +222,7 @@ class ControllerTape:
         with torch.enable_grad():
             self.state = state.detach().requires_grad_()
             with _recorded(layers) as calls:
-                self.actions = controller(system.observe(self.state)).flatten(1)
+                self.actions = acting(system, controller)(system.observe(self.state)).flatten(1)
             if any(one._version != version for call in calls for one, version in call.versions):
                 raise NotServedError("what a layer took or gave is changed in place")
             targets = [self.state, *(call.output for call in calls)]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bptt_envs import System
+from bptt_trainers.directions.remembering import Remembering, acting
 from bptt_trainers.directions.rollout import check_actions
 from bptt_trainers.directions.rules import Directions, Feedback
 from bptt_trainers.directions.snapshot import left_as_it_was
@@ -53,11 +54,10 @@ class AutogradEngine:
 
     def unrolled_losses(self, initial_states: Tensor, feedback: Feedback) -> Tensor:
         """The loss of each episode, (B,), with a graph that carries exactly the paths of `feedback`."""
-        system = self.system
+        system, act = self.system, acting(self.system, self.controller)
         state, total = initial_states, initial_states.new_zeros(initial_states.shape[0])
         for t in range(system.horizon):
-            seen = state if feedback.controller else state.detach()
-            action = self.controller(system.observe(seen))
+            action = act(system.observe(_seen(system, state, feedback)))
             if t == 0:
                 check_actions(system, action, initial_states)
             action = system.bound(action)
@@ -65,3 +65,10 @@ class AutogradEngine:
             total = total + system.running_cost(state, action, next_state)
             state = next_state
         return total + system.final_cost(state)
+
+
+def _seen(system: System, state: Tensor, feedback: Feedback) -> Tensor:
+    """The state, detached where a pass does not go back through the controller."""
+    if isinstance(system, Remembering):
+        return system.without_gradients(state, of_state=not feedback.controller, of_memory=not feedback.memory)
+    return state if feedback.controller else state.detach()

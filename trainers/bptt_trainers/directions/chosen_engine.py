@@ -16,6 +16,7 @@ from bptt_trainers.directions.agreement import LOOK_EVERY, watched
 from bptt_trainers.directions.autograd import AutogradEngine
 from bptt_trainers.directions.compiled import CompiledEngine
 from bptt_trainers.directions.probe import Verdict, examine
+from bptt_trainers.directions.remembering import at_start, remembering
 from bptt_trainers.directions.rules import Directions, Feedback
 from bptt_trainers.directions.surroundings import computing
 
@@ -80,12 +81,12 @@ class ChosenEngine(Onlooker):
     def __init__(
         self, system: System, controller: nn.Module, engine: EngineName = "auto", compile: bool = False
     ) -> None:
-        self.system = system
+        self.system = remembering(system, controller)
         self.controller = controller
         self.reason = "asked for"
         self._asked = engine
         self._compile = compile
-        self._autograd = AutogradEngine(system, controller)
+        self._autograd = AutogradEngine(self.system, controller)
         self._fast: AdjointEngine | CompiledEngine | None = None
         self._key: Token | None = None
         self._leaves: bool | None = None  # whether a run leaves something in the controller; None: not known yet
@@ -115,7 +116,7 @@ class ChosenEngine(Onlooker):
             return
         self._key = key
         before = self._judgement
-        self._judgement = judgement(self.system, self.controller, initial_states, key)
+        self._judgement = judgement(self.system, self.controller, at_start(self.system, initial_states), key)
         verdict = self._judgement.verdict
         if verdict.obstacle is None:
             form = fingerprint(self.controller, self.system, buffers=False)
@@ -153,6 +154,7 @@ class ChosenEngine(Onlooker):
         with computing(initial_states):
             if initial_states.is_inference():
                 initial_states = initial_states.clone()
+            initial_states = at_start(self.system, initial_states)
             if self._fast is not None:
                 assert self._judgement is not None
                 due = self._judgement.calls % LOOK_EVERY == 0 if look is None else look

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from bptt_envs import System
 from bptt_envs.fingerprint import fingerprint
+from bptt_trainers.directions.remembering import Act, acting, at_start, remembering
 from bptt_trainers.directions.snapshot import evaluating, forked_rng
 
 CALLS = 8  # before the one that is looked at: a memory may answer late
@@ -24,27 +25,31 @@ def refuse_memory(system: System, controller: nn.Module, states: Tensor) -> None
         states: (B, *state_shape), B >= 1.
     """
     with torch.no_grad():
+        system = remembering(system, controller)
+        act, states = acting(system, controller), at_start(system, states)
         seen = system.observe(states)
         others = [system.observe(states + shift) for shift in (0.5, -0.5)]
-        alone = _acts(controller, [seen])
+        alone = _acts(controller, act, [seen])
         with evaluating(controller):
             before = fingerprint(controller)
-            controller(seen)
+            act(seen)
             after = fingerprint(controller)
-        first, second = (_acts(controller, [*[other] * CALLS, seen]) for other in others)
+        first, second = (_acts(controller, act, [*[other] * CALLS, seen]) for other in others)
     counts = before != after and not torch.equal(first, alone)  # such as one that counts its calls
     if counts or not torch.equal(first, second):
         raise ValueError(
             f"controller {type(controller).__name__} keeps state between calls, in eval mode too: its actions depend "
-            "on what it was called with before, and nothing resets that between episodes. Compute actions from the "
-            "observation alone; statistics that a normaliser gathers may change while self.training only."
+            "on what it was called with before, and nothing resets that between episodes. What it is to remember goes "
+            "through its arguments: with an attribute memory_shape it gets the memory beside the observation and "
+            "returns the next one beside the actions, forward(observation, memory) -> (action, memory). Statistics "
+            "that a normaliser gathers may change while self.training only."
         )
 
 
-def _acts(controller: nn.Module, observations: list[Tensor]) -> Tensor:
+def _acts(controller: nn.Module, act: Act, observations: list[Tensor]) -> Tensor:
     """The actions for the last of the observations, met one after the other; each with the same random numbers."""
     with evaluating(controller):
         for observation in observations:
             with forked_rng(controller):
-                actions: Tensor = controller(observation)
+                actions: Tensor = act(observation)
     return actions.nan_to_num()

@@ -14,6 +14,7 @@ from bptt_envs.fingerprint import fingerprint
 from bptt_trainers.directions.adjoint import AdjointEngine
 from bptt_trainers.directions.chosen_engine import ChosenEngine, EngineName, judgement
 from bptt_trainers.directions.probe import Verdict
+from bptt_trainers.directions.remembering import at_start, memory_shape_of, remembering
 from bptt_trainers.directions.rules import COMBINE, Combine, Directions, Feedback, Rule, combined, get_rule
 from bptt_trainers.directions.stacked import StackedEngine
 from bptt_trainers.directions.surroundings import computing
@@ -138,6 +139,8 @@ def adjoint_engine(system: System, controller: nn.Module, initial_states: Tensor
     Raises:
         ValueError: if it cannot serve the controller.
     """
+    if memory_shape_of(controller):
+        raise ValueError(f"{purpose} need a controller without memory; got a {type(controller).__name__}.")
     verdict = _served(system, controller, initial_states, purpose)
     return AdjointEngine(system, controller, by_layer=verdict.by_layer, inference=verdict.inference)
 
@@ -158,12 +161,14 @@ def stacked_engine(
         ValueError: if it cannot serve the controller.
     """
     verdict = _served(system, controller, initial_states, purpose)
+    system = remembering(system, controller)
     return StackedEngine(system, controller, by_layer=verdict.by_layer, inference=verdict.inference, compile=compile)
 
 
 def _served(system: System, controller: nn.Module, initial_states: Tensor, purpose: str) -> Verdict:
     _check_states(system, controller, initial_states)
-    verdict = judgement(system, controller, initial_states, fingerprint(controller, system)).verdict
+    system = remembering(system, controller)
+    verdict = judgement(system, controller, at_start(system, initial_states), fingerprint(controller, system)).verdict
     if verdict.obstacle is not None:
         raise ValueError(
             f"{purpose} need the adjoint engine, which cannot serve this {type(controller).__name__}: "

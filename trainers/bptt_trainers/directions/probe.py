@@ -16,6 +16,7 @@ from bptt_envs.fingerprint import fingerprint
 from bptt_trainers.directions.adjoint import AdjointEngine, NotServedError
 from bptt_trainers.directions.agreement import disagreement, tolerance
 from bptt_trainers.directions.parameter_hooks import unhooked
+from bptt_trainers.directions.remembering import Act, acting
 from bptt_trainers.directions.rollout import Trajectory, check_actions
 from bptt_trainers.directions.snapshot import left_as_it_was, random_state
 
@@ -76,7 +77,7 @@ def _judge(system: System, controller: nn.Module, states: Tensor, by_layer: bool
         obstacle = _why_not_batched(system, controller, system.observe(states))
         if obstacle is not None:
             return Verdict(obstacle)
-        actions = controller(system.observe(states))
+        actions = acting(system, controller)(system.observe(states))
         following = system.step(states, system.bound(actions))
         trajectory = Trajectory(torch.stack([states, following]), torch.stack([actions]))
     for one in (True, False) if by_layer else (False,):
@@ -125,7 +126,8 @@ def _why_not_batched(system: System, controller: nn.Module, observations: Tensor
     """Why the actions do not depend on each observation alone; None if they do."""
     given = observations.clone()
     before, random_before = fingerprint(controller, identity=False), random_state()
-    actions = controller(observations)
+    act = acting(system, controller)
+    actions = act(observations)
     if not torch.equal(observations, given):
         raise ValueError(
             f"the controller {type(controller).__name__} changes its observations in place, which would corrupt the "
@@ -135,21 +137,21 @@ def _why_not_batched(system: System, controller: nn.Module, observations: Tensor
     if random_state() != random_before:
         return "it draws random numbers"
     after = fingerprint(controller, identity=False)
-    if after != before and after != _after_another_run(controller, observations):
+    if after != before and after != _after_another_run(controller, act, observations):
         return "it keeps state between calls"
-    controller(2.0 * observations + 1.0)
-    if not _same(actions, controller(observations)):
+    act(2.0 * observations + 1.0)
+    if not _same(actions, act(observations)):
         return "it gives different actions for the same observations"
-    apart = torch.cat([controller(observations[some]) for some in HALVES])
+    apart = torch.cat([act(observations[some]) for some in HALVES])
     allowed = tolerance(actions)
     if not torch.allclose(actions, apart, rtol=allowed, atol=allowed * float(actions.abs().max()), equal_nan=True):
         return "an action depends on the other samples of the batch"
     return None
 
 
-def _after_another_run(controller: nn.Module, observations: Tensor) -> object:
+def _after_another_run(controller: nn.Module, act: Act, observations: Tensor) -> object:
     """The fingerprint after one more run: what a first run fills, such as a cache, stays as it is in the next."""
-    controller(observations)
+    act(observations)
     return fingerprint(controller, identity=False)
 
 
@@ -159,7 +161,7 @@ def _why_not_linear(system: System, controller: nn.Module, states: Tensor) -> st
 
     def pulling(states: Tensor) -> Callable[[Tensor], Tensor]:
         leaf = states.detach().requires_grad_()
-        actions = controller(system.observe(leaf)).flatten(1)
+        actions = acting(system, controller)(system.observe(leaf)).flatten(1)
 
         def pulled(vectors: Tensor) -> Tensor:
             total = (actions * vectors).sum()
@@ -211,7 +213,7 @@ def _same_in_inference_mode(
     with torch.inference_mode():
         try:
             states = states.clone()
-            again = controller(system.observe(states))
+            again = acting(system, controller)(system.observe(states))
             return _same(again, actions) and _same(system.step(states, system.bound(again)), following)
         except RuntimeError:  # one of them takes gradients
             return False

@@ -7,7 +7,8 @@ With A_t, B_t the Jacobians of the physics and K_t that of the controller, a pas
     v_t       = B_t^T mu_{t+1} + dl_t/du_t
     lambda_t  = dl_t/dx_t + p A_t^T mu_{t+1} + k K_t^T v_t
 
-(section 2 of arXiv 2405.02041, with a running cost l_t(x_t, u_t, x_{t+1})).
+(section 2 of arXiv 2405.02041, with a running cost l_t(x_t, u_t, x_{t+1})). Where the last components of x are what a
+controller remembers, k is its flag m (memory) in the columns of K that belong to them.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ class SegmentSlopes:
     by_next_state: Tensor | None  # dl/dx', (N, n)
     bound: Tensor | None  # slope of the bound on the action, (N, m)
     controller: Tensor  # K, (N, m, n)
+    memory: int = 0  # components of the state, the last ones, that are what a controller remembers
 
 
 @dataclass(frozen=True)
@@ -62,15 +64,18 @@ def dense_sweep(
     by_action = by_action if slopes.bound is None else by_action * slopes.bound.unsqueeze(1)
 
     # lambda_t = offset_t + F_t^T mu_{t+1} for every pass, stacked along the batch
-    closed_loop = by_action @ slopes.controller if any(f.controller for f in passes) else None
+    feeds_back = any(_fed_back(f, slopes.memory) != (False, False) for f in passes)
+    closed_loop = by_action @ slopes.controller if feeds_back else None
+    by_cost = None
+    if feeds_back and slopes.by_action is not None:
+        by_cost = (slopes.by_action.unsqueeze(1) @ slopes.controller).squeeze(1)
     transitions, offsets = [], []
     for feedback in passes:
         transition = by_state if feedback.physics else torch.zeros_like(by_state)
         offset = slopes.by_state
-        if feedback.controller and closed_loop is not None:
-            transition = transition + closed_loop
-            if slopes.by_action is not None:
-                offset = _sum(offset, (slopes.by_action.unsqueeze(1) @ slopes.controller).squeeze(1))
+        if closed_loop is not None and _fed_back(feedback, slopes.memory) != (False, False):
+            transition = transition + _columns(closed_loop, feedback, slopes.memory)
+            offset = offset if by_cost is None else _sum(offset, _columns(by_cost, feedback, slopes.memory))
         transitions.append(transition.mT.unflatten(0, (steps, batch)))
         offsets.append(offset)
     offset_rows = _stack_rows(offsets, steps, batch, by_state.shape[0])
@@ -84,7 +89,7 @@ def dense_sweep(
             None if offset_rows is None else offset_rows[1:],
             None if next_rows is None else next_rows[:-1],
         )
-    if any(feedback.physics or feedback.controller for feedback in passes):
+    if feeds_back or any(feedback.physics for feedback in passes):
         stacked = torch.stack(transitions, dim=1).flatten(1, 2)  # (S, P B, n, n)
         mus = [mu]
         for t in range(steps - 1, 0, -1):
@@ -116,8 +121,11 @@ def product_sweep(pull: Pullback, slopes: SegmentSlopes, end: Tensor, passes: Se
     """
     batch = end.shape[1]
     physics = _mask([f.physics for f in passes], end)
-    controller = _mask([f.controller for f in passes], end)
-    feeds_back = any(f.controller for f in passes)
+    fed_back = [_fed_back(f, slopes.memory) for f in passes]
+    controller = _mask([of_state for of_state, _ in fed_back], end)
+    feeds_back = any(map(any, fed_back))
+    if (slopes.memory and controller is not None) or any(len(set(one)) > 1 for one in fed_back):
+        controller = _columns_mask(fed_back, slopes.memory, end)
     arriving, weights = [], []
     adjoint = end
     for t in range(slopes.steps - 1, -1, -1):
@@ -128,12 +136,12 @@ def product_sweep(pull: Pullback, slopes: SegmentSlopes, end: Tensor, passes: Se
         weight = weight if slopes.by_action is None else weight + slopes.by_action[rows]
         adjoint = adjoint if physics is None else adjoint * physics
         if feeds_back:
-            fed_back = weight if controller is None else weight * controller
             gain = slopes.controller[rows]  # (B, m, n)
             if gain.shape[1] == 1:
-                adjoint = torch.addcmul(adjoint, fed_back, gain[:, 0])
+                adjoint = torch.addcmul(adjoint, weight if controller is None else weight * controller, gain[:, 0])
             else:
-                adjoint = adjoint + (fed_back.transpose(0, 1) @ gain).transpose(0, 1)
+                through = (weight.transpose(0, 1) @ gain).transpose(0, 1)
+                adjoint = adjoint + (through if controller is None else through * controller)
         if slopes.by_state is not None:
             adjoint = adjoint + slopes.by_state[rows]
         arriving.append(mu)
@@ -141,6 +149,31 @@ def product_sweep(pull: Pullback, slopes: SegmentSlopes, end: Tensor, passes: Se
     arriving.reverse()
     weights.reverse()
     return Sweep(adjoint, torch.stack(arriving), torch.stack(weights).transpose(1, 2).flatten(0, 1))
+
+
+def _fed_back(feedback: Feedback, memory: int) -> tuple[bool, bool]:
+    """Whether a pass goes through the controller to the state, and to what it remembers, of so many components."""
+    return feedback.controller, bool(feedback.memory) if memory else feedback.controller
+
+
+def _columns(gain: Tensor, feedback: Feedback, memory: int) -> Tensor:
+    """Those columns of a gain, (..., n), that a pass takes; zeros in the others."""
+    of_state, of_memory = _fed_back(feedback, memory)
+    if of_state and of_memory:
+        return gain
+    kept = gain.new_zeros(gain.shape[-1])
+    kept[: gain.shape[-1] - memory] = float(of_state)
+    kept[gain.shape[-1] - memory :] = float(of_memory)
+    return gain * kept
+
+
+def _columns_mask(fed_back: Sequence[tuple[bool, bool]], memory: int, like: Tensor) -> Tensor:
+    """1 for the components that a pass feeds back to, 0 for the others, (P, 1, n)."""
+    n = like.shape[-1]
+    rows = [
+        torch.cat([like.new_full((n - memory,), float(a)), like.new_full((memory,), float(b))]) for a, b in fed_back
+    ]
+    return torch.stack(rows).unsqueeze(1)
 
 
 def _mask(taken: Sequence[bool], like: Tensor) -> Tensor | None:

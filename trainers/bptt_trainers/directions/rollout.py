@@ -13,9 +13,14 @@ from torch import Tensor, nn
 from bptt_envs import System, checks
 from bptt_envs.differentiable import check_batch
 from bptt_envs.surroundings import own_surroundings
+from bptt_trainers.directions.remembering import Remembering, acting, memory_shape_of
 
-Policy = Callable[[Tensor], Tensor]
-"""From observations (B, *observation_shape) to actions (B, *action_shape): any torch module is one."""
+Policy = Callable[..., Any]
+"""From observations (B, *observation_shape) to actions (B, *action_shape): any torch module is one.
+
+One that has a `memory_shape` is called with memories, (B, *memory_shape), too, and gives the next ones beside its
+actions.
+"""
 
 
 @dataclass(frozen=True)
@@ -24,6 +29,7 @@ class Trajectory:
 
     states: Tensor  # (T + 1, B, *state_shape)
     actions: Tensor  # (T, B, *action_shape), as the controller gave them, before any bound
+    memories: Tensor | None = None  # (T + 1, B, *memory_shape), what a controller with memory had in mind
 
     @property
     def horizon(self) -> int:
@@ -52,6 +58,8 @@ def rollout(
             (B, *action_shape) or another dtype than the states.
     """
     checks.instance("system", system, System, "a System, such as env.unwrapped.system")
+    if memory_shape_of(policy) and not isinstance(system, Remembering):
+        return _remembered(Remembering(system, memory_shape_of(policy)), policy, initial_states, steps, inference)
     if not callable(policy):
         raise TypeError(f"policy must be a torch module or another function; got {checks.shown(policy)}.")
     check_batch("initial_states", initial_states, system.state_shape)
@@ -62,10 +70,11 @@ def rollout(
     checks.in_memory("steps", steps + 1, initial_states.shape[0] * system.state_size)
     states: list[Tensor] = []
     actions: list[Tensor] = []
+    act = acting(system, policy)
 
     def advance(count: int) -> None:
         for _ in range(count):
-            action = policy(system.observe(states[-1]))
+            action = act(system.observe(states[-1]))
             if not actions:
                 check_actions(system, action, initial_states)
             states.append(system.step(states[-1], system.bound(action)))
@@ -77,6 +86,15 @@ def rollout(
         with torch.inference_mode() if inference else nullcontext():
             advance(steps - 1)
         return Trajectory(torch.stack(states), torch.stack(actions))
+
+
+def _remembered(
+    system: Remembering, policy: Policy, initial_states: Tensor, steps: int | None, inference: bool
+) -> Trajectory:
+    """The trajectory of a controller with memory, with what it remembers apart."""
+    check_batch("initial_states", initial_states, system.system.state_shape)
+    both = rollout(system, policy, system.at_start(initial_states), steps, inference=inference)
+    return Trajectory(system.inner(both.states), system.action(both.actions), system.memory(both.states))
 
 
 def losses(system: System, trajectory: Trajectory) -> Tensor:

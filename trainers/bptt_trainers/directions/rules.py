@@ -19,18 +19,25 @@ class Feedback:
 
     lambda_t = dl/dx_t + [physics] A_t^T lambda_{t+1} + [controller] K_t^T (B_t^T lambda_{t+1} + dl/du_t),
     with A_t, B_t the Jacobians of the physics and K_t that of the controller.
+
+    A controller with memory has a third path, from what it remembers to what it remembered; docs/rules.md has the
+    equations. By default it is open in every pass with any feedback.
     """
 
     physics: bool
     controller: bool
+    memory: bool | None = None
 
     def __post_init__(self) -> None:
         read(self)
+        if self.memory is None:
+            object.__setattr__(self, "memory", self.physics or self.controller)
 
 
 REGULAR = Feedback(physics=True, controller=True)
 MODIFIED = Feedback(physics=True, controller=False)
 STOPPED = Feedback(physics=False, controller=False)
+MODIFIED_FORGETFUL = Feedback(physics=True, controller=False, memory=False)
 
 Combine = Literal["modified", "regular", "random", "turned"]
 COMBINE = get_args(Combine)
@@ -66,8 +73,12 @@ RULES = {
         Rule("M", (MODIFIED,), "modified: feedback through the physics only"),
         Rule("S", (STOPPED,), "stopped: no feedback, one-step gradients"),
         Rule("C", (REGULAR, MODIFIED), "combined: M where its sign agrees with R's, else 0"),
+        Rule("M without memory", (MODIFIED_FORGETFUL,), "M, with nothing fed back through what a controller remembers"),
     )
 }
+
+PAPER_RULES = {name: RULES[name] for name in ("R", "M", "S", "C")}
+"""Those of the paper."""
 
 Directions = dict[str, Tensor]
 """One tensor for each parameter, by its name."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +16,7 @@ from bptt_trainers.directions.adjoint import AdjointEngine
 from bptt_trainers.directions.agreement import LOOK_EVERY, watched
 from bptt_trainers.directions.compiled import CompiledEngine
 from bptt_trainers.directions.linear_layer import StackedLinear, is_linear
+from bptt_trainers.directions.remembering import acting, at_start, memory_shape_of
 from bptt_trainers.directions.rollout import losses, rollout
 from bptt_trainers.directions.rules import Directions, Feedback
 from bptt_trainers.directions.snapshot import forked_rng
@@ -35,6 +38,7 @@ class StackedController(nn.Module):
         super().__init__()
         self.members = len(next(iter(parameters.values())))
         template = copy.deepcopy(controller)
+        self.memory_shape = memory_shape_of(controller)
         self._layered = _layered(template, parameters) if by_layer else None
         if self._layered is not None:
             self._parameters_of = {n: p for n, p in self._layered.named_parameters() if n in parameters}
@@ -48,20 +52,22 @@ class StackedController(nn.Module):
         """Whether the members run through linear layers that hold all their weights."""
         return self._layered is not None
 
-    def forward(self, observation: Tensor) -> Tensor:
-        """Observations (E B, ...) -> actions (E B, ...)."""
+    def forward(self, *given: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Observations (E B, ...) -> actions (E B, ...); with a memory, both with memories (E B, ...) beside them."""
         if self._layered is not None:
-            actions: Tensor = self._layered(observation)
-            return actions
+            answer: Tensor | tuple[Tensor, ...] = self._layered(*given)
+            return answer
 
-        def act(values: tuple[Tensor, ...], seen: Tensor) -> Tensor:
+        def act(values: tuple[Tensor, ...], given: tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
             named = dict(zip(self._parameters_of, values, strict=True))
-            actions: Tensor = functional_call(self._template[0], named, (seen,))
-            return actions
+            answer: Tensor | tuple[Tensor, ...] = functional_call(self._template[0], named, given)
+            return answer
 
-        parts = observation.unflatten(0, (self.members, -1))
-        by_member: Tensor = vmap(act)(tuple(self._stack), parts)
-        return by_member.flatten(0, 1)
+        parts = tuple(one.unflatten(0, (self.members, -1)) for one in given)
+        by_member = vmap(act)(tuple(self._stack), parts)
+        if isinstance(by_member, Tensor):
+            return by_member.flatten(0, 1)
+        return tuple(one.flatten(0, 1) for one in by_member)
 
     @torch.no_grad()
     def load(self, parameters: Mapping[str, Tensor]) -> None:
@@ -128,7 +134,7 @@ class StackedEngine:
         """
         stack, engine = self._loaded(parameters, initial_states)
         due = self._calls % LOOK_EVERY == 0 if look is None else look
-        episode_losses, directions = watched(engine, initial_states.flatten(0, 1), passes, due)
+        episode_losses, directions = watched(engine, at_start(self.system, initial_states.flatten(0, 1)), passes, due)
         self._calls += 1
         by_name = {feedback: stack.by_name(direction) for feedback, direction in directions.items()}
         return episode_losses.view(initial_states.shape[:2]), by_name
@@ -136,7 +142,7 @@ class StackedEngine:
     def losses(self, parameters: Mapping[str, Tensor], initial_states: Tensor) -> Tensor:
         """The loss of each episode, (E, B), from start states (E, B, *state_shape)."""
         stack, _ = self._loaded(parameters, initial_states)
-        trajectory = rollout(self.system, stack, initial_states.flatten(0, 1))
+        trajectory = rollout(self.system, stack, at_start(self.system, initial_states.flatten(0, 1)))
         return losses(self.system, trajectory).view(initial_states.shape[:2])
 
     def _loaded(
@@ -147,7 +153,9 @@ class StackedEngine:
             self._engine[0].load(parameters)
             return self._engine
         stack = StackedController(self.controller, parameters, by_layer=self._by_layer)
-        if stack.by_layer and not _acts_as_members(stack, self.controller, self.system.observe(initial_states[0])):
+        if stack.by_layer and not _acts_as_members(
+            stack, self.controller, self.system, self.system.observe(at_start(self.system, initial_states[0]))
+        ):
             self._by_layer = False
             stack = StackedController(self.controller, parameters, by_layer=False)
         engine = AdjointEngine(self.system, stack, by_layer=stack.by_layer, members=members, inference=self._inference)
@@ -182,7 +190,7 @@ def _layered(template: nn.Module, parameters: Mapping[str, Tensor]) -> nn.Module
 
 
 @torch.no_grad()
-def _acts_as_members(stack: StackedController, controller: nn.Module, observations: Tensor) -> bool:
+def _acts_as_members(stack: StackedController, controller: nn.Module, system: System, observations: Tensor) -> bool:
     """Whether linear layers do with each part of the rows what the controller does, on other weights than its own.
 
     They do not where the controller uses a weight outside of its layer, or hands a layer rows in another order.
@@ -196,12 +204,18 @@ def _acts_as_members(stack: StackedController, controller: nn.Module, observatio
         seen = seen + 0.1 * torch.randn_like(seen)
     names = list(probe._parameters_of)
     try:
-        together = probe(seen).unflatten(0, (stack.members, -1))
+        together = acting(system, probe)(seen).unflatten(0, (stack.members, -1))
     except RuntimeError:
         return False
     for i in range(stack.members):
         member = {name: probe._parameters_of[name][i] for name in names}
-        alone = functional_call(controller, member, (seen.unflatten(0, (stack.members, -1))[i],))
+        act = acting(system, partial(_called, controller, member))
+        alone = act(seen.unflatten(0, (stack.members, -1))[i])
         if not torch.allclose(together[i], alone, rtol=1e-3, atol=1e-4):
             return False
     return True
+
+
+def _called(controller: nn.Module, parameters: Mapping[str, Tensor], *given: Tensor) -> Any:
+    """What a controller answers with other parameters."""
+    return functional_call(controller, dict(parameters), given)

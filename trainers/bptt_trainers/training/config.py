@@ -136,7 +136,7 @@ class TrainConfig:
     """Decay an update of a moving average of the weights, which is judged and kept in their place; 0 for none."""
 
     controller: ControllerName = "default"
-    """The controller, unless one is given: the paper's for the environment (default), mlp or conv."""
+    """The controller, unless one is given: the paper's for the environment (default), mlp, conv, gru or lstm."""
 
     hidden: Hidden = None
     """Widths of its hidden layers. None: the paper's, 100 100 for an MLP and 60 60 channels for conv."""

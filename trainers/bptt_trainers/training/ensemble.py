@@ -23,7 +23,7 @@ from bptt_trainers.directions.agreement import tolerance
 from bptt_trainers.directions.chosen_engine import remember
 from bptt_trainers.directions.parameter_hooks import after_hooks, hooked
 from bptt_trainers.directions.policy_gradient import policy_gradient, stacked_engine
-from bptt_trainers.directions.rules import MODIFIED, REGULAR, STOPPED, Feedback
+from bptt_trainers.directions.rules import MODIFIED, REGULAR, Feedback
 from bptt_trainers.directions.stacked import StackedEngine
 from bptt_trainers.directions.surroundings import computing
 from bptt_trainers.training.callbacks import Callback
@@ -191,7 +191,8 @@ class Ensemble:
         compared = any(query.compare for query in queries)
         wanted |= {REGULAR, MODIFIED} if compared else set()
         states = torch.stack([query.states for query in [*queries, *[queries[-1]] * (len(filled) - len(queries))]])
-        passes = [one for one in (REGULAR, MODIFIED, STOPPED) if one in wanted]
+        # In one order whatever the members' rules: a compiled program is of passes in their order
+        passes = sorted(wanted, key=lambda one: (one.physics, one.controller, bool(one.memory)), reverse=True)
         losses, directions = _computed_together(engine, filled, states, passes, look=compared)
         flat = {feedback: of[: len(queries)] for feedback, of in directions.items()}
         answer_directions(queries, losses[: len(queries)], flat, begin)
