@@ -12,7 +12,7 @@ from bptt_trainers.presets.presets import PresetName
 Tier = Literal["smoke", "standard", "full"]
 TIERS: tuple[Tier, ...] = get_args(Tier)
 
-Study = Literal["rules", "sensitivity", "ablation", "stability", "continued", "rl", "tuned", "tuned-rates"]
+Study = Literal["rules", "sensitivity", "ablation", "stability", "continued", "rl", "tuned", "tuned-rates", "memory"]
 STUDIES: tuple[Study, ...] = get_args(Study)
 
 
@@ -241,6 +241,24 @@ TUNED_TASKS = (
     (_quantum(5, max_control=30.0), Amount(100, 10, train_states=64)),
 )
 
+# Without velocities in sight: who does not remember cannot know them
+SIGHTED = {
+    "learning_rate": 0.01,
+    "final_learning_rate": 0.0,
+    "batch_size": 8,
+    "start_states": "fresh",
+    "clip": "norm",
+    "clip_threshold": 0.3,
+    "adam_betas": (0.9, 0.95),
+}
+MEMORY = (
+    Variant("C MLP", BPTT("C", {**SIGHTED, "hidden": (64, 64)})),
+    *(
+        Variant(f"{rule} GRU", BPTT(rule, {**SIGHTED, "controller": "gru", "hidden": (32,)}))
+        for rule in ("R", "M", "M without memory", "S", "C")
+    ),
+)
+
 EXPERIMENTS: dict[str, Experiment] = {
     experiment.name: experiment
     for experiment in (
@@ -264,6 +282,12 @@ EXPERIMENTS: dict[str, Experiment] = {
             for task, amount in TUNED_TASKS
         ),
         *(Experiment("tuned-rates", task, TUNED_RATES, amount, preset="tuned") for task, amount in TUNED_TASKS[:1]),
+        Experiment(
+            "memory",
+            _cart_pole(1, "cart-pole-1-positions", observation="positions", max_force=50.0),
+            MEMORY,
+            Amount(50, 5, train_states=64),
+        ),
     )
 }
 """In the order in which they are run."""

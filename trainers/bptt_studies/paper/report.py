@@ -29,6 +29,7 @@ from bptt_studies.paper.tables import (
     ablation_table,
     comparison_table,
     continued_table,
+    memory_table,
     method_table,
     overview_table,
     reinforcement_table,
@@ -64,6 +65,7 @@ OF_TASK: Mapping[str, Mapping[str, Callable[[TaskResults], Table]]] = {
     "rl": {"": reinforcement_table},
     "tuned": {"": tuned_table},
     "tuned-rates": {"": rates_table},
+    "memory": {"": method_table, "-claims": memory_table},
 }
 """The tables of each task of a study, named STUDY-TASK and a suffix."""
 
@@ -85,6 +87,7 @@ FIGURES: Mapping[str, Callable[[TaskResults], Figure]] = {
     "continued": continued_figure,
     "rl": reinforcement_figure,
     "tuned": reinforcement_figure,
+    "memory": ablation_figure,
 }
 """The figure of each task of a study, named STUDY-TASK."""
 

@@ -175,6 +175,14 @@ def ablation_table(task: TaskResults) -> Table:
     return _variant_table(task, lambda rule: ("R", "M", "C"))
 
 
+def memory_table(task: TaskResults) -> Table:
+    """Whether remembering pays, and what of M is to be kept in what is remembered."""
+    pairs = (("C GRU", "C MLP"), ("C GRU", "R GRU"), ("M GRU", "M without memory GRU"))
+    methods = task.methods()
+    there = [(one, other) for one, other in pairs if {one, other} <= methods.keys()]
+    return Table([{"claim": f"{one} better than {other}"} | _by_measure(task, one, other) for one, other in there])
+
+
 def stability_table(task: TaskResults) -> Table:
     """For each variant whether it is better than its own rule as it is, than C and than R clipped by norm."""
     return _variant_table(task, lambda rule: (rule, "C", "R norm"))

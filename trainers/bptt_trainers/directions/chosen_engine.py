@@ -16,7 +16,7 @@ from bptt_trainers.directions.agreement import LOOK_EVERY, watched
 from bptt_trainers.directions.autograd import AutogradEngine
 from bptt_trainers.directions.compiled import CompiledEngine
 from bptt_trainers.directions.probe import Verdict, examine
-from bptt_trainers.directions.remembering import at_start, remembering
+from bptt_trainers.directions.remembering import Remembering, at_start, remembering
 from bptt_trainers.directions.rules import Directions, Feedback
 from bptt_trainers.directions.surroundings import computing
 
@@ -123,7 +123,8 @@ class ChosenEngine(Onlooker):
             if before is not None and before.verdict == verdict and form == self._form:
                 return
             self._form = form
-            asked = "asked for" if self._asked == "adjoint" else "the controller acts on each observation alone"
+            what = "observation and memory" if isinstance(self.system, Remembering) else "observation"
+            asked = "asked for" if self._asked == "adjoint" else f"the controller acts on each {what} alone"
             layers = "" if verdict.by_layer else "; its layers need a vector-Jacobian product for each rule"
             self.reason = f"{asked}{layers}{'; compiled' if self._compile else ''}"
             adjoint = AdjointEngine(
