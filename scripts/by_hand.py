@@ -9,16 +9,13 @@ from __future__ import annotations
 
 import argparse
 import itertools
-from typing import cast
 
-import gymnasium as gym
 import torch
 from torch import Tensor, nn
 
-import bptt_envs  # registers the environments
+import bptt_envs
 
-made = gym.make("DiffCartPole-v0", max_force=50.0, observation="cos_sin", observe_time=True)
-env = cast(bptt_envs.DifferentiableEnv, made.unwrapped)
+env = bptt_envs.make_env("DiffCartPole-v0", max_force=50.0, observation="cos_sin", observe_time=True)
 
 
 def loss_of(controller: nn.Module, states: Tensor, *, modified: bool) -> Tensor:

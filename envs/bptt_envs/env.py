@@ -168,3 +168,21 @@ class DifferentiableEnv(Differentiable, gym.Env[np.ndarray, np.ndarray]):
 
     def _observation(self) -> np.ndarray:
         return to_numpy(self.observe(self._current_state())[0])
+
+
+def make_env(env_id: str, **options: Any) -> DifferentiableEnv:
+    """The environment of an id itself, without Gymnasium's wrappers: what gradients go through.
+
+    Args:
+        env_id: one of this package's, or of yours that `register` registered.
+        options: of the environment.
+
+    Raises:
+        gymnasium.error.Error: if there is no such id.
+        TypeError: if it is none with a differentiable system.
+        ValueError: if an option is unknown or out of range.
+    """
+    env = gym.make(env_id, **options).unwrapped
+    if not isinstance(env, DifferentiableEnv):
+        raise TypeError(f"{env_id} makes a {type(env).__name__}, which is no DifferentiableEnv.")
+    return env

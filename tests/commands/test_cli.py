@@ -466,3 +466,25 @@ def test_a_killed_run_ends_bit_for_bit_where_an_undisturbed_one_does(bptt):
         assert all(whole[key] == killed[key] for key in whole if isinstance(whole[key], (int, float)))
     whole, killed = (Path(run, "metrics.csv").read_text().splitlines() for run in ("whole", "killed"))
     assert [line.rpartition(",")[0] for line in whole] == [line.rpartition(",")[0] for line in killed]  # not seconds
+
+
+# The studies, which a wheel leaves out
+
+
+def test_studies_are_listed_apart(capsys):
+    assert main([]) == 0
+    said = capsys.readouterr().out
+    commands, studies = said.split("studies, in a clone of the repository:")
+    assert "  train     train a controller\n" in commands
+    assert "  benchmark time updates, steps and starts, beside peers\n" in studies
+
+
+@pytest.mark.parametrize("name", ["toys", "reproduce", "scale", "benchmark"])
+def test_a_study_that_is_not_installed_says_where_it_is(name, monkeypatch, capsys):
+    monkeypatch.setattr("importlib.util.find_spec", lambda module: None)
+    assert main([name, "--help"]) == 1
+    said = capsys.readouterr().err
+    assert said == (
+        f"bptt {name}: the studies, of which {name} is one, are not installed: they come with a clone of the "
+        "repository and pip install -e . there.\n"
+    )

@@ -9,11 +9,11 @@ import torch
 from bptt_envs import System
 from bptt_envs.registration import ENTRIES, Entry, register
 from bptt_trainers import TrainConfig, from_preset
-from bptt_trainers import presets as table
 from bptt_trainers.cli import read_command
 from bptt_trainers.commands.train import Train
 from bptt_trainers.comparison.compare import ComparisonConfig
 from bptt_trainers.comparison.methods import METHODS, Budget
+from bptt_trainers.presets import presets as table
 from bptt_trainers.presets.tuned import ANYWHERE, TUNED, Row
 from bptt_trainers.records.options import read_options
 from bptt_trainers.rl.sb3 import BaselineConfig

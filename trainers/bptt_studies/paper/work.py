@@ -14,12 +14,11 @@ from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import torch
 from torch import nn
 from tqdm import tqdm
 
-from bptt_envs import DifferentiableEnv, System
+from bptt_envs import System, make_env
 from bptt_studies.paper.experiments import EXPERIMENTS, Experiment, Tier, Variant
 from bptt_studies.paper.results import (
     Member,
@@ -93,7 +92,7 @@ def _run(experiment: Experiment, tier: Tier, variant: Variant, seed: int, folder
     task, method, amount = experiment.task, variant.method, experiment.amount(tier)
     options = {**task.options, **variant.options}
     preset_name = variant.preset or experiment.preset
-    steps = amount.epochs * amount.train_states * _make(task.env_id, options).horizon
+    steps = amount.epochs * amount.train_states * make_env(task.env_id, **options).horizon
     budget = Budget(task.env_id, options, steps, experiment.evaluations, amount.test_states, preset_name)
     where = folder / experiment.name / f"{_file_name(variant.label)}-seed{seed}"
     settings = dict(method.changes)
@@ -336,12 +335,6 @@ def _workers(
         steps.put(None)
         watcher.join(timeout=2.0)
         bar.close()
-
-
-def _make(env_id: str, options: Mapping[str, Any]) -> DifferentiableEnv:
-    env = gym.make(env_id, **options).unwrapped
-    assert isinstance(env, DifferentiableEnv)
-    return env
 
 
 def _file_name(label: str) -> str:

@@ -7,11 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-import gymnasium as gym
 from tyro.conf import UseAppendAction, arg
 from tyro.constructors import PrimitiveConstructorSpec
 
-from bptt_envs import DifferentiableEnv, System
+from bptt_envs import DifferentiableEnv, System, make_env
 from bptt_envs.checks import one_of
 from bptt_envs.registration import system_class
 from bptt_trainers.host.user_code import import_module, imported_id, split_id
@@ -47,9 +46,7 @@ def make_environment(env: str, options: dict[str, Any]) -> DifferentiableEnv:
     Raises:
         ValueError: if an option is out of range.
     """
-    made = gym.make(split_id(env)[1], **options).unwrapped
-    assert isinstance(made, DifferentiableEnv)
-    return made
+    return make_env(split_id(env)[1], **options)
 
 
 def parse_options(env: str, texts: Sequence[str]) -> dict[str, Any]:

@@ -7,9 +7,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-import gymnasium as gym
-
-from bptt_envs import DifferentiableEnv, System
+from bptt_envs import DifferentiableEnv, System, make_env
 from bptt_envs.checks import nearest
 from bptt_trainers.controllers.floors import RandomController, ZeroController
 from bptt_trainers.directions.rollout import Policy, losses, rollout
@@ -49,9 +47,7 @@ class Budget:
         Args:
             seen: what the controller of a method sees, options that the budget does not give.
         """
-        env = gym.make(self.env, **self.env_options, **seen).unwrapped
-        assert isinstance(env, DifferentiableEnv)
-        return env
+        return make_env(self.env, **self.env_options, **seen)
 
 
 class Method(Protocol):

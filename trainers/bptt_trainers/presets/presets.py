@@ -12,9 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Annotated, Any, Literal, get_args
 
-import gymnasium as gym
-
-from bptt_envs import DifferentiableEnv
+from bptt_envs import DifferentiableEnv, make_env
 from bptt_envs.checks import finite, flag, integer, mapping, nearest, not_negative, one_of, shown, string
 from bptt_envs.registration import ENTRIES, build_system, system_class
 from bptt_envs.settings import By, Count, NotNegative, Positive, Seed, Share, among, read_value
@@ -229,8 +227,7 @@ def from_preset(
     options = dict(mapping("env_options", {} if env_options is None else env_options))
     row = rule_preset(rule, env_id, name=preset, options=options)
     seen = seen_by(row, env_id, options)
-    env = gym.make(env_id, **options, **seen).unwrapped
-    assert isinstance(env, DifferentiableEnv)
+    env = make_env(env_id, **options, **seen)
     settings = {entry: value for entry, value in changed(row, changes).items() if entry not in SEEN}
     config = TrainConfig(**{"rule": rule, **settings})
     if preset == "tuned" and "epochs" not in changes:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import bptt_envs
-from bptt_envs import DifferentiableEnv, System, Timed, checks
+from bptt_envs import DifferentiableEnv, System, Timed, checks, make_env
 from bptt_envs.registration import ENTRIES, system_class
 from bptt_trainers.controllers.defaults import CONTROLLERS
 from bptt_trainers.directions.policy_gradient import system_of
@@ -428,10 +428,7 @@ class RunFolder:
             if ENTRIES[env_id].system.startswith("bptt_envs."):
                 for name, value in options.items():
                     _check_size(name, value, LARGEST.get(name, LARGEST_OPTION))
-            env = gym.make(env_id, **options, **kwargs).unwrapped
-            if not isinstance(env, DifferentiableEnv):
-                raise TypeError(f"{env_id} makes a {type(env).__name__}")
-        return env
+            return make_env(env_id, **options, **kwargs)
 
     def make_controller(self, system: System) -> nn.Module:
         """Build the untrained controller of the run.
