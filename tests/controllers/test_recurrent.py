@@ -73,6 +73,7 @@ def test_predict_goes_through_an_episode_as_a_rollout_does():
         (np.zeros((3, 10)), None, r"state must be what predict handed back, a tuple of numbers of shape \(3, 10\)"),
         ((np.zeros((2, 10)),), None, "state must be what predict handed back"),
         ((np.zeros((3, 10)),), [True, False], r"episode_start must be booleans of shape \(3,\)"),
+        (None, np.ones(2, dtype=bool), r"episode_start must be booleans of shape \(3,\)"),
         ((np.zeros((3, 10)),), np.zeros(3), r"episode_start must be booleans of shape \(3,\)"),
     ],
 )

@@ -158,7 +158,7 @@ def test_a_rollout_keeps_what_was_remembered():
         torch.testing.assert_close(trajectory.actions[t], u)
         x = system.step(x, system.bound(u))
     assert losses(system, trajectory).shape == (3,)
-    assert rollout(system, GRU((4,), (1,)), states.float(), 2).memories.shape == (3, 3, 64)
+    assert rollout(system, GRU((4,), (1,)), states.float(), 2).memories.shape == (3, 3, 32)
 
 
 def test_settings_that_change_are_noticed():
@@ -177,17 +177,19 @@ def test_settings_that_change_are_noticed():
 @pytest.mark.parametrize(
     ("forward", "got"),
     [
-        (lambda self, o, h: self.layer(o), r"\(3, 1\)"),
-        (lambda self, o, h: (self.layer(o), h[:, :2]), r"\(3, 1\) and \(3, 2\)"),
-        (lambda self, o, h: (self.layer(o), h, h), r"\(3, 1\) and \(3, 4\) and \(3, 4\)"),
-        (lambda self, o, h: (self.layer(o), None), r"\(3, 1\) and NoneType"),
+        (lambda self, o, h: self.layer(o), r"; got \([36], 1\) for B = [36]"),
+        (lambda self, o, h: (self.layer(o), h[:, :2]), r"; got \([36], 1\) and \([36], 2\)"),
+        (lambda self, o, h: (self.layer(o), h, h), r"; got \([36], 1\) and \([36], 4\) and \([36], 4\)"),
+        (lambda self, o, h: (self.layer(o), None), r"; got \([36], 1\) and NoneType"),
+        (lambda self, o, h: (self.layer(o), h.double()), "all of one dtype; got torch.float32 and torch.float64"),
+        (lambda self, o: self.layer(o), r": forward\(observation, memory\) -> \(action, memory\)\. It takes no memory"),
     ],
 )
 def test_answers_of_other_shapes_are_refused_in_words(engine, forward, got):
     kind = type("Own", (nn.Module,), {"memory_shape": (4,), "forward": forward})
     controller = kind()
     controller.layer = nn.Linear(4, 1)
-    message = r"Own has memory_shape \(4,\), so that it must map observations and memories .*; got "
+    message = r"Own has memory_shape \(4,\), so that it must map observations and memories .*" + got
     with pytest.raises(ValueError, match=message):
         policy_gradient(CartPole(horizon=2), controller, torch.zeros(3, 4), engine=engine)
 
@@ -219,3 +221,69 @@ def test_a_controller_that_does_not_use_its_memory_is_one_without():
         found = policy_gradient(system, idle, states, rule).directions
         expected = policy_gradient(system, copy.deepcopy(idle.layer), states, rule).directions
         assert_same(found.values(), expected.values())
+
+
+def test_a_pair_without_a_memory_shape_is_refused_with_what_lacks():
+    class Pair(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 1)
+
+        def forward(self, observation):
+            return self.layer(observation), observation
+
+    with pytest.raises(ValueError, match="One that gives a memory, too, has an attribute memory_shape"):
+        policy_gradient(CartPole(horizon=2), Pair(), torch.zeros(3, 4), engine="autograd")
+
+
+@pytest.mark.parametrize("system", [Guidance(horizon=3, n_drivers=2, n_evaders=7), CartPole(horizon=3)])
+def test_passes_together_are_those_alone(system):
+    """By dense Jacobians and, above 32 components, by products: every combination of the three paths."""
+    controller = made("own", system)
+    states = system.initial_states(3, torch.Generator().manual_seed(1), torch.float64)
+    flags = (False, True)
+    passes = tuple(Feedback(physics=p, controller=k, memory=m) for p in flags for k in flags for m in flags)
+    _, together = choose_engine(system, controller, states, "adjoint").engine(states, passes)
+    for feedback in passes:
+        assert_same(together[feedback].values(), by_definition(system, controller, states, feedback))
+
+
+@pytest.mark.parametrize("remembered", [0, 1])
+def test_what_a_pass_leaves_out_may_be_infinite(remembered):
+    """M does not go back through what is seen, here a root at zero."""
+    system = Integrator(horizon=4)
+
+    class Kinked(nn.Module):
+        memory_shape = (1,) if remembered else ()
+
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(2, 1).double()
+
+        def forward(self, observation, *memory):
+            action = self.layer(torch.cat([observation, (observation - observation).abs().sqrt()], 1))
+            return (action, 0.5 * memory[0]) if memory else action
+
+    states = system.initial_states(3, torch.Generator().manual_seed(1), torch.float64)
+    controller = Kinked()
+    expected = policy_gradient(system, controller, states, "M", "autograd").directions
+    assert all(one.isfinite().all() for one in expected.values())
+    assert_same(policy_gradient(system, controller, states, "M", "adjoint").directions.values(), expected.values())
+
+
+def test_large_memories_are_left_to_autograd_without_a_warning():
+    system = CartPole(horizon=3)
+    states = system.initial_states(3, torch.Generator().manual_seed(1))
+    large, small = GRU((4,), (1,), (33,)), GRU((4,), (1,), (32,))
+    found = policy_gradient(system, large, states)
+    assert (found.engine, "remembers more than 32 numbers" in found.reason) == ("autograd", True)
+    assert policy_gradient(system, large, states, engine="adjoint").engine == "adjoint"
+    assert policy_gradient(system, small, states).engine == "adjoint"
+
+
+def test_a_rollout_in_inference_mode_can_be_differentiated_through_later():
+    system = CartPole(horizon=3)
+    states = system.initial_states(3, torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        trajectory = rollout(system, GRU((4,), (1,)), states)
+    assert not any(one.is_inference() for one in (trajectory.states, trajectory.actions, trajectory.memories))

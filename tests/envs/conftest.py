@@ -10,7 +10,13 @@ from bptt_envs.system import OBJECTIVES
 
 ROTATION = {"A": [[0.9, 0.2, 0.0], [-0.2, 0.9, 0.1], [0.0, 0.0, 1.1]], "B": [[0.0, 0.1], [0.3, 0.0], [0.0, 0.5]]}
 VARIATIONS = {  # a new id is tested with its defaults; add a row to test its options
-    "DiffCartPole-v0": [{}, {"observation": "cos_sin"}, {"max_force": 5.0}, {"observe_time": True}],
+    "DiffCartPole-v0": [
+        {},
+        {"observation": "cos_sin"},
+        {"observation": "positions"},
+        {"max_force": 5.0},
+        {"observe_time": True},
+    ],
     "DiffMultiPole-v0": [{}, {"n_poles": 5}, {"n_poles": 1, "dynamics": "exact"}, {"n_poles": 3, "dynamics": "exact"}],
     "DiffQuantumControl-v0": [{}, {"n_points": 8, "target": 5, "max_control": 5.0}, {"weighting": 0.25, "target": 1}],
     "DiffGuidance-v0": [

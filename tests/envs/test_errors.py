@@ -19,7 +19,11 @@ BAD_OPTIONS = [
     ("DiffCartPole-v0", {"objective": "finale"}, r"objective .* 'final', 'continuous'; got 'finale'.*mean 'final'\?"),
     ("DiffCartPole-v0", {"objective": None}, "objective must be one of 'final', 'continuous'; got None"),
     ("DiffMultiPole-v0", {"dynamics": "exakt"}, r"dynamics .* 'paper', 'exact'; got 'exakt'. Did you mean 'exact'\?"),
-    ("DiffCartPole-v0", {"observation": "sin_cos"}, "observation must be one of 'state', 'cos_sin'; got 'sin_cos'"),
+    (
+        "DiffCartPole-v0",
+        {"observation": "sin_cos"},
+        "observation must be one of 'state', 'cos_sin', 'positions'; got",
+    ),
     ("DiffMultiPole-v0", {"n_poles": 0}, "n_poles must be an integer of at least 1; got 0"),
     ("DiffMultiPole-v0", {"n_poles": 1.5}, "n_poles must be an integer of at least 1; got 1.5"),
     ("DiffMultiPole-v0", {"n_poles": True}, "n_poles must be an integer of at least 1; got True"),

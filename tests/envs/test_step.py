@@ -218,6 +218,19 @@ def test_cos_sin_observation(n_poles):
     assert torch.equal(env.step_differentiable(x, action)[0], plain.step_differentiable(x, action)[0])
 
 
+@pytest.mark.parametrize("n_poles", [1, 3])
+def test_positions_are_what_cos_sin_shows_without_velocities(n_poles):
+    env, other = (
+        gym.make("DiffMultiPole-v0", n_poles=n_poles, observation=observation).unwrapped
+        for observation in ("positions", "cos_sin")
+    )
+    x = env.initial_states(4, torch.Generator().manual_seed(0))
+    kept = [0, *(column for i in range(n_poles) for column in (2 + 3 * i, 3 + 3 * i))]
+    assert torch.equal(env.observe(x), other.observe(x)[:, kept])
+    observation, _ = env.reset(options={"state": x[0]})
+    assert observation in env.observation_space
+
+
 # The environment's own state
 
 

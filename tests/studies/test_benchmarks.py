@@ -107,7 +107,7 @@ def test_who_cannot_take_part_is_left_out_in_words(monkeypatch):
         with pytest.raises(LeftOut, match=r"needs some \d.* GiB|--unrolled-batches"):
             PEERS[peer](a_task(config=small))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(LeftOut, match=re.escape('pip install "stable-bptt[bench]"')):
+    with pytest.raises(LeftOut, match=re.escape('pip install -e ".[bench]"')):
         PEERS["jax"](a_task())
 
 

@@ -88,7 +88,7 @@ def autograd_loss_compiled(task: Task) -> Update:
 def in_jax(task: Task) -> Update:
     """JAX: jit, scan and grad."""
     if util.find_spec("jax") is None:
-        raise LeftOut('JAX is not installed: pip install "stable-bptt[bench]"')
+        raise LeftOut('JAX is not installed: pip install -e ".[bench]"')
     system, controller = task.system, task.controller
     if not (isinstance(system, CartPole) and isinstance(controller, MLP)) or (
         (system.objective, system.observation, system.max_action) != ("final", "state", None)

@@ -1,7 +1,7 @@
 """Does a rule that drops K_t still reach a known optimum? Descents under R, M, S and C on DiffLQR-v0.
 
 Two classes of linear controllers: one gain for all steps, and a gain for each step. Where the descents end is
-held against the optimum, and against the rest points of `analysis/linear_gains.py`, which no engine takes part in.
+held against the optimum, and against the rest points of `lqr/linear_gains.py`, which no engine takes part in.
 """
 
 from __future__ import annotations

@@ -242,7 +242,7 @@ TUNED_TASKS = (
 )
 
 # Without velocities in sight: who does not remember cannot know them
-SIGHTED = {
+BLIND = {
     "learning_rate": 0.01,
     "final_learning_rate": 0.0,
     "batch_size": 8,
@@ -252,9 +252,9 @@ SIGHTED = {
     "adam_betas": (0.9, 0.95),
 }
 MEMORY = (
-    Variant("C MLP", BPTT("C", {**SIGHTED, "hidden": (64, 64)})),
+    Variant("C MLP", BPTT("C", {**BLIND, "hidden": (64, 64)})),
     *(
-        Variant(f"{rule} GRU", BPTT(rule, {**SIGHTED, "controller": "gru", "hidden": (32,)}))
+        Variant(f"{rule} GRU", BPTT(rule, {**BLIND, "controller": "gru", "hidden": (32,)}))
         for rule in ("R", "M", "M without memory", "S", "C")
     ),
 )

@@ -11,6 +11,7 @@ from torch import nn
 
 from bptt_envs.checks import real_array, shape, shown
 from bptt_envs.surroundings import own_surroundings
+from bptt_trainers.directions.remembering import memory_shape_of
 from bptt_trainers.directions.snapshot import evaluating
 
 
@@ -73,7 +74,7 @@ class Controller(nn.Module):
         with own_surroundings(parameter.dtype, parameter.device), torch.no_grad(), evaluating(self):
             batch = torch.as_tensor(array, dtype=parameter.dtype, device=parameter.device)
             batch = batch.unsqueeze(0) if single else batch
-            if self.memory_shape:
+            if memory_shape_of(self):
                 action, memory = self(batch, self._memory(state, episode_start, batch))
                 state = (memory.cpu().numpy(),)
             else:
@@ -83,17 +84,15 @@ class Controller(nn.Module):
 
     def _memory(self, state: Any, episode_start: Any, like: torch.Tensor) -> torch.Tensor:
         """What is remembered of each episode, (N, *memory_shape): zeros where one begins."""
-        wanted = (len(like), *self.memory_shape)
+        wanted = (len(like), *memory_shape_of(self))
+        begins = np.zeros(len(like), dtype=bool) if episode_start is None else np.atleast_1d(episode_start)
+        if begins.dtype != bool or begins.shape != (len(like),):
+            raise ValueError(f"episode_start must be booleans of shape ({len(like)},); got {shown(episode_start)}.")
         if state is None:
             return like.new_zeros(wanted)
-        given = real_array(state[0]) if isinstance(state, tuple) and len(state) == 1 else None
+        given = real_array(state[0]) if isinstance(state, (tuple, list)) and len(state) == 1 else None
         if given is None or given.shape != wanted:
             raise ValueError(f"state must be what predict handed back, a tuple of numbers of shape {wanted}.")
         memory = torch.as_tensor(given, dtype=like.dtype, device=like.device)
-        if episode_start is None:
-            return memory
-        begins = np.asarray(episode_start)
-        if begins.dtype != bool or begins.shape != (len(like),):
-            raise ValueError(f"episode_start must be booleans of shape ({len(like)},); got {shown(episode_start)}.")
-        going_on = torch.from_numpy(~begins).to(like.device).reshape(-1, *(1 for _ in self.memory_shape))
+        going_on = torch.from_numpy(~begins).to(like.device).reshape(-1, *(1 for _ in wanted[1:]))
         return torch.where(going_on, memory, 0.0)

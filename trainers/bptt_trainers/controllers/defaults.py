@@ -38,7 +38,7 @@ def default_controller(
         system: whose observations it takes and whose actions it gives.
         seed: its weights are drawn from this.
         hidden: widths of an MLP's hidden layers or of cells, or output channels of convolutions; None: the paper's, and
-            one cell of 64.
+            one cell of 32.
         kind: "default", "mlp", "conv", or one with memory, "gru" or "lstm".
         squash: whether to bend its actions by tanh within `system.action_range`, see `Squash`.
 

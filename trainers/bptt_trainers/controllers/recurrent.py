@@ -45,7 +45,7 @@ class Recurrent(Controller):
         self,
         observation_shape: Sequence[int],
         action_shape: Sequence[int],
-        hidden: Sequence[int] = (64,),
+        hidden: Sequence[int] = (32,),
         *,
         squash: Range | None = None,
         generator: torch.Generator | None = None,

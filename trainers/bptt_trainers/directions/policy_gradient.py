@@ -71,9 +71,10 @@ def policy_gradient(
 
     Args:
         env: an environment of this package, or its system.
-        controller: any torch module from observations (B, *observation_shape) to actions (B, *action_shape).
+        controller: any torch module from observations (B, *observation_shape) to actions (B, *action_shape); with a
+            `memory_shape`, from those and memories (B, *memory_shape) to both.
         initial_states: (B, *state_shape), in the dtype and on the device of the controller.
-        rule: "R", "M", "S", "C" or a `Rule`.
+        rule: a name of `RULES`, such as "R", "M", "S" or "C", or a `Rule`.
         engine: "autograd" (the definition), "adjoint" (fast) or "auto" (adjoint where it can serve the
             controller; warns once where it cannot).
         combine: the component that rule C keeps where signs agree, "modified" or "regular"; "random": that of M,

@@ -122,10 +122,9 @@ def product_sweep(pull: Pullback, slopes: SegmentSlopes, end: Tensor, passes: Se
     batch = end.shape[1]
     physics = _mask([f.physics for f in passes], end)
     fed_back = [_fed_back(f, slopes.memory) for f in passes]
-    controller = _mask([of_state for of_state, _ in fed_back], end)
+    controller = _mask([f.controller for f in passes], end)
     feeds_back = any(map(any, fed_back))
-    if (slopes.memory and controller is not None) or any(len(set(one)) > 1 for one in fed_back):
-        controller = _columns_mask(fed_back, slopes.memory, end)
+    kept = _kept(fed_back, slopes.memory, end) if slopes.memory else None
     arriving, weights = [], []
     adjoint = end
     for t in range(slopes.steps - 1, -1, -1):
@@ -137,11 +136,12 @@ def product_sweep(pull: Pullback, slopes: SegmentSlopes, end: Tensor, passes: Se
         adjoint = adjoint if physics is None else adjoint * physics
         if feeds_back:
             gain = slopes.controller[rows]  # (B, m, n)
+            fed = weight if controller is None or kept is not None else weight * controller
             if gain.shape[1] == 1:
-                adjoint = torch.addcmul(adjoint, weight if controller is None else weight * controller, gain[:, 0])
+                adjoint = torch.addcmul(adjoint, fed, gain[:, 0])
             else:
-                through = (weight.transpose(0, 1) @ gain).transpose(0, 1)
-                adjoint = adjoint + (through if controller is None else through * controller)
+                through = (fed.transpose(0, 1) @ gain).transpose(0, 1)
+                adjoint = adjoint + (through if kept is None else torch.where(kept, through, 0.0))
         if slopes.by_state is not None:
             adjoint = adjoint + slopes.by_state[rows]
         arriving.append(mu)
@@ -158,20 +158,19 @@ def _fed_back(feedback: Feedback, memory: int) -> tuple[bool, bool]:
 
 def _columns(gain: Tensor, feedback: Feedback, memory: int) -> Tensor:
     """Those columns of a gain, (..., n), that a pass takes; zeros in the others."""
-    of_state, of_memory = _fed_back(feedback, memory)
-    if of_state and of_memory:
-        return gain
-    kept = gain.new_zeros(gain.shape[-1])
-    kept[: gain.shape[-1] - memory] = float(of_state)
-    kept[gain.shape[-1] - memory :] = float(of_memory)
-    return gain * kept
+    fed_back = _fed_back(feedback, memory)
+    return gain if all(fed_back) else torch.where(_kept([fed_back], memory, gain)[0], gain, 0.0)
 
 
-def _columns_mask(fed_back: Sequence[tuple[bool, bool]], memory: int, like: Tensor) -> Tensor:
-    """1 for the components that a pass feeds back to, 0 for the others, (P, 1, n)."""
-    n = like.shape[-1]
+def _kept(fed_back: Sequence[tuple[bool, bool]], memory: int, like: Tensor) -> Tensor:
+    """Whether each of P passes feeds back to each of n components, (P, 1, n).
+
+    What is left out is left out by a choice, not by a factor of 0, which would make NaN of what is infinite.
+    """
+    sizes = (like.shape[-1] - memory, memory)
     rows = [
-        torch.cat([like.new_full((n - memory,), float(a)), like.new_full((memory,), float(b))]) for a, b in fed_back
+        torch.cat([like.new_full((count,), taken, dtype=torch.bool) for count, taken in zip(sizes, one, strict=True)])
+        for one in fed_back
     ]
     return torch.stack(rows).unsqueeze(1)
 

@@ -7,6 +7,7 @@ system in x, and what the controller wants to remember in h.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -27,8 +28,14 @@ def memory_shape_of(controller: Any) -> tuple[int, ...]:
     Raises:
         ValueError: if its `memory_shape` is no shape.
     """
-    given = getattr(controller, "memory_shape", ())
-    return () if isinstance(given, tuple) and not given else checks.shape("memory_shape", given)
+    given = getattr(controller, "memory_shape", None)
+    none = given is None or (isinstance(given, (tuple, list)) and not given)
+    return () if none else checks.shape("memory_shape", given)
+
+
+def memory_size_of(system: System) -> int:
+    """Numbers of a memory in the state of a system; 0 where there is none."""
+    return system.memory_size if isinstance(system, Remembering) else 0
 
 
 def remembering(system: System, controller: Any) -> System:
@@ -48,7 +55,7 @@ def at_start(system: System, state: Tensor) -> Tensor:
 
 
 class Remembering(System):
-    """A system with what its controller remembers.
+    """A system with what its controller remembers: what the engines ask of a system, and no more.
 
     State: the system's, flattened, then the memory, (n + q,), and so the observation. Action: the system's, flattened,
     then the memory that is to be, (m + q,).
@@ -77,30 +84,49 @@ class Remembering(System):
 
     @property
     def slope_numbers(self) -> int:
-        """Numbers that the slopes of a step take for one sample, about."""
-        return self.state_size**2 if self.dense_jacobians else self.system.slope_numbers + self.memory_size
+        """Numbers that the slopes of a step take for one sample, about, those of the controller among them."""
+        own = self.state_size**2 if self.dense_jacobians else self.system.slope_numbers
+        return own + 4 * self.action_size * self.state_size
 
     def acting(self, controller: Any) -> Act:
         """The controller from observations and memories, (B, n + q), to actions and memories, (B, m + q)."""
 
         def act(seen: Tensor) -> Tensor:
             observation, memory = self._split(seen, self.system.observation_shape)
-            answer = controller(observation, memory)
-            self._check(controller, answer, len(seen))
+            try:
+                answer = controller(observation, memory.contiguous())
+            except TypeError as error:
+                self._check_signature(controller, error)
+                raise
+            self._check(controller, answer, seen)
             return torch.cat([one.flatten(1) for one in answer], dim=-1)
 
         return act
 
-    def _check(self, controller: Any, answer: Any, batch: int) -> None:
-        wanted = [(batch, *shape) for shape in (self.system.action_shape, self.memory_shape)]
-        pair = answer if isinstance(answer, tuple) else (answer,)
-        got = [tuple(one.shape) if isinstance(one, Tensor) else type(one).__name__ for one in pair]
-        if got != wanted:
+    def _check_signature(self, controller: Any, error: TypeError) -> None:
+        """Raise ValueError if a controller does not take a memory at all."""
+        try:
+            inspect.signature(getattr(controller, "forward", controller)).bind(None, None)
+        except TypeError:
             raise ValueError(
-                f"controller {type(controller).__name__} has memory_shape {self.memory_shape}, so that it must map "
-                f"observations and memories to actions and memories, here of shapes {wanted[0]} and {wanted[1]}; got "
-                f"{' and '.join(map(str, got))}."
-            )
+                f"{self._must(controller)}: forward(observation, memory) -> (action, memory). It takes no memory."
+            ) from error
+
+    def _must(self, controller: Any) -> str:
+        action, memory = (", ".join(map(str, shape)) for shape in (self.system.action_shape, self.memory_shape))
+        return (
+            f"controller {type(controller).__name__} has memory_shape {self.memory_shape}, so that it must map "
+            f"observations and memories to actions (B, {action}) and memories (B, {memory}), all of one dtype"
+        )
+
+    def _check(self, controller: Any, answer: Any, like: Tensor) -> None:
+        wanted = [(len(like), *shape) for shape in (self.system.action_shape, self.memory_shape)]
+        pair = answer if isinstance(answer, (tuple, list)) else (answer,)
+        if [tuple(one.shape) if isinstance(one, Tensor) else None for one in pair] != wanted:
+            got = (tuple(one.shape) if isinstance(one, Tensor) else type(one).__name__ for one in pair)
+            raise ValueError(f"{self._must(controller)}; got {' and '.join(map(str, got))} for B = {len(like)}.")
+        if any(one.dtype is not like.dtype for one in pair):
+            raise ValueError(f"{self._must(controller)}; got {pair[0].dtype} and {pair[1].dtype} for {like.dtype}.")
 
     def step(self, state: Tensor, action: Tensor) -> Tensor:
         """Step the system, and remember what is to be remembered."""

@@ -93,8 +93,10 @@ def _remembered(
 ) -> Trajectory:
     """The trajectory of a controller with memory, with what it remembers apart."""
     check_batch("initial_states", initial_states, system.system.state_shape)
-    both = rollout(system, policy, system.at_start(initial_states), steps, inference=inference)
-    return Trajectory(system.inner(both.states), system.action(both.actions), system.memory(both.states))
+    with own_surroundings(initial_states.dtype, initial_states.device), torch.no_grad():
+        initial_states = initial_states.clone() if initial_states.is_inference() else initial_states
+        both = rollout(system, policy, system.at_start(initial_states), steps, inference=inference)
+        return Trajectory(system.inner(both.states), system.action(both.actions), system.memory(both.states))
 
 
 def losses(system: System, trajectory: Trajectory) -> Tensor:
@@ -118,6 +120,7 @@ def check_actions(system: System, action: Any, states: Tensor) -> None:
         raise ValueError(
             f"the controller must map observations (B, {', '.join(map(str, system.observation_shape))}) to actions "
             f"(B, {', '.join(map(str, system.action_shape))}); got shape {shape} for B = {batch}."
+            + (" One that gives a memory, too, has an attribute memory_shape." if isinstance(action, tuple) else "")
         )
     if action.dtype is not states.dtype:
         raise ValueError(f"the controller must give actions in {states.dtype}, as the states are; got {action.dtype}.")

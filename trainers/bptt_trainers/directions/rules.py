@@ -21,7 +21,7 @@ class Feedback:
     with A_t, B_t the Jacobians of the physics and K_t that of the controller.
 
     A controller with memory has a third path, from what it remembers to what it remembered; docs/rules.md has the
-    equations. By default it is open in every pass with any feedback.
+    equations. By default it is open in every pass with any other; what `dataclasses.replace` makes of a pass keeps its.
     """
 
     physics: bool

@@ -139,7 +139,7 @@ class TrainConfig:
     """The controller, unless one is given: the paper's for the environment (default), mlp, conv, gru or lstm."""
 
     hidden: Hidden = None
-    """Widths of its hidden layers. None: the paper's, 100 100 for an MLP and 60 60 channels for conv."""
+    """Widths of its hidden layers. None: the paper's, 100 100 for mlp and 60 60 channels for conv; one cell of 32."""
 
     squash: bool = False
     """Bend its actions by tanh within their bounds, in place of the clamp, which has no slope beyond them."""
