@@ -17,7 +17,7 @@ from bptt_envs.systems import CartPole, Guidance, Integrator, MultiPole, Quantum
 from bptt_trainers import MLP, RULES, default_controller, losses, policy_gradient, rollout
 from bptt_trainers.directions.adjoint import AdjointEngine
 from bptt_trainers.directions.autograd import AutogradEngine
-from bptt_trainers.directions.rules import MODIFIED, REGULAR, STOPPED, Feedback, Rule, combined
+from bptt_trainers.directions.rules import MODIFIED, PAPER_RULES, REGULAR, STOPPED, Feedback, Rule, combined
 
 REFERENCE = Path(__file__).parent.parent / "reference"
 SETTINGS = [
@@ -245,7 +245,7 @@ def test_directions_match_the_published_scripts(name, objective, engine):
     shapes = {parameter: value.shape for parameter, value in controller.named_parameters()}
     controller.load_state_dict({p: torch.tensor(reference[key]).reshape(shapes[p]) for p, key in keys.items()})
     states = torch.tensor(reference["initial_states"])
-    for rule in RULES:
+    for rule in PAPER_RULES:
         result = policy_gradient(system, controller, states, rule, engine)
         assert float(result.loss) == pytest.approx(float(reference[f"loss_{objective}"]), rel=1e-5)
         expected = {p: torch.tensor(reference[f"{objective}_{rule}_{k}"]).reshape(shapes[p]) for p, k in keys.items()}
@@ -485,7 +485,7 @@ def test_long_horizon_keeps_memory_to_the_states():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"rule": "Q"}, "rule must be one of 'R', 'M', 'S', 'C'; got 'Q'"),
+        ({"rule": "Q"}, "rule must be one of 'R', 'M', 'S', 'C', 'M without memory'; got 'Q'"),
         ({"engine": "adjont"}, "engine must be one of .* got 'adjont'. Did you mean 'adjoint'?"),
         ({"combine": "both"}, "combine must be one of 'modified', 'regular', 'random', 'turned'; got 'both'"),
         ({"initial_states": torch.zeros(3, 5)}, r"initial_states must be a tensor \(B, 4\).*got \(3, 5\)"),
