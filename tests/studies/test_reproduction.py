@@ -278,6 +278,21 @@ def test_experiments_are_run_in_the_order_in_which_they_are_named():
     assert choose(()) == list(EXPERIMENTS.values())
 
 
+def test_what_nothing_was_tuned_for_is_left_out_unless_it_is_named(monkeypatch, capsys):
+    trained = []
+    monkeypatch.setattr("bptt_studies.paper.command.train_missing", lambda runs, *_, **__: trained.extend(runs))
+    monkeypatch.setattr("bptt_studies.paper.command.report", lambda *_: {})
+    unready = [name for name, one in EXPERIMENTS.items() if not one.ready]
+    assert {EXPERIMENTS[name].preset for name in unready} <= {"tuned"}
+    monkeypatch.setattr("bptt_studies.paper.experiments.TUNED", ())
+    assert main(["reproduce"]) == 0
+    assert {EXPERIMENTS[run.member.experiment].preset for run in trained} == {"paper"}
+    assert "left out, as nothing is tuned there yet: tuned-cart-pole-1, " in capsys.readouterr().err
+    trained.clear()
+    assert main(["reproduce", "--experiments", "tuned-cart-pole-1"]) == 0
+    assert {run.member.experiment for run in trained} == {"tuned-cart-pole-1"}
+
+
 def test_the_list_says_what_is_missing(capsys):
     assert main(["reproduce", "--tier", "smoke", "--experiments", "rules", "--list"]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +35,8 @@ class Reproduce:
     """How much of each experiment: smoke, standard or full."""
 
     experiments: tuple[str, ...] = ()
-    """Experiments, or studies: all of a study. Run in this order; none named: everything. --list says what there is."""
+    """Experiments, or studies: all of a study. Run in this order; none named: everything but what nothing was tuned for
+    yet. --list says what there is."""
 
     out: Path = Path("runs/reproduce")
     """Folder for runs/, and for results/ and report/ unless they are named."""
@@ -86,8 +88,11 @@ class Reproduce:
             print("\n".join(aligned(rows, left=2)))
             return
         if not self.report_only:
+            later = [one.name for one in chosen if not (one.ready or self.experiments or self.tier == "smoke")]
+            if later:
+                print(f"left out, as nothing is tuned there yet: {', '.join(later)}.", file=sys.stderr)
             try:
-                every = [run for of_one in runs.values() for run in of_one]
+                every = [run for name, of_one in runs.items() if name not in later for run in of_one]
                 train_missing(every, results, folder=folder, jobs=jobs, together=self.together)
             except KeyboardInterrupt:
                 raise Interrupted("stopped; every finished run and epoch is kept") from None

@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 from bptt_trainers.comparison.methods import BPTT, RL
 from bptt_trainers.presets.presets import PresetName
+from bptt_trainers.presets.tuned import TUNED
 
 Tier = Literal["smoke", "standard", "full"]
 TIERS: tuple[Tier, ...] = get_args(Tier)
@@ -102,6 +103,11 @@ class Experiment:
     def name(self) -> str:
         """In commands and file names."""
         return f"{self.study}-{self.task.name}"
+
+    @property
+    def ready(self) -> bool:
+        """Whether its settings are there: the paper's, or those that a tuning study of its task found."""
+        return self.preset == "paper" or any(row.study == self.task.name for row in TUNED)
 
     def amount(self, tier: Tier) -> Amount:
         """How much of it a tier runs: "full" is the paper's protocol with 10 seeds, where it is the paper's."""
