@@ -131,9 +131,8 @@ def trials_of(study):
 @pytest.mark.parametrize("row", TUNED, ids=lambda row: f"{row.study}-{row.method}")
 def test_a_tuned_row_is_the_best_trial_of_its_committed_study(row):
     trials = [one for one in trials_of(row.study) if one["method"] == row.method]
-    (said,) = re.findall(
-        rf"^\| {re.escape(row.study)} \|.* (\d+) \|$", (ROOT / "docs/tuning.md").read_text(), re.MULTILINE
-    )
+    page = (ROOT / "docs/tuning.md").read_text()
+    (said,) = re.findall(rf"^\| {re.escape(row.study)} \|.* (\d+) \|$", page, re.MULTILINE)
     assert len(trials) == int(said)
     complete = [one for one in trials if one["state"] == "complete"]
     confirmed = [one for one in complete if one.get("confirmed")]
