@@ -49,7 +49,7 @@ from bptt_trainers import (
 )
 from bptt_trainers.analysis.fields import grid
 from bptt_trainers.analysis.run_fields import FieldsConfig
-from bptt_trainers.controllers.floors import RandomController
+from bptt_trainers.controllers.baselines import RandomController
 from bptt_trainers.rl.view import RLView
 
 LONG = os.environ.get("BPTT_TEST_LONG") == "1"
@@ -467,12 +467,12 @@ def test_values_made_at_random_are_taken_plain_or_refused_by_name(monkeypatch):
 def test_settings_of_reinforcement_learning_a_comparison_and_a_search_are_plain_or_refused_by_name():
     from bptt_trainers.comparison.compare import ComparisonConfig
     from bptt_trainers.presets.presets import PRESETS
-    from bptt_trainers.rl.sb3 import BaselineConfig
+    from bptt_trainers.rl.sb3 import RLConfig
     from bptt_trainers.tuning.config import TuneConfig
 
     values = HOSTILE if LONG else list(HOSTILE)[::7]
     for value in values:
-        for config in (BaselineConfig, ComparisonConfig, TuneConfig):
+        for config in (RLConfig, ComparisonConfig, TuneConfig):
             for one in fields(config):
                 given = HOSTILE[value]()
                 no, made = refused(
@@ -483,4 +483,4 @@ def test_settings_of_reinforcement_learning_a_comparison_and_a_search_are_plain_
                     assert_same(getattr(made, one.name), given)
         for method, row in PRESETS.items():
             for name in row:
-                refused(lambda: BaselineConfig(method=method, overrides={name: HOSTILE[value]()}), name)  # noqa: B023
+                refused(lambda: RLConfig(method=method, overrides={name: HOSTILE[value]()}), name)  # noqa: B023

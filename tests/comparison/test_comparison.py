@@ -13,9 +13,9 @@ import tyro
 from bptt_trainers import Ensemble, NonFiniteError, RunFolderError, held_out_states, losses, rollout
 from bptt_trainers.comparison.compare import ComparisonConfig, compare, member_folder
 from bptt_trainers.comparison.figure import curves_figure
-from bptt_trainers.comparison.methods import BPTT, METHODS, Budget, Floor
+from bptt_trainers.comparison.methods import BPTT, METHODS, Baseline, Budget
 from bptt_trainers.comparison.summary import method_rows, run_rows, summarize, to_markdown
-from bptt_trainers.controllers.floors import ZeroController
+from bptt_trainers.controllers.baselines import ZeroController
 from bptt_trainers.figures.style import save_figure
 from bptt_trainers.records.curve import CurvePoint, curve_to_csv, read_curve
 from bptt_trainers.training.run_folder import RunFolder
@@ -258,7 +258,7 @@ def test_a_run_that_is_not_finite_ends_the_comparison_when_the_others_are_kept(t
 
 def test_a_method_of_ones_own_is_a_row(tmp_path, monkeypatch):
     monkeypatch.setitem(METHODS, "C, clipped", BPTT("C", TINY_BPTT | {"clip": "norm"}))
-    monkeypatch.setitem(METHODS, "push", Floor("pushes", lambda system, seed: lambda obs: torch.ones(len(obs), 1)))
+    monkeypatch.setitem(METHODS, "push", Baseline("pushes", lambda system, seed: lambda obs: torch.ones(len(obs), 1)))
     comparison = compare(tiny(tmp_path, methods=("C, clipped", "push"), seeds=(0,)), progress=False)
     assert comparison.curves["push", 0][0].test_loss == pytest.approx(2.0, abs=1.0)  # 4 steps of 1, from 0 to 2
     assert RunFolder(member_folder(tmp_path, "C, clipped", 0)).train_config().clip == "norm"
@@ -313,7 +313,7 @@ def test_the_command_line_comes_from_the_configuration(capsys):
     assert "Simulator steps a run trains on" in capsys.readouterr().out
 
 
-def test_the_figure_shows_a_band_a_single_run_a_floor_and_a_run_that_diverged(tmp_path):
+def test_the_figure_shows_a_band_a_single_run_a_baseline_and_a_run_that_diverged(tmp_path):
     curves = {("C", seed): curve(2.0, 0.5 + seed, 0.1) for seed in range(3)}
     curves |= {("PPO", 0): curve(2.0, 0.2, 0.01), ("R", 0): curve(2.0, math.inf, math.nan), ("zero", 0): curve(2.0)}
     figure = curves_figure(curves, "three kinds")

@@ -17,7 +17,7 @@ from bptt_trainers import MLP, Callback, Controller, Ensemble, TrainConfig, Trai
 from bptt_trainers.directions.autograd import AutogradEngine
 from bptt_trainers.directions.rules import MODIFIED, REGULAR
 from bptt_trainers.directions.snapshot import evaluating, left_as_it_was
-from bptt_trainers.rl.sb3 import BaselineConfig, train_baseline
+from bptt_trainers.rl.sb3 import RLConfig, train_rl
 from bptt_trainers.training.start_states import held_out_states
 
 SHORT = {"epochs": 2, "train_states": 16, "test_states": 4}
@@ -412,10 +412,10 @@ def test_a_measurement_of_agreement_counts_no_observations():
 
 
 def test_reinforcement_learning(surroundings):
-    config = BaselineConfig(env_options={"horizon": 8}, steps=64, evaluations=1, test_states=4, overrides=ONE_UPDATE)
-    expected = train_baseline(config, progress=False)
+    config = RLConfig(env_options={"horizon": 8}, steps=64, evaluations=1, test_states=4, overrides=ONE_UPDATE)
+    expected = train_rl(config, progress=False)
     with surroundings():
-        found = train_baseline(config, progress=False)
+        found = train_rl(config, progress=False)
         states = held_out_states(config.judged_system(), 4)
         again = found.controller.evaluate(config.judged_system(), states)
     assert [one.test_loss for one in found.curve] == [one.test_loss for one in expected.curve]

@@ -17,7 +17,7 @@ from bptt_trainers.comparison.methods import METHODS, Budget
 from bptt_trainers.presets import presets as table
 from bptt_trainers.presets.tuned import ANYWHERE, TUNED, Row
 from bptt_trainers.records.options import read_options
-from bptt_trainers.rl.sb3 import BaselineConfig
+from bptt_trainers.rl.sb3 import RLConfig
 
 ROOT = Path(__file__).parents[2]
 
@@ -243,7 +243,7 @@ def test_a_system_whose_observations_have_other_names_is_seen_as_it_says(monkeyp
         env="Watched-v0", env_options=mass, methods=("C", "PPO"), overrides={"C": some, "PPO": some}
     ).settings()
     assert [overridden[name]["observation"] for name in ("C", "PPO")] == ["some", "some"]
-    assert BaselineConfig(env="Watched-v0", env_options=mass, overrides=some).judged_system().observation == "some"
+    assert RLConfig(env="Watched-v0", env_options=mass, overrides=some).judged_system().observation == "some"
 
 
 def test_what_the_options_say_for_all_methods_is_no_setting_of_one():

@@ -23,7 +23,7 @@ from bptt_trainers.comparison.compare import ComparisonConfig, compare
 from bptt_trainers.records import files
 from bptt_trainers.records.files import write_atomic
 from bptt_trainers.records.options import read_options, write_options
-from bptt_trainers.rl.sb3 import BaselineConfig, load_baseline, train_baseline
+from bptt_trainers.rl.sb3 import RLConfig, load_rl, train_rl
 
 TINY = TrainConfig(
     epochs=3, batch_size=4, train_states=8, test_states=4, hidden=(4,), tensorboard=False, pictures=False
@@ -374,17 +374,17 @@ def test_a_config_whose_parts_hold_something_else_is_refused_in_words(tmp_path, 
 
 
 @pytest.mark.parametrize("name", [".config.json.part", ".config.json.abc.part", ".config.json.0123456789abcdef.part"])
-@pytest.mark.parametrize("kind", ["run", "baseline", "comparison"])
+@pytest.mark.parametrize("kind", ["run", "rl", "comparison"])
 def test_a_folder_with_nothing_but_half_written_files_of_ours_is_free(tmp_path, name, kind):
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / name).write_text('{"environment"')
     if kind == "run":
         trainer(folder).fit()
-    elif kind == "baseline":
-        config = BaselineConfig(env="DiffIntegrator-v0", steps=16, evaluations=1, test_states=2, overrides=SMALL_PPO)
-        train_baseline(config, folder, progress=False)
-        assert load_baseline(folder).config == config
+    elif kind == "rl":
+        config = RLConfig(env="DiffIntegrator-v0", steps=16, evaluations=1, test_states=2, overrides=SMALL_PPO)
+        train_rl(config, folder, progress=False)
+        assert load_rl(folder).config == config
     else:
         options = {"env": "DiffIntegrator-v0", "methods": ("zero",), "seeds": (0,), "test_states": 2}
         compare(ComparisonConfig(**options, out=folder), progress=False)
@@ -503,8 +503,8 @@ def test_a_disk_without_room_for_events_is_a_warning_and_training_goes_on(tmp_pa
 def test_reinforcement_learning_leaves_no_temporary_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()
-    config = BaselineConfig(env="DiffIntegrator-v0", steps=16, evaluations=1, test_states=2, overrides=SMALL_PPO)
-    train_baseline(config, tmp_path / "run", progress=False)
+    config = RLConfig(env="DiffIntegrator-v0", steps=16, evaluations=1, test_states=2, overrides=SMALL_PPO)
+    train_rl(config, tmp_path / "run", progress=False)
     assert not list((tmp_path / "temporary").iterdir())
 
 

@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from bptt_envs.systems import Integrator
 from bptt_trainers import RunFolder, RunFolderError, TrainConfig, Trainer
 from bptt_trainers.records import files
-from bptt_trainers.rl.sb3 import BaselineConfig, load_baseline, train_baseline
+from bptt_trainers.rl.sb3 import RLConfig, load_rl, train_rl
 
 LONG = bool(os.environ.get("BPTT_TEST_LONG"))
 CONFIG = TrainConfig(
@@ -145,15 +145,15 @@ def test_a_run_ends_bit_for_bit_alike_after_a_fault_at_any_file_operation(
 @pytest.mark.parametrize(("how", "stride"), [("kill", 2), ("full", 4), (errno.EIO, 5)])
 def test_reinforcement_learning_begins_again_after_a_fault_at_any_file_operation(how, stride, tmp_path, monkeypatch):
     few = {"num_envs": 2, "n_steps": 8, "batch_size": 8, "n_epochs": 1, "hidden": [4]}
-    config = BaselineConfig(env="DiffIntegrator-v0", steps=16, evaluations=1, test_states=2, overrides=few)
-    expected = train_baseline(config, progress=False)
+    config = RLConfig(env="DiffIntegrator-v0", steps=16, evaluations=1, test_states=2, overrides=few)
+    expected = train_rl(config, progress=False)
     for at in count(0, 1 if LONG else stride):
         system, folder = FaultyOS(at, how), tmp_path / f"run{at}"
         with monkeypatch.context() as patch, contextlib.suppress(Killed, RunFolderError):
             patch.setattr(files, "os", system)
-            train_baseline(config, folder, progress=False)
-        train_baseline(config, folder, progress=False)
-        found = load_baseline(folder)
+            train_rl(config, folder, progress=False)
+        train_rl(config, folder, progress=False)
+        found = load_rl(folder)
         assert [point.test_loss for point in found.curve] == [point.test_loss for point in expected.curve]
         assert_same(dict(found.controller.policy.state_dict()), dict(expected.controller.policy.state_dict()))
         assert sorted(path.name for path in folder.iterdir()) == ["config.json", "curve.csv", "policy.pt"]

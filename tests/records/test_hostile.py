@@ -25,7 +25,7 @@ from bptt_trainers.analysis.diagnostics import read_diagnostics
 from bptt_trainers.analysis.run_fields import FieldsConfig, RunFields
 from bptt_trainers.records.curve import read_curve
 from bptt_trainers.records.files import TEXT_LIMIT, read_bytes, read_json, read_text
-from bptt_trainers.rl.sb3 import BaselineConfig, load_baseline, train_baseline
+from bptt_trainers.rl.sb3 import RLConfig, load_rl, train_rl
 
 LONG = bool(os.environ.get("BPTT_TEST_LONG"))
 TINY = TrainConfig(
@@ -374,10 +374,10 @@ def test_any_damage_of_the_metrics_is_an_error_in_words_or_no_matter(run):
 
 def test_a_folder_of_reinforcement_learning_is_safe_too(tmp_path):
     small = {"num_envs": 2, "n_steps": 8, "batch_size": 8, "n_epochs": 1}
-    config = BaselineConfig(env="DiffIntegrator-v0", steps=16, evaluations=1, test_states=2, overrides=small)
+    config = RLConfig(env="DiffIntegrator-v0", steps=16, evaluations=1, test_states=2, overrides=small)
     run = tmp_path / "run"
-    expected = train_baseline(config, run, progress=False).controller
-    found = load_baseline(run).controller
+    expected = train_rl(config, run, progress=False).controller
+    found = load_rl(run).controller
     observation = np.ones((1, 2), np.float32)
     assert found.predict(observation)[0] == expected.predict(observation)[0]
     stored, policy = json.loads((run / "config.json").read_text()), torch.load(run / "policy.pt")
@@ -385,18 +385,18 @@ def test_a_folder_of_reinforcement_learning_is_safe_too(tmp_path):
     for change in [{name: value} for name in names for value in (None, "x", [1], {"a": 1}, {"hidden": [10**9]})]:
         (run / "config.json").write_text(json.dumps(stored | change))
         with contextlib.suppress(RunFolderError):  # or it does not matter for what is loaded
-            assert load_baseline(run).controller.predict(observation)[0] == expected.predict(observation)[0]
+            assert load_rl(run).controller.predict(observation)[0] == expected.predict(observation)[0]
     (run / "config.json").write_text(json.dumps(stored))
     means = (policy | {"mean": mean} for mean in (None, torch.zeros(9)))
     for one in (None, {}, {"policy": {}}, *means, policy | {"policy": {}}):
         torch.save(one, run / "policy.pt")
         with pytest.raises(RunFolderError):
-            load_baseline(run)
+            load_rl(run)
     for name in ("config.json", "policy.pt", "curve.csv"):
         torch.save(policy, run / "policy.pt")
         (run / name).rename(tmp_path / name)
         os.mkfifo(run / name)
         with pytest.raises(RunFolderError, match="a FIFO"):
-            load_baseline(run)
+            load_rl(run)
         (run / name).unlink()
         (tmp_path / name).rename(run / name)

@@ -15,9 +15,9 @@ from stable_baselines3.common.vec_env import VecCheckNan
 from bptt_envs import DifferentiableEnv
 from bptt_envs.systems import CartPole, Integrator, MultiPole
 from bptt_trainers import RunFolderError, held_out_states, losses, rollout
-from bptt_trainers.controllers.floors import RandomController, ZeroController
+from bptt_trainers.controllers.baselines import RandomController, ZeroController
 from bptt_trainers.presets.presets import PRESETS, parse_overrides, preset
-from bptt_trainers.rl.sb3 import BaselineConfig, BaselineController, load_baseline, train_baseline
+from bptt_trainers.rl.sb3 import RLConfig, RLController, load_rl, train_rl
 from bptt_trainers.rl.sb3_env import SB3VecEnv
 from bptt_trainers.rl.view import RLView
 
@@ -136,7 +136,7 @@ def test_judging_a_known_controller_equals_its_rollout_on_the_system(objective):
     system = MultiPole(n_poles=2, horizon=HORIZON, objective=objective, max_force=20.0)
     states = start_states(system, 5)
     mean, var = np.linspace(-1, 1, 7), np.linspace(0.5, 2, 7)
-    controller = BaselineController(LinearPolicy(), mean, var)
+    controller = RLController(LinearPolicy(), mean, var)
 
     step = iter(range(HORIZON))
 
@@ -153,8 +153,8 @@ def test_judging_a_known_controller_equals_its_rollout_on_the_system(objective):
 
 
 def test_the_judge_agrees_with_stable_baselines3():
-    config = BaselineConfig(env_options={"horizon": HORIZON}, steps=256, evaluations=1, overrides=TINY)
-    controller = train_baseline(config, progress=False).controller
+    config = RLConfig(env_options={"horizon": HORIZON}, steps=256, evaluations=1, overrides=TINY)
+    controller = train_rl(config, progress=False).controller
     system = config.judged_system()
     env = SB3VecEnv(system, 4)
     states = start_states(system, 4)
@@ -222,7 +222,7 @@ def test_a_preset_is_its_row_with_the_overrides():
 )
 def test_wrong_settings_are_refused_in_words(method, overrides, message):
     with pytest.raises(ValueError, match=message):
-        BaselineConfig(method=method, overrides=overrides)
+        RLConfig(method=method, overrides=overrides)
 
 
 def test_overrides_from_the_command_line():
@@ -237,14 +237,14 @@ def test_overrides_from_the_command_line():
 
 
 def test_cos_sin_is_chosen_where_the_system_has_it_unless_the_user_does():
-    assert BaselineConfig().judged_system().observation_shape == (5,)
-    assert BaselineConfig(overrides={"observation": "state"}).judged_system().observation_shape == (4,)
-    assert BaselineConfig(env_options={"observation": "state"}).judged_system().observation_shape == (4,)
-    assert BaselineConfig(env="DiffIntegrator-v0").judged_system().observation_shape == (1,)
+    assert RLConfig().judged_system().observation_shape == (5,)
+    assert RLConfig(overrides={"observation": "state"}).judged_system().observation_shape == (4,)
+    assert RLConfig(env_options={"observation": "state"}).judged_system().observation_shape == (4,)
+    assert RLConfig(env="DiffIntegrator-v0").judged_system().observation_shape == (1,)
 
 
 def test_trained_on_one_objective_and_judged_by_another():
-    config = BaselineConfig(overrides={"objective": "continuous"})
+    config = RLConfig(overrides={"objective": "continuous"})
     assert config.trained_system().objective == "continuous"
     assert config.judged_system().objective == "final"
 
@@ -255,8 +255,8 @@ INTEGRATOR = {"env": "DiffIntegrator-v0", "evaluations": 4, "test_states": 64}
 
 
 def test_ppo_learns():
-    config = BaselineConfig(**INTEGRATOR, steps=8192, overrides=TINY | {"n_epochs": 8, "learning_rate": 3e-3})
-    curve = train_baseline(config, progress=False).curve
+    config = RLConfig(**INTEGRATOR, steps=8192, overrides=TINY | {"n_epochs": 8, "learning_rate": 3e-3})
+    curve = train_rl(config, progress=False).curve
     assert curve[0].simulator_steps == 0
     assert curve[-1].simulator_steps == 8192
     assert [point.simulator_steps for point in curve] == sorted({point.simulator_steps for point in curve})
@@ -266,14 +266,14 @@ def test_ppo_learns():
 
 def test_sac_learns():
     overrides = {"num_envs": 8, "learning_starts": 128, "batch_size": 64, "gradient_steps": 2, "hidden": (32,)}
-    config = BaselineConfig(**INTEGRATOR, method="SAC", steps=2048, overrides=overrides | {"learning_rate": 3e-3})
-    curve = train_baseline(config, progress=False).curve
+    config = RLConfig(**INTEGRATOR, method="SAC", steps=2048, overrides=overrides | {"learning_rate": 3e-3})
+    curve = train_rl(config, progress=False).curve
     assert curve[-1].test_loss < 0.2 < 0.5 < curve[0].test_loss
 
 
 def test_the_last_evaluation_is_that_of_the_controller_that_is_kept():
-    config = BaselineConfig(**INTEGRATOR, steps=500, overrides=TINY)
-    run = train_baseline(config, progress=False)
+    config = RLConfig(**INTEGRATOR, steps=500, overrides=TINY)
+    run = train_rl(config, progress=False)
     system = config.judged_system()
     loss = run.controller.evaluate(system, held_out_states(system, 64)).mean()
     assert run.curve[-1].test_loss == pytest.approx(float(loss), rel=1e-6)
@@ -282,8 +282,8 @@ def test_the_last_evaluation_is_that_of_the_controller_that_is_kept():
 
 def test_same_seed_gives_the_same_run_and_leaves_torchs_generator_alone():
     def run(seed):
-        config = BaselineConfig(**INTEGRATOR, steps=256, seed=seed, overrides=TINY)
-        return [point.test_loss for point in train_baseline(config, progress=False).curve]
+        config = RLConfig(**INTEGRATOR, steps=256, seed=seed, overrides=TINY)
+        return [point.test_loss for point in train_rl(config, progress=False).curve]
 
     before = torch.get_rng_state()
     assert run(0) == run(0) != run(1)
@@ -291,40 +291,40 @@ def test_same_seed_gives_the_same_run_and_leaves_torchs_generator_alone():
 
 
 def test_a_finished_run_is_loaded_and_not_computed_again(tmp_path):
-    config = BaselineConfig(**INTEGRATOR, steps=256, overrides=TINY)
-    run = train_baseline(config, tmp_path / "run", progress=False)
+    config = RLConfig(**INTEGRATOR, steps=256, overrides=TINY)
+    run = train_rl(config, tmp_path / "run", progress=False)
     files = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()}
     assert sorted(files) == ["config.json", "curve.csv", "policy.pt"]
-    again = train_baseline(config, tmp_path / "run", progress=False)
+    again = train_rl(config, tmp_path / "run", progress=False)
     assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()} == files
     assert again.curve == run.curve
     system = config.judged_system()
     states = start_states(system, 20)
-    for other in (again, load_baseline(tmp_path / "run")):
+    for other in (again, load_rl(tmp_path / "run")):
         torch.testing.assert_close(
             other.controller.evaluate(system, states), run.controller.evaluate(system, states), rtol=0, atol=0
         )
 
 
 def test_an_interrupted_run_starts_again(tmp_path):
-    config = BaselineConfig(**INTEGRATOR, steps=256, overrides=TINY)
-    train_baseline(config, tmp_path, progress=False)
+    config = RLConfig(**INTEGRATOR, steps=256, overrides=TINY)
+    train_rl(config, tmp_path, progress=False)
     for name in ("curve.csv", "policy.pt"):  # the order in which they are missing after a kill
         (tmp_path / name).unlink()
         with pytest.raises(RunFolderError, match=r"no finished run|cannot read"):
-            load_baseline(tmp_path)
-        train_baseline(config, tmp_path, progress=False)
+            load_rl(tmp_path)
+        train_rl(config, tmp_path, progress=False)
         assert (tmp_path / "curve.csv").exists()
         (tmp_path / "curve.csv").unlink()
 
 
 def test_a_folder_of_another_run_is_refused_with_the_difference(tmp_path):
-    train_baseline(BaselineConfig(**INTEGRATOR, steps=256, overrides=TINY), tmp_path, progress=False)
+    train_rl(RLConfig(**INTEGRATOR, steps=256, overrides=TINY), tmp_path, progress=False)
     with pytest.raises(RunFolderError, match="seed: 0 in the folder, 1 asked for"):
-        train_baseline(BaselineConfig(**INTEGRATOR, steps=256, seed=1, overrides=TINY), tmp_path, progress=False)
-    changed = BaselineConfig(**INTEGRATOR, steps=256, overrides=TINY | {"gamma": 0.9})
+        train_rl(RLConfig(**INTEGRATOR, steps=256, seed=1, overrides=TINY), tmp_path, progress=False)
+    changed = RLConfig(**INTEGRATOR, steps=256, overrides=TINY | {"gamma": 0.9})
     with pytest.raises(RunFolderError, match=r"gamma: 1\.0 in the folder, 0.9 asked for"):
-        train_baseline(changed, tmp_path, progress=False)
+        train_rl(changed, tmp_path, progress=False)
 
 
 class Hostile:
@@ -333,10 +333,10 @@ class Hostile:
 
 
 def test_a_policy_from_a_stranger_runs_no_code(tmp_path):
-    train_baseline(BaselineConfig(**INTEGRATOR, steps=256, overrides=TINY), tmp_path, progress=False)
+    train_rl(RLConfig(**INTEGRATOR, steps=256, overrides=TINY), tmp_path, progress=False)
     (tmp_path / "policy.pt").write_bytes(pickle.dumps(Hostile()))
     with pytest.raises(RunFolderError, match=r"cannot read .*policy\.pt"):
-        load_baseline(tmp_path)
+        load_rl(tmp_path)
 
 
 def test_stable_baselines3_is_imported_only_where_it_is_used():
@@ -346,10 +346,10 @@ def test_stable_baselines3_is_imported_only_where_it_is_used():
 
 
 def test_a_run_is_loaded_with_its_own_settings_when_the_presets_have_changed(tmp_path, monkeypatch):
-    config = BaselineConfig(**INTEGRATOR, steps=256, overrides=TINY)
-    before = train_baseline(config, tmp_path, progress=False)
+    config = RLConfig(**INTEGRATOR, steps=256, overrides=TINY)
+    before = train_rl(config, tmp_path, progress=False)
     monkeypatch.setitem(PRESETS["PPO"], "activation", "tanh")
-    loaded = load_baseline(tmp_path)
+    loaded = load_rl(tmp_path)
     assert loaded.config.settings() == before.config.settings() | {"activation": "relu"}
     states = held_out_states(before.config.judged_system(), 4)
     system = before.config.judged_system()

@@ -26,7 +26,7 @@ from bptt_trainers import (
 )
 from bptt_trainers.cli import main
 from bptt_trainers.directions.policy_gradient import choose_engine
-from bptt_trainers.rl.sb3 import BaselineConfig, load_baseline, train_baseline
+from bptt_trainers.rl.sb3 import RLConfig, load_rl, train_rl
 from bptt_trainers.rl.sb3_env import SB3VecEnv
 from bptt_trainers.rl.view import RLView
 
@@ -147,17 +147,17 @@ def test_the_view_of_reinforcement_learning_shows_the_time_once(dense):
 
 def test_it_learns_the_same_whether_or_not_the_environment_shows_the_time(tmp_path):
     def run(name, **options):
-        config = BaselineConfig(
+        config = RLConfig(
             env_options={"horizon": 4} | options, steps=32, evaluations=2, test_states=4, overrides=TINY_PPO
         )
-        return train_baseline(config, tmp_path / name, progress=False)
+        return train_rl(config, tmp_path / name, progress=False)
 
     plain, shown = run("plain"), run("shown", observe_time=True)
     assert [point.test_loss for point in shown.curve] == [point.test_loss for point in plain.curve]
     systems = [one.config.judged_system() for one in (plain, shown)]
     assert [type(system) for system in systems] == [CartPole, Timed]
     expected = plain.controller.evaluate(systems[0], start(systems[0], dtype=torch.float32))
-    loaded = load_baseline(tmp_path / "shown").controller
+    loaded = load_rl(tmp_path / "shown").controller
     for controller in (shown.controller, plain.controller, loaded):
         states = start(systems[1], dtype=torch.float32)
         assert torch.equal(controller.evaluate(systems[1], states), expected)

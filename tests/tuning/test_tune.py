@@ -24,7 +24,7 @@ from bptt_trainers.comparison.methods import BPTT, METHODS
 from bptt_trainers.presets.presets import parse_overrides
 from bptt_trainers.records.claim import locked
 from bptt_trainers.records.curve import CurvePoint
-from bptt_trainers.rl.sb3 import BaselineConfig, train_baseline
+from bptt_trainers.rl.sb3 import RLConfig, train_rl
 from bptt_trainers.training.start_states import validation_states
 from bptt_trainers.tuning import store as storing
 from bptt_trainers.tuning import study as studying
@@ -250,16 +250,16 @@ def test_training_validation_and_held_out_states_are_disjoint():
 
 
 def test_trials_never_see_the_held_out_states(tmp_path, monkeypatch):
-    from bptt_trainers.rl import sb3 as baselines
+    from bptt_trainers.rl import sb3
     from bptt_trainers.training import trainer
 
     seen = []
     monkeypatch.setattr(
         trainer.Trainer, "evaluate", lambda self, states: seen.append(states) or float(states.square().mean())
     )
-    judged = baselines.BaselineController.evaluate
+    judged = sb3.RLController.evaluate
     monkeypatch.setattr(
-        baselines.BaselineController,
+        sb3.RLController,
         "evaluate",
         lambda self, system, states: seen.append(states) or judged(self, system, states),
     )
@@ -415,22 +415,22 @@ def test_confirming_that_is_interrupted_goes_on(tmp_path, curves, monkeypatch):
 
 
 def test_reinforcement_learning_ends_where_its_report_says_so():
-    config = BaselineConfig(env="DiffIntegrator-v0", steps=640, evaluations=20, overrides=TINY["PPO"])
+    config = RLConfig(env="DiffIntegrator-v0", steps=640, evaluations=20, overrides=TINY["PPO"])
     points = []
-    run = train_baseline(config, progress=False, report=lambda point: points.append(point) or len(points) < 3)
+    run = train_rl(config, progress=False, report=lambda point: points.append(point) or len(points) < 3)
     assert list(run.curve)[:3] == points[:3]
     assert len(run.curve) <= 4
     assert run.curve[-1].simulator_steps < 640
 
 
 def test_a_folder_of_reinforcement_learning_holds_whole_runs_on_the_held_out_states_only(tmp_path):
-    config = BaselineConfig(env="DiffIntegrator-v0", steps=64, overrides=TINY["PPO"])
+    config = RLConfig(env="DiffIntegrator-v0", steps=64, overrides=TINY["PPO"])
     states = validation_states(config.judged_system(), 4)
     for given in ({"judged_states": states}, {"report": lambda point: True}):
         with pytest.raises(ValueError, match="folder must be None"):
-            train_baseline(config, tmp_path / "run", **given)
+            train_rl(config, tmp_path / "run", **given)
     with pytest.raises(ValueError, match="judged_states"):
-        train_baseline(config, judged_states=torch.zeros(3, 7))
+        train_rl(config, judged_states=torch.zeros(3, 7))
     assert not (tmp_path / "run").exists()
 
 

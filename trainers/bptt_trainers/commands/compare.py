@@ -169,10 +169,10 @@ def compare_aloud(config: ComparisonConfig) -> Comparison:
 
 def draw(config: ComparisonConfig) -> Path:
     """Animate one held-out episode of the first seed: untrained, rule C, PPO. Returns the file."""
-    from bptt_trainers.rl.sb3 import load_baseline  # with it comes stable-baselines3
+    from bptt_trainers.rl.sb3 import load_rl  # with it comes stable-baselines3
 
     C, PPO = (member_folder(config.out, method, config.seeds[0]) for method in ("C", "PPO"))
-    run, baseline = RunFolder(C), load_baseline(PPO)
+    run, ppo = RunFolder(C), load_rl(PPO)
     settings = run.train_config()
     system = run.make_env().system
     untrained = default_controller(
@@ -185,9 +185,9 @@ def draw(config: ComparisonConfig) -> Path:
     }
     if isinstance(system, Timed):  # is drawn as the system within
         trajectories = {name: replace(one, states=system.inner(one.states)) for name, one in trajectories.items()}
-    system = baseline.config.judged_system()
+    system = ppo.config.judged_system()
     start = held_out_states(system, config.test_states)[:1]
-    trajectories["PPO"] = baseline.controller.rollout(system, start)
+    trajectories["PPO"] = ppo.controller.rollout(system, start)
     out = config.out / "swing-up.gif"
     save_animation(system, trajectories, out, width=960)
     return out

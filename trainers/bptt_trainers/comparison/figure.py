@@ -40,15 +40,15 @@ def curves_figure(curves: Mapping[tuple[str, int], Curve], title: str = "") -> F
     by_method: dict[str, list[Curve]] = {}
     for (method, _), curve in curves.items():
         by_method.setdefault(method, []).append(curve)
-    floors = [method for method, runs in by_method.items() if len(runs[0]) == 1]
-    looks = looks_of([method for method in by_method if method not in floors])
+    baselines = [method for method, runs in by_method.items() if len(runs[0]) == 1]
+    looks = looks_of([method for method in by_method if method not in baselines])
     for axes, (of, name) in zip(panels, AXES.items(), strict=True):
         style_axes(axes)
         log_axes(axes)
         for method, runs in by_method.items():
-            if method in floors:
+            if method in baselines:
                 level = float(np.median([curve[0].test_loss for curve in runs]))
-                style = line_style(1 + floors.index(method))
+                style = line_style(1 + baselines.index(method))
                 axes.axhline(level, color=rgb(MUTED), linewidth=1.2, linestyle=style, label=method)
             else:
                 draw_band(axes, series_of(runs, of), looks[method], method, RANGE)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Protocol
 
 from bptt_envs import DifferentiableEnv, System, make_env
 from bptt_envs.checks import nearest
-from bptt_trainers.controllers.floors import RandomController, ZeroController
+from bptt_trainers.controllers.baselines import RandomController, ZeroController
 from bptt_trainers.directions.rollout import Policy, losses, rollout
 from bptt_trainers.directions.rules import RULES
 from bptt_trainers.presets.presets import (
@@ -180,9 +180,9 @@ class RL:
 
     def run(self, budget: Budget, overrides: Mapping[str, Any], seed: int, folder: Path, title: str | None) -> Curve:
         """Train, or load the finished run in `folder`."""
-        from bptt_trainers.rl.sb3 import BaselineConfig, train_baseline  # slow to import, and not always needed
+        from bptt_trainers.rl.sb3 import RLConfig, train_rl  # slow to import, and not always needed
 
-        config = BaselineConfig(
+        config = RLConfig(
             method=self.method,
             env=budget.env,
             env_options=budget.env_options,
@@ -193,11 +193,11 @@ class RL:
             preset=budget.preset,
             overrides={**self.changes, **overrides},
         )
-        return train_baseline(config, folder, progress=title is not None).curve
+        return train_rl(config, folder, progress=title is not None).curve
 
 
 @dataclass(frozen=True)
-class Floor:
+class Baseline:
     """A controller that learns nothing.
 
     Args:
@@ -229,6 +229,6 @@ METHODS: dict[str, Method] = {
     "C-turned": BPTT("C", {"combine": "turned"}),
     "PPO": RL("PPO"),
     "SAC": RL("SAC"),
-    "zero": Floor("never acts", lambda system, seed: ZeroController(system)),
-    "random": Floor("acts uniformly at random", RandomController),
+    "zero": Baseline("never acts", lambda system, seed: ZeroController(system)),
+    "random": Baseline("acts uniformly at random", RandomController),
 }

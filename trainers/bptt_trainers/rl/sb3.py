@@ -60,7 +60,7 @@ _OWN = (
 
 
 @dataclass(frozen=True)
-class BaselineConfig:
+class RLConfig:
     """Settings of one run of reinforcement learning.
 
     Raises:
@@ -119,7 +119,7 @@ class BaselineConfig:
         return build_system(self.env, options, self.env)
 
 
-class BaselineController:
+class RLController:
     """A policy of stable-baselines3 with its normalisation, frozen: from observations of `RLView` to its actions.
 
     Deterministic. Actions are shares of the system's action range, in [-1, 1]; `rollout` gives back the
@@ -159,7 +159,7 @@ class BaselineController:
     def rollout(self, system: System, initial_states: Tensor) -> Trajectory:
         """Run one episode from each of `initial_states`, (B, *state_shape), in the system's own units.
 
-        `system` is one that `BaselineConfig.judged_system` gave, or one with the same observation.
+        `system` is one that `RLConfig.judged_system` gave, or one with the same observation.
         """
         view = RLView(system)
         return view.inner_trajectory(rollout(view, self, view.at_start(initial_states)))
@@ -170,22 +170,22 @@ class BaselineController:
 
 
 @dataclass(frozen=True)
-class BaselineRun:
+class RLRun:
     """A finished run."""
 
-    config: BaselineConfig
-    controller: BaselineController
+    config: RLConfig
+    controller: RLController
     curve: Curve
 
 
-def train_baseline(
-    config: BaselineConfig,
+def train_rl(
+    config: RLConfig,
     folder: Path | None = None,
     progress: bool = True,
     *,
     judged_states: Tensor | None = None,
     report: Report | None = None,
-) -> BaselineRun:
+) -> RLRun:
     """Train a controller by reinforcement learning.
 
     With a folder, it holds config.json, curve.csv and policy.pt (the weights and the normalisation, as
@@ -203,7 +203,7 @@ def train_baseline(
         ValueError: if a folder is given with `judged_states` or `report`: it holds whole runs on the held-out states.
         RunFolderError: if the folder holds a run of another configuration, is in use, or cannot be written.
     """
-    checks.instance("config", config, BaselineConfig, "a BaselineConfig")
+    checks.instance("config", config, RLConfig, "a RLConfig")
     folder = None if folder is None else checks.path("folder", folder)
     if folder is not None and not (judged_states is None and report is None):
         raise ValueError(
@@ -221,8 +221,8 @@ def train_baseline(
 
 
 def _train(
-    config: BaselineConfig, folder: Path | None, progress: bool, judged_states: Tensor | None, report: Report | None
-) -> BaselineRun:
+    config: RLConfig, folder: Path | None, progress: bool, judged_states: Tensor | None, report: Report | None
+) -> RLRun:
     with _apart():
         model, normalize = _build(config)
         model.set_logger(Logger(folder=None, output_formats=[]))  # its own would make a temporary folder
@@ -237,10 +237,10 @@ def _train(
         data, _ = packed({"policy": model.policy.state_dict(), "mean": mean, "var": var}, str(folder))
         write_atomic(folder / "policy.pt", data)
         write_atomic(folder / "curve.csv", curve_to_csv(evaluation.curve).encode())
-    return BaselineRun(config, controller, evaluation.curve)
+    return RLRun(config, controller, evaluation.curve)
 
 
-def load_baseline(folder: Path) -> BaselineRun:
+def load_rl(folder: Path) -> RLRun:
     """Load a finished run; nothing in its folder can run code.
 
     Raises:
@@ -253,16 +253,16 @@ def load_baseline(folder: Path) -> BaselineRun:
         if objects:
             raise RunFolderError(
                 f"{folder} was trained with {', '.join(objects)} among the options of its environment, which no file "
-                "holds; call train_baseline with the same configuration."
+                "holds; call train_rl with the same configuration."
             )
         stored = _of_today(stored)
-        config = BaselineConfig(**{name: stored[name] for name in _SETTINGS})
+        config = RLConfig(**{name: stored[name] for name in _SETTINGS})
         if not same(plain(config.settings()), stored["settings"]):  # the presets have changed since
             config = replace(config, overrides=stored["settings"])
     return _load(folder, config)
 
 
-def _load(folder: Path, config: BaselineConfig) -> BaselineRun:
+def _load(folder: Path, config: RLConfig) -> RLRun:
     try:
         data = read_bytes(folder / "policy.pt")
     except FileNotFoundError as error:
@@ -284,8 +284,8 @@ def _load(folder: Path, config: BaselineConfig) -> BaselineRun:
         policy.load_state_dict(weights)
         if not mean.shape == var.shape == RLView(config.judged_system()).observation_shape:
             raise ValueError(f"its normalisation is of shapes {tuple(mean.shape)}, {tuple(var.shape)}")
-        controller = BaselineController(policy, mean.numpy(), var.numpy())
-    return BaselineRun(config, controller, curve)
+        controller = RLController(policy, mean.numpy(), var.numpy())
+    return RLRun(config, controller, curve)
 
 
 class _Evaluation(BaseCallback):
@@ -293,7 +293,7 @@ class _Evaluation(BaseCallback):
 
     def __init__(
         self,
-        config: BaselineConfig,
+        config: RLConfig,
         normalize: VecNormalize,
         progress: bool,
         judged_states: Tensor | None,
@@ -358,15 +358,15 @@ def _apart() -> Iterator[None]:
         random.setstate(of_python)
 
 
-def _build(config: BaselineConfig) -> tuple[BaseAlgorithm, VecNormalize]:
+def _build(config: RLConfig) -> tuple[BaseAlgorithm, VecNormalize]:
     settings = config.settings()
     env = SB3VecEnv(config.trained_system(), settings["num_envs"], dense=settings["dense"])
     normalize = VecNormalize(
         env,
         norm_reward=settings["normalize_reward"],
         gamma=settings["gamma"],
-        clip_obs=BaselineController.CLIP,
-        epsilon=BaselineController.EPSILON,
+        clip_obs=RLController.CLIP,
+        epsilon=RLController.EPSILON,
     )
     model = ALGORITHMS[config.method](
         "MlpPolicy",
@@ -380,7 +380,7 @@ def _build(config: BaselineConfig) -> tuple[BaseAlgorithm, VecNormalize]:
     return model, normalize
 
 
-def _policy(config: BaselineConfig) -> BasePolicy:
+def _policy(config: RLConfig) -> BasePolicy:
     """The policy of `_build` without what trains it."""
     settings = config.settings()
     env = SB3VecEnv(config.judged_system(), 1)
@@ -401,19 +401,19 @@ def _learning_rate(settings: Preset) -> Callable[[float], float]:
     return learning_rate
 
 
-def _controller(model: BaseAlgorithm, normalize: VecNormalize) -> BaselineController:
+def _controller(model: BaseAlgorithm, normalize: VecNormalize) -> RLController:
     """The policy as it is, with the normalisation as it is now."""
     statistics = normalize.obs_rms
     assert isinstance(statistics, RunningMeanStd)  # a dict for dict observations only
-    return BaselineController(model.policy, statistics.mean.copy(), statistics.var.copy())
+    return RLController(model.policy, statistics.mean.copy(), statistics.var.copy())
 
 
 # config.json: the settings as given, then what they amount to
 
-_SETTINGS = tuple(BaselineConfig.__dataclass_fields__)
+_SETTINGS = tuple(RLConfig.__dataclass_fields__)
 
 
-def _describe(config: BaselineConfig) -> dict[str, Any]:
+def _describe(config: RLConfig) -> dict[str, Any]:
     versions = {module.__name__: module.__version__ for module in (bptt_envs, stable_baselines3, torch)}
     settings = {name: getattr(config, name) for name in _SETTINGS}
     described: dict[str, Any] = plain(settings | {"settings": config.settings(), "versions": versions})

@@ -63,9 +63,9 @@ def _learn_by_rule(method: BPTT, budget: Budget, settings: Mapping[str, Any], se
 
 
 def _learn_by_rl(method: RL, budget: Budget, settings: Mapping[str, Any], seed: int, report: Report) -> Curve:
-    from bptt_trainers.rl.sb3 import BaselineConfig, train_baseline  # slow to import, and not always needed
+    from bptt_trainers.rl.sb3 import RLConfig, train_rl  # slow to import, and not always needed
 
-    config = BaselineConfig(
+    config = RLConfig(
         method=method.method,
         env=budget.env,
         env_options=budget.env_options,
@@ -76,7 +76,7 @@ def _learn_by_rl(method: RL, budget: Budget, settings: Mapping[str, Any], seed: 
         overrides=settings,
     )
     states = validation_states(config.judged_system(), budget.test_states)
-    return train_baseline(config, progress=False, judged_states=states, report=report).curve
+    return train_rl(config, progress=False, judged_states=states, report=report).curve
 
 
 class _Reporting(Callback):

@@ -1,4 +1,4 @@
-"""Controllers that learn nothing: what a comparison should at least beat."""
+"""Baselines that learn nothing: what a comparison should at least beat."""
 
 from __future__ import annotations
 
