@@ -292,7 +292,7 @@ def test_wrong_settings_are_refused_before_any_work(tmp_path, changes, message):
 
 
 def test_the_rules_and_ppo_get_the_steps_asked_for_and_sac_at_most_its_own():
-    budget = Budget("DiffCartPole-v0", {}, 2_560_000, 100, 256)
+    budget = Budget("DiffCartPole-v0", {}, 2_560_000, 100, 256, "paper")
     assert METHODS["C"].settings(budget, {}) == METHODS["C"].settings(budget, {"clip": "none"})
     assert METHODS["PPO"].settings(budget, {})["max_steps"] > budget.steps
     assert METHODS["SAC"].settings(budget, {})["max_steps"] == 200_000

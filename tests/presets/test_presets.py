@@ -53,14 +53,14 @@ def test_the_row_is_that_which_agrees_in_most_options(options, rate):
 def test_an_id_or_method_without_a_row_has_what_is_sensible_everywhere():
     assert table.rule_preset("C", "DiffLQR-v0") == dict(ANYWHERE["C"].settings)
     assert table.rule_preset("M", "DiffCartPole-v0") == dict(ANYWHERE["M"].settings)
-    assert table.preset("SAC", "DiffMultiPole-v0", name="tuned") == table.preset("SAC", "DiffMultiPole-v0")
+    assert table.preset("SAC", "DiffMultiPole-v0") == table.preset("SAC", "DiffMultiPole-v0", name="paper")
 
 
 def test_overrides_count_before_the_tuned_row_and_that_before_the_papers():
     def gamma(**given):
         return table.preset("PPO", "DiffMultiPole-v0", **given)["gamma"]
 
-    assert (gamma(), gamma(name="tuned"), gamma(name="tuned", overrides={"gamma": 0.25})) == (1.0, 0.5, 0.25)
+    assert (gamma(name="paper"), gamma(), gamma(overrides={"gamma": 0.25})) == (1.0, 0.5, 0.25)
 
 
 def test_from_preset_makes_what_the_row_says_and_takes_changes():

@@ -196,7 +196,7 @@ def test_floors():
 
 
 def test_a_preset_is_its_row_with_the_overrides():
-    row = preset("PPO", "DiffCartPole-v0", {"num_envs": 128, "learning_rate": 1, "hidden": [32]})
+    row = preset("PPO", "DiffCartPole-v0", {"num_envs": 128, "learning_rate": 1, "hidden": [32]}, name="paper")
     assert row == PRESETS["PPO"] | {"num_envs": 128, "learning_rate": 1.0, "hidden": (32,)}
     assert preset("SAC", "DiffCartPole-v0", {"ent_coef": 0.1})["ent_coef"] == 0.1
     assert PRESETS["PPO"]["num_envs"] == 64

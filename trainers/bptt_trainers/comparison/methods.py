@@ -39,7 +39,7 @@ class Budget:
     steps: int  # simulator steps for training
     evaluations: int  # of reinforcement learning, while it learns
     test_states: int  # held-out start states
-    preset: PresetName = "paper"  # whose settings a method has, but for its own changes and overrides
+    preset: PresetName = "tuned"  # whose settings a method has, but for its own changes and overrides
 
     def make_env(self, **seen: Any) -> DifferentiableEnv:
         """The environment on whose objective every method is judged.

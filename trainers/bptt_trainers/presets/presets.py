@@ -132,7 +132,7 @@ def preset(
     env_id: str,
     overrides: Mapping[str, Any] | None = None,
     *,
-    name: PresetName = "paper",
+    name: PresetName = "tuned",
     options: Mapping[str, Any] | None = None,
 ) -> Preset:
     """The settings of PPO or SAC on `env_id`: the method's row, the id's own entries, the tuned ones, `overrides`.
