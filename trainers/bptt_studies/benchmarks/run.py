@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from bptt_studies.benchmarks.config import BenchmarkConfig, PartName, file_of
 from bptt_studies.benchmarks.limit import MEASURED_WITH
@@ -19,6 +18,7 @@ from bptt_trainers.host.machine import machine, versions
 from bptt_trainers.host.threads import available_cores
 from bptt_trainers.records.claim import Claim, locked, plain_differences
 from bptt_trainers.records.files import RunFolderError, exists, remove, understanding, write_atomic
+from bptt_trainers.records.progress import progress_bar
 from bptt_trainers.records.tables import Line, Row, matches, read_lines, to_csv
 
 
@@ -66,13 +66,7 @@ def _measure(config: BenchmarkConfig, out: Path, parts: Mapping[PartName, Part])
     for name, part in parts.items():
         lines = read_lines(file_of(out, name, "csv"))
         todo[name] = [cell for cell in part.cells(config) if not any(matches(line, cell) for line in lines)]
-    bar = tqdm(
-        total=sum(map(len, todo.values())),
-        desc="benchmark",
-        unit="cell",
-        dynamic_ncols=True,
-        mininterval=0.1 if sys.stderr.isatty() else 10.0,  # seconds; a log file wants few lines
-    )
+    bar = progress_bar("benchmark", sum(map(len, todo.values())), "cell")
     with bar:
         for name, cells in todo.items():
             for cell in cells:

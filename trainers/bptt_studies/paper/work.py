@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import re
-import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, as_completed
@@ -16,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from bptt_envs import System, make_env
 from bptt_studies.paper.experiments import EXPERIMENTS, Experiment, Tier, Variant
@@ -35,6 +33,7 @@ from bptt_trainers.presets.presets import tuned_row
 from bptt_trainers.records.claim import locked
 from bptt_trainers.records.files import RunFolderError
 from bptt_trainers.records.options import write_options
+from bptt_trainers.records.progress import progress_bar
 from bptt_trainers.training.callbacks import Callback
 from bptt_trainers.training.config import TrainConfig
 from bptt_trainers.training.ensemble import SHARED, Ensemble
@@ -311,14 +310,8 @@ def _workers(
     context = multiprocessing.get_context("spawn")
     with out_of_reach_of_the_terminal():  # it starts a process, too
         steps: Queue[Any] = context.Queue()
-    bar = tqdm(
-        total=sum(run.member.steps for run in todo),
-        desc=f"{len(todo)} runs",
-        unit="step",
-        unit_scale=True,
-        dynamic_ncols=True,
-        mininterval=0.5 if sys.stderr.isatty() else 30.0,  # seconds; a log file wants few lines
-        disable=not progress,
+    bar = progress_bar(
+        f"{len(todo)} runs", sum(run.member.steps for run in todo), "step", unit_scale=True, disable=not progress
     )
 
     def show() -> None:

@@ -11,7 +11,6 @@ from typing import Any
 import gymnasium as gym
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from bptt_envs import System
 from bptt_studies.benchmarks.memory import MIB, MemoryExceeded, Program, peak_memory
@@ -26,6 +25,7 @@ from bptt_trainers.host.machine import versions
 from bptt_trainers.host.threads import threads
 from bptt_trainers.records.claim import locked
 from bptt_trainers.records.files import RunFolderError
+from bptt_trainers.records.progress import progress_bar
 from bptt_trainers.training.config import TrainConfig
 from bptt_trainers.training.start_states import WEIGHTS, stream_seed, training_states
 from bptt_trainers.training.trainer import Trainer
@@ -55,14 +55,7 @@ def _scale(config: ScalingConfig) -> list[Measurement]:
     _check_same(path, done.values(), config)
     missing = [[p for p in AXES[name].points(name) if (name, p.value) not in done] for name in config.axes]
     count = sum(map(len, missing))
-    bar = tqdm(
-        total=count,
-        disable=count == 0,
-        desc="scaling",
-        unit="point",
-        dynamic_ncols=True,
-        mininterval=0.1 if sys.stderr.isatty() else 10.0,  # seconds; a log file wants few lines
-    )
+    bar = progress_bar("scaling", count, "point", disable=count == 0)
     with bar, threads(config.threads):
         for points in missing:
             for row in _measure(points, config, lambda doing: bar.set_postfix_str(doing, sys.stderr.isatty())):

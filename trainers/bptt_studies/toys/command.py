@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from bptt_studies.toys.toys import (
     KEEP_EVERY,
@@ -36,6 +35,7 @@ from bptt_studies.toys.toys import (
 from bptt_trainers.analysis.fields import SHOWN_RULES, Table
 from bptt_trainers.commands.output import aligned, file_list
 from bptt_trainers.records.files import write_atomic
+from bptt_trainers.records.progress import progress_bar
 from bptt_trainers.records.tables import to_csv
 
 FILES = {
@@ -71,7 +71,7 @@ class Toys:
 
     def run(self) -> None:
         """Compute, draw, and print the tables."""
-        with tqdm(total=2 + len(STRENGTHS), desc="toys", unit="part", dynamic_ncols=True) as bar:
+        with progress_bar("toys", 2 + len(STRENGTHS), "part") as bar:
             fields = toy_fields(integrator_sample())
             bar.update()
             adam = descents(integrator_sample(), square_grid(STARTS), LEARNING_RATES, STEPS, KEEP_EVERY)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from bptt_envs import System
 from bptt_envs.settings import Count, Positive, Seed, at_least, read
@@ -30,6 +28,7 @@ from bptt_trainers.analysis.planes import Plane, path_plane, random_plane, rules
 from bptt_trainers.directions.rules import Directions, flat
 from bptt_trainers.records.claim import Claim, locked, plain_differences
 from bptt_trainers.records.files import RunFolderError, exists, refuse_links, write_atomic
+from bptt_trainers.records.progress import progress_bar
 from bptt_trainers.training.run_folder import RunFolder
 from bptt_trainers.training.start_states import training_states
 
@@ -132,14 +131,7 @@ class RunFields:
             known = self._begin(out)
             points, checkpoints = (read_csv(out / name) if known else {} for name in (POINTS, CHECKPOINTS))
             missing = [epoch for epoch in self.slices if epoch not in points or epoch not in checkpoints]
-            with tqdm(
-                total=len(missing) * self.config.size**2,
-                desc="fields",
-                unit="point",
-                dynamic_ncols=True,
-                mininterval=0.1 if sys.stderr.isatty() else 10.0,  # seconds; a log file wants few lines
-                disable=not missing,
-            ) as bar:
+            with progress_bar("fields", len(missing) * self.config.size**2, "point", disable=not missing) as bar:
                 for epoch in missing:
                     piece = self.slices[epoch]
                     step = STENCIL_STEP * piece.radius

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from tqdm import tqdm
 from tyro.conf import Suppress
 
 from bptt_envs import DifferentiableEnv
@@ -31,6 +30,7 @@ from bptt_trainers.records.claim import Claim, in_words, locked, same
 from bptt_trainers.records.curve import Curve, curve_to_csv, read_curve
 from bptt_trainers.records.files import RunFolderError, exists, understanding, write_atomic
 from bptt_trainers.records.plain import plain
+from bptt_trainers.records.progress import progress_bar
 from bptt_trainers.records.tables import to_csv
 from bptt_trainers.training.callbacks import ProgressBar
 from bptt_trainers.training.config import TrainConfig
@@ -201,7 +201,7 @@ def _train_in_processes(config: ComparisonConfig, progress: bool) -> None:
     todo = [(m, s) for s in config.seeds for m in config.methods]
     todo = [(m, s) for m, s in todo if not exists(member_folder(config.out, m, s) / FINISHED)]
     module = ENTRIES[config.env].system.partition(":")[0]
-    bar = tqdm(total=len(todo), desc="runs", unit="run", dynamic_ncols=True, disable=not progress)
+    bar = progress_bar("runs", len(todo), "run", disable=not progress)
     with bar, pool(config.jobs, _begin_work, (module, config.threads)) as submit:
         for done in as_completed([submit(_run, config, method, seed, False) for method, seed in todo]):
             done.result()

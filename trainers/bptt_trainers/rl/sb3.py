@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -22,7 +21,6 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import Tensor, nn
-from tqdm import tqdm
 
 import bptt_envs
 from bptt_envs import System, checks
@@ -37,6 +35,7 @@ from bptt_trainers.records.claim import Claim, in_words, locked, same
 from bptt_trainers.records.curve import Curve, CurvePoint, Report, curve_to_csv, read_curve
 from bptt_trainers.records.files import RunFolderError, exists, read_bytes, understanding, write_atomic
 from bptt_trainers.records.plain import objects_in, plain
+from bptt_trainers.records.progress import progress_bar
 from bptt_trainers.rl.sb3_env import SB3VecEnv
 from bptt_trainers.rl.view import RLView
 from bptt_trainers.training.start_states import TRAINING, held_out_states, stream_seed
@@ -310,14 +309,8 @@ class _Evaluation(BaseCallback):
         self._goes_on = True
         self._interval = max(1, config.steps // config.evaluations)
         self._seconds = 0.0
-        self.bar = tqdm(
-            total=config.steps,
-            desc=f"{config.method} seed {config.seed}",
-            unit="step",
-            unit_scale=True,
-            dynamic_ncols=True,
-            mininterval=0.5 if sys.stderr.isatty() else 10.0,
-            disable=not progress,
+        self.bar = progress_bar(
+            f"{config.method} seed {config.seed}", config.steps, "step", unit_scale=True, disable=not progress
         )
 
     def _on_training_start(self) -> None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
+from bptt_trainers.records.progress import progress_bar
 from bptt_trainers.training.metrics import EpochMetrics
 
 if TYPE_CHECKING:
@@ -51,14 +49,7 @@ class ProgressBar(Callback):
             return
         self._left[trainer] = total - done
         if self._bar is None:
-            self._bar = tqdm(
-                total=total,
-                initial=done,
-                desc=self.title,
-                unit="update",
-                dynamic_ncols=True,
-                mininterval=0.1 if sys.stderr.isatty() else 10.0,  # seconds; a log file wants few lines
-            )
+            self._bar = progress_bar(self.title, total, "update", initial=done)
         else:
             self._bar.total += total
             for count in ("n", "initial", "last_print_n"):  # what was done before says nothing of the rate

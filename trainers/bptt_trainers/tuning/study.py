@@ -14,7 +14,6 @@ from multiprocessing.queues import Queue
 from typing import TYPE_CHECKING, Any
 
 import torch
-from tqdm import tqdm
 
 from bptt_envs.checks import instance
 from bptt_trainers.host.processes import end_with_parent, out_of_reach_of_the_terminal, pool
@@ -22,6 +21,7 @@ from bptt_trainers.host.threads import threads
 from bptt_trainers.host.user_code import import_module, raised_by_user, told
 from bptt_trainers.presets.presets import Preset
 from bptt_trainers.records.curve import CurvePoint, Report
+from bptt_trainers.records.progress import progress_bar
 from bptt_trainers.tuning.config import TuneConfig
 from bptt_trainers.tuning.outcome import Best, Study, as_row, write
 from bptt_trainers.tuning.score import LIMIT, area, best_possible, final, mean_score, score, so_far
@@ -198,13 +198,11 @@ def _done(store: Store) -> int:
 def _shown(store: Store, progress: bool) -> Iterator[Show]:
     """A bar over the trials of all methods, and a line for each that is finished here."""
     config = store.config
-    bar = tqdm(
-        total=(config.trials + config.confirm) * len(config.methods),
+    bar = progress_bar(
+        "trials",
+        (config.trials + config.confirm) * len(config.methods),
+        "trial",
         initial=_done(store),
-        desc="trials",
-        unit="trial",
-        dynamic_ncols=True,
-        mininterval=0.5 if sys.stderr.isatty() else 30.0,  # seconds; a log file wants few lines
         disable=not progress,
     )
 
