@@ -5,6 +5,8 @@ from __future__ import annotations
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from tqdm import tqdm
+
 from bptt_trainers.records.progress import progress_bar
 from bptt_trainers.training.metrics import EpochMetrics
 
