@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from bptt_trainers.directions.rules import (
 )
 from bptt_trainers.directions.surroundings import computing
 from bptt_trainers.records.files import RunFolderError, exists, read_bytes, write_atomic
+from bptt_trainers.records.tables import csv_text
 from bptt_trainers.training.callbacks import Callback
 from bptt_trainers.training.metrics import EpochMetrics
 
@@ -221,26 +221,23 @@ _ARRAYS = ("norms", "cosine", "agreement", "adjoints", "growth")
 
 def to_csv(diagnoses: Sequence[Diagnosis]) -> str:
     """A line an epoch: the norms by layer, the angles, and how much the horizon multiplies feedback in all."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     first = diagnoses[0]
-    writer.writerow(
-        [
-            "epoch",
-            *(f"norm_{rule}_{layer}" for rule in RULES_SHOWN for layer in first.layers),
-            *(f"cosine_{pair}" for pair in PAIRS),
-            *(f"agreement_{pair}" for pair in PAIRS),
-            "adjoint_first_R",
-            "adjoint_first_M",
-            "adjoint_last",
-            *(f"log10_growth_{loop}_loop" for loop in LOOPS),
-        ]
-    )
+    columns = [
+        "epoch",
+        *(f"norm_{rule}_{layer}" for rule in RULES_SHOWN for layer in first.layers),
+        *(f"cosine_{pair}" for pair in PAIRS),
+        *(f"agreement_{pair}" for pair in PAIRS),
+        "adjoint_first_R",
+        "adjoint_first_M",
+        "adjoint_last",
+        *(f"log10_growth_{loop}_loop" for loop in LOOPS),
+    ]
+    rows = []
     for one in diagnoses:
         ends = [one.adjoints[0, 0], one.adjoints[1, 0], one.adjoints[0, -1]]
         values = [*one.norms.flatten(), *one.cosine, *one.agreement, *ends, *one.growth[:, 0]]
-        writer.writerow([one.epoch, *(f"{value:.6g}" for value in values)])
-    return text.getvalue()
+        rows.append([one.epoch, *(f"{value:.6g}" for value in values)])
+    return csv_text(columns, rows)
 
 
 def to_npz(diagnoses: Sequence[Diagnosis]) -> bytes:

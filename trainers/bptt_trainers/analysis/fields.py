@@ -7,7 +7,6 @@ a gradient has no rotation there; those of M and C need not be one.
 from __future__ import annotations
 
 import csv
-import io
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,6 +21,7 @@ from bptt_trainers.directions.policy_gradient import stacked_engine
 from bptt_trainers.directions.remembering import remembering
 from bptt_trainers.directions.rules import MODIFIED, REGULAR, RULES, Directions, combined
 from bptt_trainers.records.files import RunFolderError, read_text
+from bptt_trainers.records.tables import csv_text
 
 SHOWN_RULES = ("R", "M", "C")
 OF_A_RULE = ("a", "b", "norm", "curl", "rotation")
@@ -155,12 +155,12 @@ def rotation_of(jacobian: Tensor) -> tuple[Tensor, Tensor]:
 
 def to_csv(tables: Mapping[int, Table]) -> str:
     """Tables by epoch as CSV text, to 6 digits."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("epoch", *COLUMNS))
-    for epoch, table in tables.items():
-        writer.writerows((epoch, *(f"{value:.6g}" for value in row)) for row in zip(*table.values(), strict=True))
-    return text.getvalue()
+    rows = (
+        (epoch, *(f"{value:.6g}" for value in row))
+        for epoch, table in tables.items()
+        for row in zip(*table.values(), strict=True)
+    )
+    return csv_text(("epoch", *COLUMNS), rows)
 
 
 def read_csv(path: Path) -> dict[int, Table]:

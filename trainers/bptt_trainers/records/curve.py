@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import csv
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
 from bptt_trainers.records.files import RunFolderError, read_text
+from bptt_trainers.records.tables import csv_text
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,7 @@ COLUMNS = tuple(field.name for field in fields(CurvePoint))
 
 def curve_to_csv(curve: Curve) -> str:
     """The curve as CSV text with a header line."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows(astuple(point) for point in curve)
-    return text.getvalue()
+    return csv_text(COLUMNS, map(astuple, curve))
 
 
 def read_curve(path: Path) -> list[CurvePoint]:

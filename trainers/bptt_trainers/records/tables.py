@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,16 @@ Line = dict[str, str]
 
 
 def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows as CSV text with a header line."""
+    """Rows of the same columns, at least one, as CSV text with a header line."""
+    return csv_text(list(rows[0]), (list(row.values()) for row in rows))
+
+
+def csv_text(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, header: bool = True) -> str:
+    """Rows of cells as CSV text, with a line of the columns before them unless it is for a file that has one."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
+    writer = csv.writer(text, lineterminator="\n")
+    if header:
+        writer.writerow(columns)
     writer.writerows(rows)
     return text.getvalue()
 

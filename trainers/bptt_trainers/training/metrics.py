@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import csv
-import io
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
 from bptt_trainers.records.files import RunFolderError, read_text
+from bptt_trainers.records.tables import csv_text
 
 
 @dataclass(frozen=True)
@@ -46,12 +46,7 @@ _WHOLE = {field.name for field in fields(EpochMetrics) if field.type == "int"}
 
 def to_csv(rows: Sequence[EpochMetrics], header: bool = True) -> str:
     """The rows as CSV text."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    if header:
-        writer.writerow(COLUMNS)
-    writer.writerows(astuple(row) for row in rows)
-    return text.getvalue()
+    return csv_text(COLUMNS, map(astuple, rows), header=header)
 
 
 def read_csv(path: Path) -> list[EpochMetrics]:
