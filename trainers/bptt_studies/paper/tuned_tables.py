@@ -126,7 +126,7 @@ def headline_table(tasks: Sequence[TaskResults]) -> Table:
             row |= {"loss at the end": median_cell(results, "final"), "stuck": stuck}
             rows.append(row)
     below = (
-        "Held-out loss, median over the runs [quartiles], on the very same environment with forces up to 50 N; each "
+        "Held-out loss, median over the runs [quartiles], on the very same environment, with the same bounds of the actions; each "
         f"run alone on one core, the rules compiled. *Stuck*: ended above {STUCK:g} times the untrained loss."
     )
     return Table(rows, below if rows else "")
