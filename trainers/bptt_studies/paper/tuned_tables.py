@@ -33,7 +33,6 @@ RULES = ("R", "M", "S", "C", "C turned")
 
 
 HEADLINE = ("C", "R", "PPO", "PPO by hand")
-STUCK = 0.1
 
 
 @dataclass(frozen=True)
@@ -120,14 +119,15 @@ def headline_table(tasks: Sequence[TaskResults]) -> Table:
             if target is None or label not in methods:
                 continue
             results = methods[label]
-            stuck = sum(result.final_loss > STUCK * result.untrained_loss for result in results)
+            stuck = sum(result.final_loss**2 > result.untrained_loss * target.loss for result in results)
             row: Row = {"task, level": f"{task.title}, {target.loss:g}", "method": label, "runs": len(results)}
             row |= {"to the level: steps, seconds (runs)": to_level_cell(task, results, target.loss)}
             row |= {"loss at the end": median_cell(results, "final"), "stuck": stuck}
             rows.append(row)
     below = (
-        "Held-out loss, median over the runs [quartiles], on the very same environment, with the same bounds of the actions; each "
-        f"run alone on one core, the rules compiled. *Stuck*: ended above {STUCK:g} times the untrained loss."
+        "Held-out loss, median over the runs [quartiles], on the very same environment, with the same bounds of the "
+        "actions; each run alone on one core, the rules compiled. *Stuck*: ended nearer to the untrained loss than to "
+        "the level, by their ratios."
     )
     return Table(rows, below if rows else "")
 
