@@ -285,7 +285,7 @@ def test_single_runs_that_diverged_are_triangles_not_left_out():
         assert triangle.get_offsets()[:, axis].tolist() == [losses.max()]
 
 
-def test_a_band_is_that_of_the_quartiles_where_all_runs_have_values():
+def test_a_band_is_that_of_the_quartiles_between_the_medians_of_starts_and_ends():
     figure = rules_figure(task(*rules(names="C")))
     (line,) = [line for line in figure.axes[0].lines if line.get_label() == "C"]
     assert line.get_ydata() == pytest.approx([2.0, 1.0, 0.06, 0.06])
@@ -294,7 +294,7 @@ def test_a_band_is_that_of_the_quartiles_where_all_runs_have_values():
     axes = rules_figure(task(*rules(names="C"))).axes[0]
     draw_band(axes, [(np.array([0.0, 4.0]), np.ones(2)), (np.array([1.0, 2.0]), np.ones(2))], Look("black", "-"), "two")
     places = axes.lines[-1].get_xdata()
-    assert (places[0], places[-1]) == (1.0, 2.0)
+    assert (places[0], places[-1]) == (0.5, 3.0)
 
 
 def test_a_run_that_comes_late_counts_by_its_first_value_until_then():

@@ -74,10 +74,10 @@ def draw_band(
 ) -> None:
     """Draw the median of several runs and the band between two quantiles; a single run as it is.
 
-    Runs that were evaluated at different places are interpolated, linearly in the logarithm of the loss, where all of
-    them have values; the places are spaced as the scale of the axes is, which is to be set before. Where there is no
-    such place, they are those between the medians of the runs' starts and ends; where these are one place, each run is
-    drawn as it is.
+    Runs that were evaluated at different places are interpolated, linearly in the logarithm of the loss, between the
+    medians of their starts and ends, so that one late run does not hide the others; the places are spaced as the scale
+    of the axes is, which is to be set before. A run counts by its first value before its start, by its last one after
+    its end. Where the medians are one place, each run is drawn as it is.
 
     Args:
         axes: where to draw.
@@ -92,13 +92,11 @@ def draw_band(
     if all(np.array_equal(places[0], x) for x in places):
         grid, values = places[0], np.stack(logs)
     else:
-        start, end = max(x[0] for x in places), min(x[-1] for x in places)
-        if start > end:  # where half of them are: a run counts by its first value before it, by its last one after it
-            start, end = (float(np.median([x[i] for x in places])) for i in (0, -1))
-            if start >= end:
-                for i, (x, y) in enumerate(series):
-                    draw_curve(axes, x, y, look, None if i else label, linewidth / 2)
-                return
+        start, end = (float(np.median([x[i] for x in places])) for i in (0, -1))
+        if start >= end:
+            for i, (x, y) in enumerate(series):
+                draw_curve(axes, x, y, look, None if i else label, linewidth / 2)
+            return
         space = np.geomspace if axes.get_xscale() == "log" else np.linspace
         grid = space(start, end, POINTS)
         values = np.stack([np.interp(grid, x, y) for x, y in zip(places, logs, strict=True)])
