@@ -138,15 +138,17 @@ def test_the_width_of_the_screen_is_as_it_was_afterwards(monkeypatch):
 
 
 @pytest.fixture
-def ctrl_c():
-    """Ctrl-C as in a terminal: the job of a shell in the background ignores it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+def signals():
+    """Signals as in a terminal: the job of a shell in the background ignores Ctrl-C, one under nohup SIGHUP."""
+    wanted = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in wanted.items()}
     yield
-    signal.signal(signal.SIGINT, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)])
-@pytest.mark.usefixtures("ctrl_c")
+@pytest.mark.usefixtures("signals")
 def test_a_signal_ends_in_order_and_only_once(number, code):
     before = signal.getsignal(signal.SIGTERM)
     with ended_in_order() as ended:
