@@ -1,8 +1,8 @@
 """Rule C by hand: a pole swung up with nothing but bptt_envs and torch, to be read from top to bottom.
 
-    python scripts/by_hand.py --updates 600
+    python scripts/by_hand.py --updates 800
 
-A minute or two; `Trainer` does the same by a faster engine, with checkpoints, evaluation and resuming.
+A minute or so; `Trainer` does the same by a faster engine, with checkpoints, evaluation and resuming.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def main(updates: int, batch: int) -> None:
     sizes = (env.observe(env.initial_states(1)).shape[1], 64, 64)
     layers = [part for n, m in itertools.pairwise(sizes) for part in (nn.Linear(n, m), nn.ReLU())]
     controller = nn.Sequential(*layers, nn.Linear(sizes[-1], 1))
-    optimizer = torch.optim.Adam(controller.parameters(), lr=0.01, betas=(0.9, 0.95))
+    optimizer = torch.optim.Adam(controller.parameters(), lr=0.0125, betas=(0.9, 0.95))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, updates)
     held_out = env.initial_states(256)
     for update in range(updates + 1):
@@ -61,6 +61,6 @@ def main(updates: int, batch: int) -> None:
 
 if __name__ == "__main__":
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--updates", type=int, default=600)
-    options.add_argument("--batch", type=int, default=8, help="start states an update, new ones each time")
+    options.add_argument("--updates", type=int, default=800)
+    options.add_argument("--batch", type=int, default=4, help="start states an update, new ones each time")
     main(**vars(options.parse_args()))

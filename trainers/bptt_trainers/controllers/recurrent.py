@@ -7,6 +7,7 @@ these layer by layer, and many controllers at once as one batched product, for w
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, ClassVar
@@ -19,7 +20,7 @@ from bptt_trainers.controllers.controller import Controller
 from bptt_trainers.controllers.networks import Range, Squash, Tanh, glorot_linear, settings_of_squash, squash_of, widths
 
 
-class Recurrent(Controller):
+class Recurrent(Controller, ABC):
     """Cells that remember, then a linear layer; of it are `GRU` and `LSTM`.
 
     The memory starts at zero in every episode. Weights of the cells are uniform within 1 / sqrt(width), as torch draws
@@ -89,6 +90,7 @@ class Recurrent(Controller):
         actions: Tensor = self.head(x).view(-1, *self.action_shape)
         return actions if self.squash is None else self.squash(actions), torch.cat(remembered, dim=-1)
 
+    @abstractmethod
     def step(self, seen: Tensor, remembered: Tensor, before: list[Tensor]) -> list[Tensor]:
         """What a cell remembers next; the first of it is what it shows.
 
@@ -97,7 +99,6 @@ class Recurrent(Controller):
             remembered: what they get from what it showed before, likewise.
             before: what it remembered, PARTS of (B, width).
         """
-        raise NotImplementedError
 
 
 class GRU(Recurrent):

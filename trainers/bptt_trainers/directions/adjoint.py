@@ -18,7 +18,7 @@ from bptt_envs import System
 from bptt_trainers.directions.linear_layer import LinearLayer, is_linear
 from bptt_trainers.directions.parameter_hooks import after_hooks, unhooked
 from bptt_trainers.directions.recursion import SegmentSlopes, Sweep, dense_sweep, product_sweep
-from bptt_trainers.directions.remembering import Remembering, acting
+from bptt_trainers.directions.remembering import acting, memory_size_of
 from bptt_trainers.directions.rollout import Trajectory, losses, rollout
 from bptt_trainers.directions.rules import Directions, Feedback
 
@@ -162,8 +162,7 @@ class AdjointEngine:
             by_action = by_action * bound
         tape = ControllerTape(self.controller, system, self.by_member(state, steps), self.layers)
         gain = self.by_time(tape.jacobian, steps)
-        memory = system.memory_size if isinstance(system, Remembering) else 0
-        slopes = SegmentSlopes(steps, by_state, by_action, by_next_state, bound, gain, memory)
+        slopes = SegmentSlopes(steps, by_state, by_action, by_next_state, bound, gain, memory_size_of(system))
         if system.dense_jacobians:
             sweep = dense_sweep(*system.linearize(state, bounded), slopes, adjoint, passes)
         else:
