@@ -16,13 +16,13 @@ from bptt_trainers.commands.environment import EnvOptions, Module, parse_options
 from bptt_trainers.commands.exits import Interrupted, checking_arguments
 from bptt_trainers.commands.output import aligned, file_list
 from bptt_trainers.comparison.compare import Comparison, ComparisonConfig, compare, member_folder
-from bptt_trainers.controllers.defaults import default_controller
 from bptt_trainers.directions.rollout import rollout
 from bptt_trainers.figures.animation import save_animation
 from bptt_trainers.host.threads import available_cores
 from bptt_trainers.presets.presets import parse_overrides
 from bptt_trainers.training.run_folder import RunFolder
-from bptt_trainers.training.start_states import WEIGHTS, held_out_states, stream_seed
+from bptt_trainers.training.start_states import held_out_states
+from bptt_trainers.training.trainer import initial_controller
 
 FILES = {
     "methods.md": "the table, for readers",
@@ -175,9 +175,7 @@ def draw(config: ComparisonConfig) -> Path:
     run, ppo = RunFolder(C), load_rl(PPO)
     settings = run.train_config()
     system = run.make_env().system
-    untrained = default_controller(
-        system, stream_seed(WEIGHTS, settings.seed), settings.hidden, settings.controller, squash=settings.squash
-    )
+    untrained = initial_controller(system, settings)
     start = held_out_states(system, config.test_states)[:1]
     trajectories = {
         "untrained": rollout(system, untrained, start),

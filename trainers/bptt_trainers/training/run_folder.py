@@ -106,7 +106,7 @@ def describe(env: Any, controller: nn.Module, config: TrainConfig, own: Mapping[
         "parts": _parts(controller),
         "tensors": tensors(controller),
     }
-    if type(controller) in CONTROLLERS.values():
+    if type(controller) in CONTROLLERS:
         description["settings"] = controller.settings
     return {
         "environment": environment,
@@ -438,7 +438,7 @@ class RunFolder:
         """
         with self.understanding("config.json"):
             stored = self.read_config()["controller"]
-            known = {kind.__name__: kind for kind in CONTROLLERS.values()}
+            known = {kind.__name__: kind for kind in CONTROLLERS}
             if stored["type"] in known and "settings" not in stored:
                 raise RunFolderError(
                     f"{self.path} was made by an earlier version; its controller cannot be rebuilt here."

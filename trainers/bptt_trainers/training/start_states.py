@@ -12,7 +12,8 @@ from bptt_envs import System, Timed, checks
 from bptt_envs.differentiable import check_batch
 from bptt_trainers.training.config import TrainConfig
 
-WEIGHTS, TRAINING, HELD_OUT, MASKS, VALIDATION, FRESH, ORDER = range(7)  # streams of random numbers that never meet
+WEIGHTS, TRAINING, HELD_OUT, MASKS, VALIDATION, FRESH, ORDER, NOISE = range(8)
+"""Streams of random numbers that never meet."""
 
 Draw = Callable[[int, torch.Generator], Tensor]
 """Draws (count, *state_shape) start states by a generator on the CPU."""

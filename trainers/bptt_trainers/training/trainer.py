@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from bptt_envs import System, check_system
 from bptt_envs.checks import instance
 from bptt_envs.differentiable import check_batch
+from bptt_trainers.controllers.controller import Controller
 from bptt_trainers.controllers.defaults import default_controller
 from bptt_trainers.controllers.networks import Squash
+from bptt_trainers.directions.augmented import draw_noise
 from bptt_trainers.directions.memory import refuse_memory
 from bptt_trainers.directions.policy_gradient import Choice, adjoint_engine, check_parameters, choose_engine, system_of
 from bptt_trainers.directions.rollout import losses, rollout
@@ -50,6 +52,7 @@ from bptt_trainers.training.run_folder import (
 )
 from bptt_trainers.training.start_states import (
     MASKS,
+    NOISE,
     WEIGHTS,
     Draw,
     StartStates,
@@ -128,8 +131,11 @@ class Trainer:
         self._on_cuda = self.device.type == "cuda"
         self.system: System = system_of(env)
         if controller is None:
-            controller = default_controller(
-                self.system, stream_seed(WEIGHTS, config.seed), config.hidden, config.controller, squash=config.squash
+            controller = initial_controller(self.system, config)
+        elif config.deviation != "none":
+            raise ValueError(
+                "deviation is for the controllers that TrainConfig names; give one of your own a noise_shape, as "
+                f"bptt_trainers.Gaussian has; got {config.deviation!r} for a {type(controller).__name__}."
             )
         elif config.squash and not isinstance(getattr(controller, "squash", None), Squash):
             raise ValueError(
@@ -152,7 +158,12 @@ class Trainer:
             self.test_states = checked_states("test_states", judged, self.system).to(parameter)
             self.trained_system = with_extra_cost(self.system, extra_cost, self.train_states)  # its loss is trained on
             self.choice: Choice = choose_engine(
-                self.trained_system, controller, self.train_states, config.engine, compile=config.compile
+                self.trained_system,
+                controller,
+                self.train_states,
+                config.engine,
+                compile=config.compile,
+                entropy=config.entropy,
             )
             if regularizer is not None:
                 regularizer_gradient(regularizer, self.controller, self.parameters.values())
@@ -291,19 +302,19 @@ class Trainer:
             query.loss = self.evaluate(query.states)
             return
         begin = time.perf_counter()
-        batch_losses, passes = self._passes(query.states, query.rule.passes, look=query.compare)
+        batch_losses, passes = self._passes(query, query.rule.passes, look=query.compare)
         answer_directions([query], batch_losses, passes, begin)
         if query.compare:
             if not {REGULAR, MODIFIED} <= passes.keys():
                 with left_as_it_was(self.controller):
-                    _, passes = self._passes(query.states, (REGULAR, MODIFIED), look=False)
+                    _, passes = self._passes(query, (REGULAR, MODIFIED), look=False)
             answer_comparisons([query], passes)
 
     def _passes(
-        self, states: Tensor, wanted: tuple[Feedback, ...], look: bool
+        self, query: DirectionQuery, wanted: tuple[Feedback, ...], look: bool
     ) -> tuple[Tensor, dict[Feedback, Tensor]]:
         """Losses (1, B), and directions (1, n) of each pass."""
-        batch_losses, passes = self.choice.engine(states, wanted, look=look)
+        batch_losses, passes = self.choice.engine(query.states, wanted, noise=query.noise, look=look)
         stacks = {feedback: {n: d.unsqueeze(0) for n, d in one.items()} for feedback, one in passes.items()}
         return batch_losses.unsqueeze(0), flattened(stacks, self.parameters)
 
@@ -364,11 +375,13 @@ class Trainer:
         self.parameters = found
 
     def _direction_query(self, states: Tensor, number: int, compare: bool) -> DirectionQuery:
-        generator = None
-        if self.config.combine == "random":  # made anew, so that a resumed run draws the same
-            generator = torch.Generator().manual_seed(stream_seed(MASKS, self.config.seed, number))
+        def drawing(stream: int) -> torch.Generator:  # made anew, so that a resumed run draws the same
+            return torch.Generator().manual_seed(stream_seed(stream, self.config.seed, number))
+
+        places = drawing(MASKS) if self.config.combine == "random" else None
         sizes = [parameter.numel() for parameter in self.parameters.values()]
-        return DirectionQuery(states, self.rule, self.config.combine, compare, sizes, generator)
+        noise = draw_noise(self.controller, self.system.horizon, states, drawing(NOISE))
+        return DirectionQuery(states, self.rule, self.config.combine, compare, sizes, places, noise)
 
     def _regularize(self, query: DirectionQuery) -> None:
         """Add the gradient of the regularizer to the direction of a query."""
@@ -488,6 +501,19 @@ class Trainer:
     def _call(self, hook: str, *arguments: Any) -> None:
         for callback in self.callbacks:
             getattr(callback, hook)(self, *arguments)
+
+
+def initial_controller(system: System, config: TrainConfig) -> Controller:
+    """The untrained controller that a configuration names."""
+    return default_controller(
+        system,
+        stream_seed(WEIGHTS, config.seed),
+        config.hidden,
+        config.controller,
+        squash=config.squash,
+        deviation=config.deviation,
+        initial_deviation=config.initial_deviation,
+    )
 
 
 def available_device(name: str) -> torch.device:
