@@ -180,13 +180,17 @@ def _largest_singular_value(matrices: Tensor) -> Tensor:
 class Diagnostics(Callback):
     """Diagnoses the first batch of training states before training and after each epoch.
 
-    Args:
-        folder: where diagnostics.csv (a line an epoch) and diagnostics.npz (everything) are kept; None keeps
-            them in memory, in `diagnoses`.
+    They are kept in diagnostics.csv (a line an epoch) and diagnostics.npz (everything) in the run folder; of a run
+    without one in memory, in `diagnoses`.
+
+    Raises:
+        ValueError: if the adjoint engine cannot serve the controller of the run.
     """
 
-    def __init__(self, folder: Path | None = None) -> None:
-        self.folder = folder
+    def __init__(self, run: Trainer) -> None:
+        with computing(run.train_states):
+            adjoint_engine(run.trained_system, run.controller, run.train_states, PURPOSE)
+        self.folder = None if run.folder is None else run.folder.path
         self.diagnoses: list[Diagnosis] = []
 
     def on_fit_start(self, trainer: Trainer) -> None:
@@ -269,7 +273,7 @@ def read_diagnostics(path: Path) -> list[Diagnosis]:
                 for i, epoch in enumerate(data["epoch"])
             ]
     except FileNotFoundError as error:
-        raise RunFolderError(f"{path} is not there: train with diagnostics=True (bptt train --diagnostics).") from error
+        raise RunFolderError(f"{path} is not there: train with record=['diagnostics'] (--record).") from error
     except RunFolderError:
         raise
     except Exception as error:  # NumPy raises many kinds for a damaged file

@@ -35,6 +35,9 @@ class Callback:
     def on_fit_end(self, trainer: Trainer) -> None:
         """At the end, also after Ctrl-C or an error."""
 
+    def on_finish(self, trainer: Trainer) -> None:
+        """After `on_fit_end`, if nothing went wrong: the folder is as training leaves it."""
+
 
 class ProgressBar(Callback):
     """A bar over the updates with loss and time left; one bar for all members of an ensemble, with median losses."""

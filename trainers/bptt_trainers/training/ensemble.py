@@ -138,9 +138,6 @@ class Ensemble:
                     self._answer(key, group)
                 ended = {run.index for run in due if not self._advance(run)}
                 under_way = [run for run in under_way if run.index not in ended]
-        for i, member in enumerate(self.members):
-            if i not in self.errors:
-                member.draw_if_new()
         return [member.history for member in self.members]
 
     def _advance(self, run: _Run) -> bool:

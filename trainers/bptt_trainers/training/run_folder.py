@@ -37,6 +37,7 @@ from bptt_trainers.records.files import (
 from bptt_trainers.records.plain import EVAL, code_line, content, objects_in, parts, plain, tensor_line, tensors
 from bptt_trainers.training.config import TrainConfig
 from bptt_trainers.training.metrics import EpochMetrics, read_csv, to_csv
+from bptt_trainers.training.recorders import RECORDERS
 
 # Settings that do not change what has been computed so far: a run may be continued with others. (The number of epochs
 # does where `epochs_count`.)
@@ -46,13 +47,14 @@ CHANGEABLE = (
     "device",
     "on_nonfinite",
     "keep_every",
-    "diagnostics",
-    "tensorboard",
-    "pictures",
+    "record",
     "out",
 )
 
 EPOCHS_COUNT = " (its step sizes follow from the number of epochs: choose it when training begins)"
+
+FLAGS = {"tensorboard": True, "pictures": True, "diagnostics": False}
+"""What earlier versions had in the place of `record`, with the defaults."""
 
 KEPT = "checkpoints"  # the folder in a run folder of those that are kept along training
 
@@ -133,13 +135,21 @@ def as_trained(config: Config) -> str:
     return json.dumps(config | {"controller": controller})
 
 
+def of_today(training: Mapping[str, Any]) -> Config:
+    """Training settings as config.json says them now."""
+    flags = FLAGS | {name: on for name, on in training.items() if name in FLAGS}
+    rest = {name: value for name, value in training.items() if name not in FLAGS}
+    return {"record": [name for name, on in flags.items() if on]} | rest
+
+
 def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
     """What differs between two configurations in a way that makes them different runs, a line each."""
     known = ("environment", "controller", "training", "own")
     said = {part: stored[part] for part in known if isinstance(stored.get(part), Mapping)}
+    said |= {"training": of_today(said["training"])} if "training" in said else {}
     younger = [f"{part}.{name}." for part, name in YOUNGER if name not in said.get(part, {})]
     old = _flat(asdict(TrainConfig()), "training")  # of a setting that is younger than the folder
-    old |= {k: v for part in known for k, v in _flat(stored.get(part), part).items()}
+    old |= {k: v for part in known for k, v in _flat(said.get(part, stored.get(part)), part).items()}
     new = {k: v for part in known for k, v in _flat(wanted.get(part), part).items()}
     ignored = {f"training.{name}" for name in CHANGEABLE}
     if epochs_count(wanted):
@@ -380,23 +390,41 @@ class RunFolder:
     def train_config(self, **changes: Any) -> TrainConfig:
         """The stored training settings, with `changes`.
 
+        Recorders of the user's own are left out, unless they are registered or among the changes: a folder, which may
+        be a stranger's, names no code to run.
+
         Raises:
             RunFolderError: if config.json cannot be used.
             ValueError: if a change is out of range.
         """
         with self.understanding("config.json"):
-            stored = self.read_config()["training"]
+            stored = of_today(self.read_config()["training"])
+            record = changes.get("record", [name for name in stored["record"] if name in RECORDERS])
             hidden = None if stored["hidden"] is None else tuple(stored["hidden"])
             betas = tuple(stored.get("adam_betas", TrainConfig.adam_betas))
             for name, largest in LARGEST.items():
                 _check_size(name, stored.get(name), largest)
-            config = TrainConfig(**(stored | {"hidden": hidden, "adam_betas": betas, "out": self.path}))
+            config = TrainConfig(
+                **(stored | {"hidden": hidden, "adam_betas": betas, "record": record, "out": self.path})
+            )
         return replace(config, **changes)
 
-    def check_complete(self) -> None:
-        """Raise RunFolderError if training goes on only with code or states of the user's own, which no file holds."""
+    def check_complete(self, record: Sequence[str] | None = None) -> None:
+        """Raise RunFolderError if training goes on only with code or states of the user's own, which no file holds.
+
+        Args:
+            record: the recorders with which it is to go on; None: those of the folder.
+        """
         with self.understanding("config.json"):
-            own = dict(self.read_config().get("own", {}))
+            stored = self.read_config()
+            own = dict(stored.get("own", {}))
+            record = of_today(stored["training"])["record"] if record is None else ()
+            foreign = [str(name) for name in record if name not in RECORDERS]
+        if foreign:
+            raise RunFolderError(
+                f"{self.path} was recorded by {', '.join(foreign)}, code of its user's own, which is not run because a "
+                f"folder names it: say so again, --record {' '.join(map(str, record))}, or name others."
+            )
         if own:
             named = ", ".join(f"{name}={str(line).rpartition(' ')[0]}" for name, line in own.items())  # without digests
             raise RunFolderError(

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from bptt_trainers.records.files import RunFolderError, append, list_names, remove, write_atomic
 from bptt_trainers.training.callbacks import Callback
 from bptt_trainers.training.metrics import EpochMetrics
+from bptt_trainers.training.recorders import folder_of
 
 if TYPE_CHECKING:
     from bptt_trainers.training.trainer import Trainer
@@ -31,8 +32,8 @@ class TensorBoardLog(Callback):
 
     SUFFIX: ClassVar[str] = ".stable-bptt"  # of its files; other event files in the folder are left alone
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, run: Trainer) -> None:
+        self.folder = folder_of(run, "tensorboard")
         self._path: Path | None = None  # None: it writes nothing
         self._size = 0
 

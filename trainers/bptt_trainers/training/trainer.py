@@ -19,12 +19,12 @@ from bptt_envs.differentiable import check_batch
 from bptt_trainers.controllers.defaults import default_controller
 from bptt_trainers.controllers.networks import Squash
 from bptt_trainers.directions.memory import refuse_memory
-from bptt_trainers.directions.policy_gradient import Choice, adjoint_engine, check_parameters, choose_engine, system_of
+from bptt_trainers.directions.policy_gradient import Choice, check_parameters, choose_engine, system_of
 from bptt_trainers.directions.rollout import losses, rollout
 from bptt_trainers.directions.rules import MODIFIED, REGULAR, Feedback, get_rule
 from bptt_trainers.directions.snapshot import evaluating, left_as_it_was
 from bptt_trainers.directions.surroundings import computing
-from bptt_trainers.records.files import RunFolderError, modified
+from bptt_trainers.records.files import RunFolderError
 from bptt_trainers.training.callbacks import Callback
 from bptt_trainers.training.config import TrainConfig
 from bptt_trainers.training.loss_terms import Regularizer, StepCost, regularizer_gradient, with_extra_cost
@@ -38,7 +38,7 @@ from bptt_trainers.training.queries import (
     answer_directions,
     flattened,
 )
-from bptt_trainers.training.recorders import recorder
+from bptt_trainers.training.recorders import recorders
 from bptt_trainers.training.run_folder import (
     Checkpoint,
     RunFolder,
@@ -157,15 +157,9 @@ class Trainer:
             if regularizer is not None:
                 regularizer_gradient(regularizer, self.controller, self.parameters.values())
             self._regularizer = regularizer
-            if config.diagnostics:
-                adjoint_engine(self.trained_system, controller, self.train_states, "diagnostics")
         self.folder = None if config.out is None else RunFolder(config.out)
-        self.callbacks = list(callbacks)
-        if self.folder is not None and config.tensorboard:
-            self.callbacks.append(recorder("tensorboard", self.folder.path))
-        if config.diagnostics:
-            self.callbacks.append(recorder("diagnostics", None if self.folder is None else self.folder.path))
         self.history: list[EpochMetrics] = []
+        self.seconds = 0.0
         self._last: Checkpoint = {}
         self.best_train_loss = math.inf
         own = {
@@ -177,6 +171,7 @@ class Trainer:
             "schedule": schedule,
         }
         self._description = describe(env, controller, config, {n: one for n, one in own.items() if one is not None})
+        self.callbacks = [*callbacks, *recorders(self)]
 
     @property
     def train_states(self) -> Tensor:
@@ -218,7 +213,6 @@ class Trainer:
         with self.session(), closing(self.training()) as training:
             for query in training:
                 self.answer(query)
-        self.draw_if_new()
         return self.history
 
     def evaluate(self, states: Tensor) -> float:
@@ -284,6 +278,7 @@ class Trainer:
             raise
         finally:
             self._call("on_fit_end")
+        self._call("on_finish")
 
     def answer(self, query: Query) -> None:
         """Compute what a query of this run's `training` asks for, within a `session`."""
@@ -309,7 +304,8 @@ class Trainer:
 
     def _epoch(self) -> Generator[Query, None, EpochMetrics]:
         direction_norms = []
-        skipped, seconds = 0, self.history[-1].seconds
+        skipped = 0
+        self.seconds = self.history[-1].seconds
         self._follow()
         with self._optimizer.training():
             epoch_states = self._start_states.of_epoch(self.epoch)
@@ -329,7 +325,7 @@ class Trainer:
                 else:
                     self._refuse_unless_skipping(update, query, objection)
                     skipped += 1
-                seconds += query.seconds + time.perf_counter() - begin
+                self.seconds += query.seconds + time.perf_counter() - begin
                 self._call("on_update_end", query.loss, query.norm)
         epoch = self.epoch + 1
         train_loss = yield from self._loss(self.train_states)
@@ -346,7 +342,7 @@ class Trainer:
             cosine=angle,
             skipped=skipped,
             simulator_steps=epoch * self.config.train_states * self.system.horizon,
-            seconds=seconds,
+            seconds=self.seconds,
         )
 
     def _follow(self) -> None:
@@ -395,16 +391,6 @@ class Trainer:
             "" if self.folder is None else f" {self.folder.path / 'last.pt'} holds the state after epoch {self.epoch}."
         )
         return f'{kept} Clip the direction, lower the learning rate, or set on_nonfinite="skip".'
-
-    def draw_if_new(self) -> None:
-        """Draw into the run folder, if there is one that is to have pictures and they are not of the last epoch."""
-        if self.folder is not None and self.config.pictures:
-            last = modified(self.folder.path / "last.pt")
-            if last == 0:
-                raise RunFolderError(f"{self.folder.path} has no last.pt any more: was it moved? Nothing was drawn.")
-            pictures = recorder("pictures", self.folder.path)
-            if pictures.older_than(last):
-                pictures.draw(self)
 
     # Where a run stands: `_last` holds the state after the last finished epoch
 
