@@ -17,8 +17,8 @@ from bptt_trainers.cli import main
 from bptt_trainers.comparison.compare import ComparisonConfig, compare
 from bptt_trainers.presets.presets import parse_overrides
 from bptt_trainers.training.optimizer import Optimizer
+from bptt_trainers.training.run import NonFiniteError
 from bptt_trainers.training.torch_optimizer import NAMES
-from bptt_trainers.training.trainer import NonFiniteError
 
 TINY = TrainConfig(epochs=3, batch_size=4, train_states=12, test_states=6, hidden=(8,), record=())
 OPTIONS = {

@@ -29,8 +29,9 @@ from bptt_trainers.presets.presets import PresetName, from_preset, rule_preset, 
 from bptt_trainers.training.callbacks import Callback, ProgressBar
 from bptt_trainers.training.config import Clip, OnNonfinite, TrainConfig
 from bptt_trainers.training.ensemble import Ensemble, variations
+from bptt_trainers.training.run import NonFiniteError
 from bptt_trainers.training.run_folder import RunFolder
-from bptt_trainers.training.trainer import NonFiniteError, Trainer
+from bptt_trainers.training.trainer import Trainer
 
 OptimizerOptions = Annotated[tuple[str, ...], UseAppendAction, arg(metavar="NAME=VALUE")]
 

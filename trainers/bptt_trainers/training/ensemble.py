@@ -26,6 +26,7 @@ from bptt_trainers.directions.policy_gradient import policy_gradient, stacked_en
 from bptt_trainers.directions.rules import MODIFIED, REGULAR, Feedback
 from bptt_trainers.directions.stacked import StackedEngine
 from bptt_trainers.directions.surroundings import computing
+from bptt_trainers.training.books import Checkpoint
 from bptt_trainers.training.callbacks import Callback
 from bptt_trainers.training.config import Clip, RuleName, TrainConfig
 from bptt_trainers.training.metrics import EpochMetrics
@@ -37,8 +38,8 @@ from bptt_trainers.training.queries import (
     answer_directions,
     flattened,
 )
-from bptt_trainers.training.run_folder import Checkpoint
-from bptt_trainers.training.trainer import NonFiniteError, Trainer
+from bptt_trainers.training.run import NonFiniteError
+from bptt_trainers.training.trainer import Trainer
 
 SHARED = ("controller", "hidden", "squash", "engine", "compile", "device")
 """Settings in which the members of an ensemble do not differ."""

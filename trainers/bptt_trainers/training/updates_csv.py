@@ -10,7 +10,7 @@ from bptt_trainers.training.callbacks import Callback
 from bptt_trainers.training.recorders import folder_of
 
 if TYPE_CHECKING:
-    from bptt_trainers.training.trainer import Trainer
+    from bptt_trainers.training.run import Run
 
 FILE = "updates.csv"
 COLUMNS = ("update", "epoch", "loss", "direction_norm", "seconds")
@@ -24,12 +24,12 @@ class UpdatesCSV(Callback):
     ahead of that is dropped when the run goes on.
     """
 
-    def __init__(self, run: Trainer) -> None:
+    def __init__(self, run: Run) -> None:
         self._path = folder_of(run, "csv") / FILE
         self._size = 0  # bytes of the file
         self._rows: list[tuple[int, int, float, float, float]] = []  # of the epoch in progress
 
-    def on_fit_start(self, trainer: Trainer) -> None:
+    def on_fit_start(self, trainer: Run) -> None:
         """Begin the file, or take it up after the last finished epoch."""
         lines = read_appended(self._path, COLUMNS) if exists(self._path) else []
         with understanding(self._path):
@@ -38,7 +38,7 @@ class UpdatesCSV(Callback):
         write_atomic(self._path, data)
         self._size, self._rows = len(data), []
 
-    def on_update_end(self, trainer: Trainer, loss: float, direction_norm: float) -> None:
+    def on_update_end(self, trainer: Run, loss: float, direction_norm: float) -> None:
         """Note the update; after the last one of an epoch, write."""
         number = trainer.epoch * trainer.updates_per_epoch + len(self._rows) + 1
         self._rows.append((number, trainer.epoch + 1, loss, direction_norm, trainer.seconds))
