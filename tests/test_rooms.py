@@ -31,7 +31,7 @@ MAY_IMPORT = {  # of the other rooms; what is not named here, all before it
     "records": {"host"},
     "directions": set(),
     "controllers": {"directions"},
-    "training": {"records", "directions", "controllers"},
+    "training": {"host", "records", "directions", "controllers"},
 }
 
 

@@ -20,7 +20,7 @@ SYSTEMS = [
     MultiPole(n_poles=2, horizon=9, objective="continuous"),
     Integrator(objective="continuous"),
 ]
-CONFIG = TrainConfig(epochs=3, batch_size=4, train_states=12, test_states=6, hidden=(8,), tensorboard=False)
+CONFIG = TrainConfig(epochs=3, batch_size=4, train_states=12, test_states=6, hidden=(8,), record=("pictures",))
 
 
 def setting(system, seed=0):
@@ -115,15 +115,15 @@ def test_growth_beyond_the_range_of_floats_is_a_number():
 
 def test_training_is_the_same_with_diagnostics_and_they_are_off_by_default(tmp_path):
     plain = Trainer(CartPole(horizon=10), config=CONFIG).fit()
-    watched = Trainer(CartPole(horizon=10), config=replace(CONFIG, diagnostics=True, out=tmp_path / "run")).fit()
+    watched = Trainer(CartPole(horizon=10), config=replace(CONFIG, record=("diagnostics",), out=tmp_path / "run")).fit()
     numbers = [[(row.train_loss, row.test_loss) for row in history] for history in (plain, watched)]
     assert numbers[0] == numbers[1]
-    assert not CONFIG.diagnostics
+    assert "diagnostics" not in TrainConfig().record
 
 
 def test_every_epoch_has_a_line_and_an_interrupted_run_ends_with_the_same(tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    config = replace(CONFIG, diagnostics=True)
+    config = replace(CONFIG, record=("diagnostics",))
     Trainer(CartPole(horizon=10), config=replace(config, out=whole)).fit()
     Trainer(CartPole(horizon=10), config=replace(config, out=cut, epochs=2)).fit()
     stale = read_diagnostics(cut / "diagnostics.npz")
@@ -141,7 +141,7 @@ def test_every_epoch_has_a_line_and_an_interrupted_run_ends_with_the_same(tmp_pa
 
 def test_a_run_that_had_none_may_have_them_from_then_on(tmp_path):
     Trainer(CartPole(horizon=10), config=replace(CONFIG, out=tmp_path, epochs=1)).fit()
-    Trainer(CartPole(horizon=10), config=replace(CONFIG, out=tmp_path, diagnostics=True)).fit()
+    Trainer(CartPole(horizon=10), config=replace(CONFIG, out=tmp_path, record=("diagnostics",))).fit()
     assert [one.epoch for one in read_diagnostics(tmp_path / "diagnostics.npz")] == [1, 2, 3]
 
 
@@ -157,7 +157,7 @@ class Mixing(nn.Module):
 
 
 def test_a_controller_without_adjoints_is_refused_before_any_work(tmp_path):
-    config = replace(CONFIG, diagnostics=True, engine="autograd", out=tmp_path / "run")
+    config = replace(CONFIG, record=("diagnostics",), engine="autograd", out=tmp_path / "run")
     with pytest.raises(ValueError, match=r"diagnostics need the adjoint engine, .*the other samples of the batch"):
         Trainer(CartPole(), Mixing(), config)
     assert not (tmp_path / "run").exists()
@@ -171,7 +171,7 @@ def test_what_is_not_a_number_agrees_with_nothing():
 
 
 def test_missing_and_damaged_files_are_errors_in_words(tmp_path):
-    with pytest.raises(RunFolderError, match="train with diagnostics=True"):
+    with pytest.raises(RunFolderError, match=r"train with record=\['diagnostics'\]"):
         read_diagnostics(tmp_path / "diagnostics.npz")
     (tmp_path / "diagnostics.npz").write_bytes(b"no archive")
     with pytest.raises(RunFolderError, match="damaged"):

@@ -290,7 +290,7 @@ def run(tmp_path, monkeypatch):
 def train(out, epochs=4, **settings):
 
     config = TrainConfig(
-        epochs=epochs, train_states=16, test_states=8, hidden=(6,), tensorboard=False, out=out, **settings
+        epochs=epochs, train_states=16, test_states=8, hidden=(6,), record=("pictures",), out=out, **settings
     )
     Trainer(gym.make("DiffCartPole-v0", horizon=10), config=config).fit()
 

@@ -26,9 +26,9 @@ from bptt_trainers.cli import COMMANDS, main, read_command
 ROOT = Path(__file__).parents[2]
 TINY = (
     "--preset paper --env-option horizon=10 --env-option max_force=50 --train-states 16 --test-states 16 --hidden 8 "
-    "--no-tensorboard"
+    "--record pictures"
 )
-INTEGRATOR = "--preset paper --env DiffIntegrator-v0 --train-states 8 --test-states 8 --no-tensorboard"
+INTEGRATOR = "--preset paper --env DiffIntegrator-v0 --train-states 8 --test-states 8 --record pictures"
 
 
 @pytest.fixture(autouse=True)
@@ -222,7 +222,7 @@ def test_render_refuses_a_file_of_another_kind(bptt):
 def test_option_values_have_the_type_of_the_option(bptt):
     texts = ["objective=continuous", "max_force=50", "horizon=7", "n_poles=3"]
     options = " ".join(f"--env-option {text}" for text in texts)
-    sizes = "--preset paper --epochs 1 --train-states 8 --test-states 8 --no-tensorboard"
+    sizes = "--preset paper --epochs 1 --train-states 8 --test-states 8 --record pictures"
     command = f"train --env DiffMultiPole-v0 {sizes} {options}"
     bptt(f"{command} --out bounded")
     made = RunFolder(Path("bounded")).make_env().system
@@ -232,13 +232,13 @@ def test_option_values_have_the_type_of_the_option(bptt):
 
 
 def test_a_matrix_is_given_as_python_writes_it(bptt):
-    sizes = "--epochs 1 --train-states 8 --test-states 8 --no-tensorboard"
+    sizes = "--epochs 1 --train-states 8 --test-states 8 --record pictures"
     bptt(f"train --env DiffLQR-v0 --env-option A=[[1,0.2],[0,1]] --env-option Q=none {sizes} --out run")
     assert RunFolder(Path("run")).make_env().system.A.tolist() == [[1.0, 0.2], [0.0, 1.0]]
 
 
 def test_a_run_with_diagnostics_is_drawn_and_told(bptt):
-    said = bptt(f"train {TINY} --epochs 2 --diagnostics --keep-every 1 --out run")
+    said = bptt(f"train {TINY} --epochs 2 --record diagnostics --keep-every 1 --out run")
     assert {"diagnose", "fields"} <= {line.split()[1] for line in said.splitlines() if line.startswith("  bptt ")}
     table = bptt("diagnose run --out run/seen.png").splitlines()
     assert Path("run/seen.png").read_bytes().startswith(b"\x89PNG")
@@ -249,7 +249,7 @@ def test_a_run_with_diagnostics_is_drawn_and_told(bptt):
 
 def test_a_long_option_value_makes_no_long_folder_name(bptt):
     matrix = "A=[[1,0.2],[0,1]]"
-    bptt(f"train --env DiffLQR-v0 --env-option {matrix} --epochs 1 --train-states 8 --test-states 8 --no-tensorboard")
+    bptt(f"train --env DiffLQR-v0 --env-option {matrix} --epochs 1 --train-states 8 --test-states 8 --record pictures")
     (folder,) = Path("runs").iterdir()
     assert re.fullmatch(r"DiffLQR-v0_A=[0-9a-f]{8}_C_seed0", folder.name)
 
@@ -259,7 +259,7 @@ def test_a_long_option_value_makes_no_long_folder_name(bptt):
 
 def test_a_run_without_diagnostics_says_how_to_have_them(bptt):
     bptt(f"train {TINY} --epochs 1 --out run")
-    assert "--diagnostics" in bptt("diagnose run", code=1)
+    assert "--record" in bptt("diagnose run", code=1)
 
 
 def test_a_folder_of_something_else_is_refused(bptt):
@@ -299,7 +299,7 @@ def test_a_run_that_blows_up_says_where_and_can_be_resumed_skipping(bptt):
 
 @pytest.mark.parametrize(("settings", "states"), [(TINY, 16), (INTEGRATOR, 8)])
 def test_train_resume_evaluate_render(bptt, settings, states):
-    said = bptt(f"train {settings} --epochs 2 --out runs/one --tensorboard")
+    said = bptt(f"train {settings} --epochs 2 --out runs/one --record tensorboard pictures")
     run = Path("runs/one")
     assert {"config.json", "metrics.csv", "last.pt", "best.pt", "learning_curve.png"} <= {
         path.name for path in run.iterdir()
@@ -332,7 +332,7 @@ def test_train_resume_evaluate_render(bptt, settings, states):
 
 def test_a_run_with_tuned_settings_is_taken_up_by_every_command_that_reads_a_run(bptt):
     seen = "--env-option observe_time=true --squash --start-states fresh --final-learning-rate 0"
-    bptt(f"train {TINY} {seen} --epochs 1 --keep-every 1 --diagnostics --out run")
+    bptt(f"train {TINY} {seen} --epochs 1 --keep-every 1 --record diagnostics --out run")
     assert "all 1 epochs are done" in bptt("resume run")
     assert len(bptt("evaluate run").splitlines()) == 2
     bptt("render run --out picture.png --width 400")
@@ -367,7 +367,7 @@ def test_an_environment_of_the_users_own(bptt, place, monkeypatch):
     try:
         said = bptt(
             "train --env my_envs:Slow-v0 --env-option gain=0.25 --env-option horizon=3 --env-option max_push=2 "
-            "--epochs 1 --train-states 8 --no-tensorboard --preset paper"
+            "--epochs 1 --train-states 8 --record pictures --preset paper"
         )
         assert "  bptt evaluate runs/Slow-v0_gain=0.25_horizon=3_max_push=2_C_seed0 --module my_envs\n" in said
         assert "gain: float, default 0.5\n      what multiplies it, without unit." in bptt("envs my_envs:Slow-v0")

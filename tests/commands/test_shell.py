@@ -16,7 +16,7 @@ from bptt_trainers.commands.shell import Sink, ended_in_order, safe_output, wide
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, closes streams as its shells do")
 
 LONG = pytest.mark.skipif(not os.environ.get("BPTT_TEST_LONG"), reason="set BPTT_TEST_LONG=1 for the long tests")
-TRAIN = ["train", "--env", "DiffIntegrator-v0", "--train-states", "8", "--test-states", "8", "--no-tensorboard"]
+TRAIN = ["train", "--env", "DiffIntegrator-v0", "--train-states", "8", "--test-states", "8", "--record", "pictures"]
 TRAIN += ["--epochs", "20", "--out", "run"]
 
 
@@ -71,7 +71,7 @@ def test_any_locale_any_width_and_any_name_will_do():
         "import os, sys\n"
         "from bptt_trainers.cli import main\n"
         "train = sys.argv[1:]\n"
-        "assert main([*train, '--diagnostics']) == 0\n"
+        "assert main([*train, '--record', 'diagnostics']) == 0\n"
         "assert main(['diagnose', train[-1]]) == 0\n"
         "assert main(['evaluate', train[-1]]) == 0\n"
         "assert main(['train', '--env', train[-1]]) == 2\n"

@@ -222,6 +222,15 @@ def test_a_comparison_of_a_version_that_knew_fewer_settings_goes_on(tmp_path):
         compare(replace(config, overrides={"C": TINY_BPTT | {"observe_time": True}}), progress=False)
 
 
+def test_a_comparison_of_a_version_that_had_a_flag_for_each_recorder_goes_on(finished):
+    config, comparison = finished
+    claim = config.out / "comparison.json"
+    said = json.loads(claim.read_text())
+    said["settings"]["C"]["diagnostics"] = False
+    claim.write_text(json.dumps(said))
+    assert compare(config, progress=False).table == comparison.table
+
+
 def test_a_folder_of_something_else_is_refused(tmp_path):
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(RunFolderError, match="holds other files and no comparison"):

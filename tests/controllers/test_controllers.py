@@ -11,7 +11,7 @@ from bptt_envs.systems import CartPole, Integrator, QuantumControl
 from bptt_trainers import MLP, ConvNet, Ensemble, RunFolder, RunFolderError, TrainConfig, Trainer, default_controller
 from bptt_trainers.controllers.networks import Squash
 
-TINY = TrainConfig(epochs=1, batch_size=4, train_states=8, test_states=6, hidden=(5, 4), tensorboard=False)
+TINY = TrainConfig(epochs=1, batch_size=4, train_states=8, test_states=6, hidden=(5, 4), record=("pictures",))
 
 
 def equivalent(controller):

@@ -139,9 +139,7 @@ def test_predict_is_the_mean_or_a_draw(kind):
     np.testing.assert_allclose(drawn.std(0), deviation, rtol=0.2)
 
 
-TINY = TrainConfig(
-    epochs=3, train_states=8, batch_size=4, test_states=8, hidden=(5,), deviation="constant", pictures=False
-)
+TINY = TrainConfig(epochs=3, train_states=8, batch_size=4, test_states=8, hidden=(5,), deviation="constant", record=())
 
 
 def system():
@@ -186,7 +184,8 @@ def test_members_of_an_ensemble_have_the_noise_that_each_has_alone():
 
 def test_every_update_has_noise_of_its_own():
     trainer = Trainer(system(), config=TINY)
-    first, again, other = (trainer._direction_query(trainer.train_states, i, False).noise for i in (0, 0, 1))
+    queries = (trainer.learner._direction_query(trainer.train_states, i, False) for i in (0, 0, 1))
+    first, again, other = (query.noise for query in queries)
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert first.shape == (6, 8, 1)
@@ -213,7 +212,7 @@ def test_a_bonus_or_a_deviation_for_who_has_none_is_refused():
     with pytest.raises(ValueError, match="initial_deviation has no effect where deviation is 'none'"):
         replace(TINY, deviation="none", initial_deviation=0.3)
     with pytest.raises(ValueError, match="diagnostics need a controller without memory and noise"):
-        Trainer(system(), config=replace(TINY, diagnostics=True))
+        Trainer(system(), config=replace(TINY, record=("diagnostics",)))
 
 
 @pytest.mark.parametrize("engine", ["auto", "autograd"])

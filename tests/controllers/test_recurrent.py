@@ -89,7 +89,9 @@ def test_widths_that_are_none_are_refused(hidden, message):
         GRU((3,), (1,), hidden)
 
 
-TINY = TrainConfig(epochs=3, train_states=8, batch_size=4, test_states=8, controller="gru", hidden=(5,), pictures=False)
+TINY = TrainConfig(
+    epochs=3, train_states=8, batch_size=4, test_states=8, controller="gru", hidden=(5,), record=("tensorboard",)
+)
 
 
 def system():
@@ -146,4 +148,4 @@ def test_a_hidden_memory_is_refused_with_the_way_to_do_it():
 
 def test_diagnostics_say_that_they_need_one_without_memory():
     with pytest.raises(ValueError, match="diagnostics need a controller without memory and noise; got a GRU"):
-        Trainer(system(), config=replace(TINY, diagnostics=True))
+        Trainer(system(), config=replace(TINY, record=("diagnostics",)))

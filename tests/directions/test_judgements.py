@@ -339,7 +339,7 @@ def test_a_frozen_layer_stays_and_a_thawed_one_moves(tmp_path):
         def on_epoch_end(self, trainer, metrics):
             seen.append(trainer.controller.first.weight.detach().clone())
 
-    config = TrainConfig(**SHORT | {"epochs": 4}, out=tmp_path / "run", pictures=False, tensorboard=False)
+    config = TrainConfig(**SHORT | {"epochs": 4}, out=tmp_path / "run", record=())
     whole = Trainer(system, Net(), config, [Watch(), Schedule()])
     whole.fit()
     assert not seen[0].equal(Net().first.weight)
@@ -348,7 +348,7 @@ def test_a_frozen_layer_stays_and_a_thawed_one_moves(tmp_path):
     assert seen[3].equal(seen[2])
 
     for epochs in (1, 2, 3, 4):  # stopped and taken up after each epoch, it is the same run
-        part = TrainConfig(**SHORT | {"epochs": epochs}, out=tmp_path / "parts", pictures=False, tensorboard=False)
+        part = TrainConfig(**SHORT | {"epochs": epochs}, out=tmp_path / "parts", record=())
         pieces = Trainer(system, Net(), part, [Schedule()])
         pieces.fit()
     for name, value in whole.controller.state_dict().items():

@@ -19,7 +19,7 @@ from bptt_trainers.cli import COMMANDS, main
 from bptt_trainers.comparison.compare import ComparisonConfig
 from bptt_trainers.host.user_code import raised_by_user
 
-SMALL = "--train-states 8 --test-states 8 --no-tensorboard --epochs 1"
+SMALL = "--train-states 8 --test-states 8 --record pictures --epochs 1"
 
 SYSTEM = """
 import bptt_envs.systems

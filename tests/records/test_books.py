@@ -25,9 +25,7 @@ from bptt_trainers.records.files import write_atomic
 from bptt_trainers.records.options import read_options, write_options
 from bptt_trainers.rl.sb3 import RLConfig, load_rl, train_rl
 
-TINY = TrainConfig(
-    epochs=3, batch_size=4, train_states=8, test_states=4, hidden=(4,), tensorboard=False, pictures=False
-)
+TINY = TrainConfig(epochs=3, batch_size=4, train_states=8, test_states=4, hidden=(4,), record=())
 SMALL_PPO = {"num_envs": 2, "n_steps": 8, "batch_size": 8, "n_epochs": 1}
 
 
@@ -421,7 +419,7 @@ class Move(Callback):
 @pytest.mark.parametrize("hook", ["update", "end"])
 def test_a_folder_that_is_moved_while_training_is_an_error_and_not_made_again(tmp_path, hook):
     with pytest.raises(RunFolderError, match="moved"):
-        trainer(tmp_path / "run", callbacks=[Move(tmp_path / "run", hook)], pictures=True, keep_every=1).fit()
+        trainer(tmp_path / "run", callbacks=[Move(tmp_path / "run", hook)], record=("pictures",), keep_every=1).fit()
     assert not (tmp_path / "run").exists()
     (tmp_path / "elsewhere").rename(tmp_path / "run")
     assert trainer(tmp_path / "run").fit()[-1].epoch == 3
@@ -478,10 +476,10 @@ def test_events_hold_the_epochs_that_the_metrics_hold(tmp_path):
                 raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        trainer(tmp_path, callbacks=[Stop()], tensorboard=True).fit()
-    trainer(tmp_path, epochs=2, tensorboard=False).fit()
+        trainer(tmp_path, callbacks=[Stop()], record=("tensorboard",)).fit()
+    trainer(tmp_path, epochs=2, record=("pictures",)).fit()
     for epochs in (3, 3, 4):
-        trainer(tmp_path, epochs=epochs, tensorboard=True).fit()
+        trainer(tmp_path, epochs=epochs, record=("tensorboard",)).fit()
         assert steps(tmp_path) == list(range(epochs + 1))
         assert len(list(tmp_path.glob("events.*"))) == 1
 
@@ -494,9 +492,9 @@ def test_a_disk_without_room_for_events_is_a_warning_and_training_goes_on(tmp_pa
 
     monkeypatch.setattr("bptt_trainers.training.tensorboard.append", full)
     with pytest.warns(UserWarning, match="TensorBoard gets no more events of this fit: No space left"):
-        assert trainer(tmp_path, tensorboard=True).fit()[-1].epoch == 3
+        assert trainer(tmp_path, record=("tensorboard",)).fit()[-1].epoch == 3
     monkeypatch.undo()
-    trainer(tmp_path, tensorboard=True).fit()
+    trainer(tmp_path, record=("tensorboard",)).fit()
     assert steps(tmp_path) == [0, 1, 2, 3]
 
 

@@ -19,7 +19,7 @@ from bptt_trainers.rl.sb3 import RLConfig, load_rl, train_rl
 
 LONG = bool(os.environ.get("BPTT_TEST_LONG"))
 CONFIG = TrainConfig(
-    epochs=3, batch_size=8, train_states=16, test_states=4, hidden=(4,), keep_every=2, pictures=False, seed=1
+    epochs=3, batch_size=8, train_states=16, test_states=4, hidden=(4,), keep_every=2, record=("tensorboard",), seed=1
 )
 OPERATIONS = (
     *("open", "write", "fsync", "ftruncate", "replace", "unlink", "makedirs"),

@@ -29,7 +29,7 @@ from bptt_trainers.rl.sb3 import RLConfig, load_rl, train_rl
 
 LONG = bool(os.environ.get("BPTT_TEST_LONG"))
 TINY = TrainConfig(
-    epochs=2, batch_size=4, train_states=8, test_states=4, hidden=(4,), tensorboard=True, pictures=False, keep_every=1
+    epochs=2, batch_size=4, train_states=8, test_states=4, hidden=(4,), record=("tensorboard",), keep_every=1
 )
 
 
@@ -172,7 +172,7 @@ def test_training_writes_nothing_outside_the_folder(run, tmp_path, plant):
     plant(run, victim)
     before = {path.name: path.read_bytes() for path in victim.iterdir()}
     readable = not (run / "diagnostics.npz").is_symlink()
-    config = RunFolder(run).train_config(epochs=3, pictures=True, diagnostics=readable)
+    config = RunFolder(run).train_config(epochs=3, record=("pictures", "diagnostics")[: 1 + readable])
     Trainer(RunFolder(run).make_env(), None, config).fit()
     assert {path.name: path.read_bytes() for path in victim.iterdir()} == before
     assert RunFolder(run).load("last")["epoch"] == 3

@@ -34,7 +34,7 @@ from bptt_trainers.directions.stacked import StackedEngine
 from bptt_trainers.training import ensemble as ensemble_module
 from bptt_trainers.training.ensemble import CannotStackError
 
-TINY = TrainConfig(epochs=3, batch_size=4, train_states=12, test_states=6, hidden=(8,), tensorboard=False)
+TINY = TrainConfig(epochs=3, batch_size=4, train_states=12, test_states=6, hidden=(8,), record=("pictures",))
 DIFFERENT = [  # in everything that may differ, with a ragged last batch among them
     replace(TINY, rule="R"),
     replace(TINY, rule="M", seed=1, clip="norm"),
@@ -289,7 +289,9 @@ def test_a_callback_ends_one_member_and_sees_each_with_its_trainer():
 
 
 def test_each_member_has_the_folder_of_a_single_run(tmp_path):
-    configs = variations(replace(TINY, tensorboard=True, keep_every=2, out=tmp_path / "many"), seeds=(0, 1))
+    configs = variations(
+        replace(TINY, record=("tensorboard", "pictures"), keep_every=2, out=tmp_path / "many"), seeds=(0, 1)
+    )
     Ensemble(cart_pole(), configs).fit()
     for seed in (0, 1):
         alone = replace(configs[seed], out=tmp_path / f"alone{seed}")
@@ -347,7 +349,7 @@ class Kill(Callback):
         if trainer.epoch == 2:
             os.kill(os.getpid(), signal.SIGKILL)
 config = TrainConfig(
-    epochs=3, batch_size=4, train_states=12, test_states=6, hidden=(8,), tensorboard=False, out=Path(sys.argv[1])
+    epochs=3, batch_size=4, train_states=12, test_states=6, hidden=(8,), record=("pictures",), out=Path(sys.argv[1])
 )
 Ensemble(gym.make("bptt_envs:DiffCartPole-v0", horizon=10), variations(config, seeds=range(3)), [Kill()]).fit()
 """
@@ -569,7 +571,7 @@ def test_a_folder_of_a_run_with_other_buffers_is_refused(tmp_path):
 
 # The command line
 
-GRID = "--preset paper --env-option horizon=10 --train-states 16 --test-states 16 --hidden 8 --no-tensorboard"
+GRID = "--preset paper --env-option horizon=10 --train-states 16 --test-states 16 --hidden 8 --record pictures"
 
 
 @pytest.fixture
@@ -609,7 +611,7 @@ def order(path):
 
 
 def test_runs_that_drop_out_are_named_and_the_others_are_kept(bptt):
-    settings = "--env DiffIntegrator-v0 --train-states 8 --test-states 8 --no-tensorboard --epochs 2"
+    settings = "--env DiffIntegrator-v0 --train-states 8 --test-states 8 --record pictures --epochs 2"
     command = f"train {settings} --learning-rates 0.001 1e30"
     said = bptt(command, code=1)
     assert [line.split()[1:3] for line in said.out.splitlines()[3:5]] == [["done", "2"], ["not", "finite"]]

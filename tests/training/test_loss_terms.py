@@ -8,9 +8,7 @@ import torch
 
 from bptt_trainers import RunFolder, RunFolderError, TrainConfig, Trainer
 
-TINY = TrainConfig(
-    epochs=2, batch_size=4, train_states=8, test_states=6, hidden=(8,), tensorboard=False, pictures=False
-)
+TINY = TrainConfig(epochs=2, batch_size=4, train_states=8, test_states=6, hidden=(8,), record=())
 
 
 @pytest.fixture
@@ -92,7 +90,7 @@ def test_terms_that_cannot_be_used_are_refused_before_training(env, given, said)
 
 def test_diagnostics_look_at_the_loss_that_is_trained_on(env):
     def diagnoses(**given):
-        trainer = Trainer(env, config=replace(TINY, epochs=1, diagnostics=True, learning_rate=1e-12), **given)
+        trainer = Trainer(env, config=replace(TINY, epochs=1, record=("diagnostics",), learning_rate=1e-12), **given)
         trainer.fit()
         return trainer.callbacks[-1].diagnoses[0].norms, trainer.history[-1].direction_norm
 

@@ -10,10 +10,10 @@ from torch import nn
 
 from bptt_trainers import MLP, Callback, Ensemble, RunFolder, RunFolderError, TrainConfig, Trainer, losses, rollout
 from bptt_trainers.training.optimizer import Optimizer
+from bptt_trainers.training.run import NonFiniteError
 from bptt_trainers.training.start_states import MASKS, stream_seed
-from bptt_trainers.training.trainer import NonFiniteError
 
-TINY = TrainConfig(epochs=4, batch_size=4, train_states=12, test_states=6, hidden=(8,), tensorboard=False)
+TINY = TrainConfig(epochs=4, batch_size=4, train_states=12, test_states=6, hidden=(8,), record=("pictures",))
 MIXED = replace(
     TINY,
     combine="random",

@@ -10,9 +10,7 @@ import bptt_envs
 from bptt_trainers import Callback, Ensemble, RunFolder, RunFolderError, TrainConfig, Trainer
 from bptt_trainers.training.start_states import held_out_states, training_states, validation_states
 
-TINY = TrainConfig(
-    epochs=3, batch_size=4, train_states=10, test_states=6, hidden=(8,), tensorboard=False, pictures=False
-)
+TINY = TrainConfig(epochs=3, batch_size=4, train_states=10, test_states=6, hidden=(8,), record=())
 KINDS = ("fixed", "shuffled", "fresh")
 
 

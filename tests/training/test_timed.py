@@ -30,9 +30,7 @@ from bptt_trainers.rl.sb3 import RLConfig, load_rl, train_rl
 from bptt_trainers.rl.sb3_env import SB3VecEnv
 from bptt_trainers.rl.view import RLView
 
-TINY = TrainConfig(
-    epochs=2, batch_size=4, train_states=8, test_states=4, hidden=(4,), tensorboard=False, pictures=False
-)
+TINY = TrainConfig(epochs=2, batch_size=4, train_states=8, test_states=4, hidden=(4,), record=())
 TINY_PPO = {"num_envs": 2, "n_steps": 8, "batch_size": 8, "n_epochs": 1, "hidden": (8,)}
 
 
@@ -119,7 +117,7 @@ def test_a_folder_of_a_run_without_the_time_is_what_it_was(tmp_path):
 
 def test_the_command_line_takes_it(tmp_path, capsys):
     options = "--env-option horizon=5 --env-option observe_time=true"
-    tiny = "--epochs 1 --train-states 8 --test-states 4 --batch-size 4 --hidden 4 --no-tensorboard"
+    tiny = "--epochs 1 --train-states 8 --test-states 4 --batch-size 4 --hidden 4 --record pictures"
     assert main(f"train {options} {tiny} --out {tmp_path / 'run'}".split()) == 0
     assert type(RunFolder(tmp_path / "run").make_env().system) is Timed
     assert main(["evaluate", str(tmp_path / "run")]) == 0

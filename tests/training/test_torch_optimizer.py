@@ -17,12 +17,10 @@ from bptt_trainers.cli import main
 from bptt_trainers.comparison.compare import ComparisonConfig, compare
 from bptt_trainers.presets.presets import parse_overrides
 from bptt_trainers.training.optimizer import Optimizer
+from bptt_trainers.training.run import NonFiniteError
 from bptt_trainers.training.torch_optimizer import NAMES
-from bptt_trainers.training.trainer import NonFiniteError
 
-TINY = TrainConfig(
-    epochs=3, batch_size=4, train_states=12, test_states=6, hidden=(8,), tensorboard=False, pictures=False
-)
+TINY = TrainConfig(epochs=3, batch_size=4, train_states=12, test_states=6, hidden=(8,), record=())
 OPTIONS = {
     "SGD": {"momentum": 0.9, "nesterov": True},
     "AdamW": {"betas": (0.8, 0.9), "amsgrad": True},
@@ -564,10 +562,7 @@ def test_a_direction_that_is_not_finite_stops_the_run():
 # On the command line
 
 
-SHORT = (
-    "--preset paper --env-option horizon=4 --train-states 8 --test-states 4 --hidden 4 --no-tensorboard --no-pictures "
-    "--out run"
-)
+SHORT = "--preset paper --env-option horizon=4 --train-states 8 --test-states 4 --hidden 4 --record --out run"
 
 
 def bptt(command, capsys, code=0):

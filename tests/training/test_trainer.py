@@ -33,7 +33,7 @@ from bptt_trainers import (
 )
 from bptt_trainers.records.files import write_atomic
 
-TINY = TrainConfig(epochs=3, batch_size=4, train_states=12, test_states=6, hidden=(8,), tensorboard=False)
+TINY = TrainConfig(epochs=3, batch_size=4, train_states=12, test_states=6, hidden=(8,), record=("pictures",))
 
 
 def cart_pole():
@@ -164,7 +164,7 @@ def test_random_numbers_of_the_caller_are_left_alone():
 
 def test_a_run_is_a_folder(tmp_path):
     out = tmp_path / "run"
-    history = Trainer(cart_pole(), None, replace(TINY, out=out, tensorboard=True)).fit()
+    history = Trainer(cart_pole(), None, replace(TINY, out=out, record=("tensorboard", "pictures"))).fit()
     names = {path.name for path in out.iterdir()}
     assert {"config.json", "metrics.csv", "last.pt", "best.pt", "learning_curve.png", "trajectories.png"} <= names
     assert any(name.startswith("events.") for name in names)

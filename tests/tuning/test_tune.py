@@ -610,6 +610,16 @@ def test_a_folder_that_is_shared_waits_for_its_turn(tmp_path):
     thread.join()
 
 
+def test_a_study_of_a_version_that_had_a_flag_for_each_recorder_goes_on(tmp_path, curves):
+    curves(lambda settings, seed: -1)
+    tune(tiny(tmp_path / "study", trials=1), progress=False)
+    claim = tmp_path / "study" / "study.json"
+    said = json.loads(claim.read_text())
+    said["rows"]["C"]["diagnostics"] = False
+    claim.write_text(json.dumps(said))
+    assert len(tune(tiny(tmp_path / "study", trials=2), progress=False).trials) == 2
+
+
 def test_no_trial_is_begun_after_the_time(tmp_path, curves):
     curves(lambda settings, seed: -1)
     study = tune(tiny(tmp_path / "study", timeout=1e-9), progress=False)
@@ -631,7 +641,7 @@ def test_every_method_can_be_searched_on_every_id_and_what_is_printed_trains_wit
             read, trained = read_command(words[1], words[2:]), METHODS[method]
             if isinstance(trained, BPTT):
                 whole = trained.config(config.budget, settings)
-                assert replace(read.training, test_states=256, tensorboard=False, pictures=True) == whole
+                assert replace(read.training, test_states=256, record=("pictures",)) == whole
                 seen = parse_options(env, read.env_option)
                 assert {name: settings[name] for name in seen} == seen
             else:

@@ -15,9 +15,11 @@ from bptt_trainers.records.files import RunFolderError
 from bptt_trainers.training.callbacks import Callback, ProgressBar
 from bptt_trainers.training.config import TrainConfig
 from bptt_trainers.training.ensemble import Ensemble, variations
+from bptt_trainers.training.recorders import register_recorder
+from bptt_trainers.training.run import NonFiniteError
 from bptt_trainers.training.run_folder import RunFolder
 from bptt_trainers.training.start_states import held_out_states, training_states
-from bptt_trainers.training.trainer import NonFiniteError, Trainer
+from bptt_trainers.training.trainer import Trainer
 
 __all__ = [
     "GRU",
@@ -48,6 +50,7 @@ __all__ = [
     "held_out_states",
     "losses",
     "policy_gradient",
+    "register_recorder",
     "rollout",
     "training_states",
     "variations",

@@ -24,7 +24,7 @@ from bptt_trainers.commands.exits import Interrupted, Misuse, checking_arguments
 from bptt_trainers.commands.shell import Ended, ended_in_order, safe_output, wide_enough
 from bptt_trainers.host.user_code import raised_by_user, told
 from bptt_trainers.records.files import RunFolderError
-from bptt_trainers.training.trainer import NonFiniteError
+from bptt_trainers.training.run import NonFiniteError
 
 IN_WORDS = (RunFolderError, NonFiniteError, CompilerError, DependencyNotInstalled, OSError)
 """Errors whose message says all that a user needs."""

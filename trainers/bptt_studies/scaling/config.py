@@ -10,8 +10,8 @@ from typing import Annotated, Any
 from bptt_envs.checks import each_once
 from bptt_envs.settings import Count, among, read
 from bptt_trainers.directions.chosen_engine import EngineName
+from bptt_trainers.training.bptt import available_device
 from bptt_trainers.training.config import Device, RuleName
-from bptt_trainers.training.trainer import available_device
 
 OF_UPDATE = ("batch", "hidden")
 """What a value of an axis may set besides options of the environment."""

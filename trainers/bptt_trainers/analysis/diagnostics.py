@@ -31,11 +31,12 @@ from bptt_trainers.directions.rules import (
 from bptt_trainers.directions.surroundings import computing
 from bptt_trainers.records.files import RunFolderError, exists, read_bytes, write_atomic
 from bptt_trainers.records.tables import csv_text
+from bptt_trainers.training.bptt import BPTTLearner
 from bptt_trainers.training.callbacks import Callback
 from bptt_trainers.training.metrics import EpochMetrics
 
 if TYPE_CHECKING:
-    from bptt_trainers.training.trainer import Trainer
+    from bptt_trainers.training.run import Run
 
 RULES_SHOWN = ("R", "M", "C")
 PAIRS = tuple(f"{first}{second}" for first, second in combinations(RULES_SHOWN, 2))
@@ -180,32 +181,39 @@ def _largest_singular_value(matrices: Tensor) -> Tensor:
 class Diagnostics(Callback):
     """Diagnoses the first batch of training states before training and after each epoch.
 
-    Args:
-        folder: where diagnostics.csv (a line an epoch) and diagnostics.npz (everything) are kept; None keeps
-            them in memory, in `diagnoses`.
+    They are kept in diagnostics.csv (a line an epoch) and diagnostics.npz (everything) in the run folder; of a run
+    without one in memory, in `diagnoses`.
+
+    Raises:
+        ValueError: if the run is not one of an update rule, or the adjoint engine cannot serve its controller.
     """
 
-    def __init__(self, folder: Path | None = None) -> None:
-        self.folder = folder
+    def __init__(self, run: Run) -> None:
+        if not isinstance(run.learner, BPTTLearner):
+            raise ValueError(f"record='diagnostics' is for the update rules; got a {type(run.learner).__name__}.")
+        self._learner = run.learner
+        with computing(run.learner.train_states):
+            adjoint_engine(run.learner.trained_system, run.learner.controller, run.learner.train_states, PURPOSE)
+        self.folder = None if run.folder is None else run.folder.path
         self.diagnoses: list[Diagnosis] = []
 
-    def on_fit_start(self, trainer: Trainer) -> None:
+    def on_fit_start(self, trainer: Run) -> None:
         """Load what the folder holds, and fill in the current epoch."""
         if self.folder is not None and exists(self.folder / NPZ):
             self.diagnoses = read_diagnostics(self.folder / NPZ)
         self.diagnoses = [one for one in self.diagnoses if one.epoch <= trainer.epoch]
         if not self.diagnoses or self.diagnoses[-1].epoch < trainer.epoch:
-            self._add(trainer, trainer.epoch)
+            self._add(trainer.epoch)
         self._save()  # a kill may have left the two files apart
 
-    def on_epoch_end(self, trainer: Trainer, metrics: EpochMetrics) -> bool | None:
+    def on_epoch_end(self, trainer: Run, metrics: EpochMetrics) -> bool | None:
         """Diagnose and save."""
-        self._add(trainer, metrics.epoch)
+        self._add(metrics.epoch)
         return None
 
-    def _add(self, trainer: Trainer, epoch: int) -> None:
-        states = trainer.train_states[: trainer.config.batch_size]
-        self.diagnoses.append(diagnose(trainer.trained_system, trainer.controller, states, epoch))
+    def _add(self, epoch: int) -> None:
+        states = self._learner.train_states[: self._learner.config.batch_size]
+        self.diagnoses.append(diagnose(self._learner.trained_system, self._learner.controller, states, epoch))
         self._save()
 
     def _save(self) -> None:
@@ -269,7 +277,7 @@ def read_diagnostics(path: Path) -> list[Diagnosis]:
                 for i, epoch in enumerate(data["epoch"])
             ]
     except FileNotFoundError as error:
-        raise RunFolderError(f"{path} is not there: train with diagnostics=True (bptt train --diagnostics).") from error
+        raise RunFolderError(f"{path} is not there: train with record=['diagnostics'] (--record).") from error
     except RunFolderError:
         raise
     except Exception as error:  # NumPy raises many kinds for a damaged file

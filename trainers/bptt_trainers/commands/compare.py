@@ -20,9 +20,9 @@ from bptt_trainers.directions.rollout import rollout
 from bptt_trainers.figures.animation import save_animation
 from bptt_trainers.host.threads import available_cores
 from bptt_trainers.presets.presets import parse_overrides
+from bptt_trainers.training.bptt import initial_controller
 from bptt_trainers.training.run_folder import RunFolder
 from bptt_trainers.training.start_states import held_out_states
-from bptt_trainers.training.trainer import initial_controller
 
 FILES = {
     "methods.md": "the table, for readers",

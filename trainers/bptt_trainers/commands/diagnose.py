@@ -22,7 +22,7 @@ class Diagnose:
 
     Norms of R, M and C by layer, the angles between them, and how feedback grows
     backwards through the horizon, under each rule. The run must have been trained
-    with --diagnostics.
+    with --record diagnostics.
 
     example: bptt diagnose runs/two
     """

@@ -29,8 +29,9 @@ from bptt_trainers.presets.presets import PresetName, from_preset, rule_preset, 
 from bptt_trainers.training.callbacks import Callback, ProgressBar
 from bptt_trainers.training.config import Clip, OnNonfinite, TrainConfig
 from bptt_trainers.training.ensemble import Ensemble, variations
+from bptt_trainers.training.run import NonFiniteError
 from bptt_trainers.training.run_folder import RunFolder
-from bptt_trainers.training.trainer import NonFiniteError, Trainer
+from bptt_trainers.training.trainer import Trainer
 
 OptimizerOptions = Annotated[tuple[str, ...], UseAppendAction, arg(metavar="NAME=VALUE")]
 
@@ -158,22 +159,19 @@ class Resume:
     keep_every: int | None = None
     """Keep the controller after every so many epochs. None: as the run did."""
 
-    diagnostics: bool | None = None
-    """Whether to measure after each epoch how the rules differ. None: as the run did."""
-
-    tensorboard: bool | None = None
-    """Whether to write TensorBoard events. None: as the run did."""
+    record: tuple[str, ...] | None = None
+    """What to keep beside metrics and checkpoints: tensorboard, csv, pictures, diagnostics. None: as the run did."""
 
     module: Module = None
     """Module to import first: one that registers the environment of the run, if that is your own."""
 
     def run(self) -> None:
         """Go on."""
-        named = ("epochs", "compile", "device", "on_nonfinite", "keep_every", "diagnostics", "tensorboard")
+        named = ("epochs", "compile", "device", "on_nonfinite", "keep_every", "record")
         changes = {name: getattr(self, name) for name in named}
         folder = RunFolder(self.run_folder)
         with checking_arguments():
-            folder.check_complete()
+            folder.check_complete(self.record)
             config = folder.train_config(**{name: value for name, value in changes.items() if value is not None})
             env = folder.make_env()
             begun = folder.load("last") is not None
@@ -266,7 +264,7 @@ def summary(trainer: Trainer, out: Path, run: str) -> str:
         "next:",
         f"  bptt evaluate {run}",
         f"  bptt render {run} --out {shlex.quote(str(out / 'animation.gif'))}",
-        *([f"  bptt diagnose {run}"] if trainer.config.diagnostics else []),
+        *([f"  bptt diagnose {run}"] if "diagnostics" in trainer.config.record else []),
         *([f"  bptt fields {run}"] if trainer.config.keep_every is not None else []),
     ]
     return "\n".join(lines)

@@ -19,7 +19,7 @@ from bptt_envs.checks import each_once, one_of
 from bptt_envs.registration import ENTRIES, system_class
 from bptt_envs.settings import Count, Positive, Seed, among, read
 from bptt_trainers.comparison.figure import curves_figure
-from bptt_trainers.comparison.methods import BPTT, METHODS, Budget, learning_curve
+from bptt_trainers.comparison.methods import BPTT, METHODS, Budget, learning_curve, settings_of_today
 from bptt_trainers.comparison.summary import RunSummary, method_rows, run_rows, summarize, to_markdown
 from bptt_trainers.figures.style import plain_text, save_figure
 from bptt_trainers.host.processes import end_with_parent, pool
@@ -273,6 +273,7 @@ def _differences(stored: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
         for method, settings in wanted["settings"].items():
             before = before_of.get(method)
             if before is not None:
+                before = settings_of_today(method, before)
                 defaults = younger if isinstance(METHODS.get(method), BPTT) else {}
                 names = dict.fromkeys([*before, *settings])
                 pairs += [(f"{method} {n}", before.get(n, defaults.get(n)), settings.get(n)) for n in names]

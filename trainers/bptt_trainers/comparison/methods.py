@@ -26,6 +26,7 @@ from bptt_trainers.records.curve import Curve, CurvePoint
 from bptt_trainers.training.callbacks import ProgressBar
 from bptt_trainers.training.config import TrainConfig
 from bptt_trainers.training.metrics import EpochMetrics
+from bptt_trainers.training.run_folder import of_today
 from bptt_trainers.training.start_states import held_out_states
 from bptt_trainers.training.trainer import Trainer
 
@@ -80,8 +81,8 @@ class BPTT:
     rule: str
     changes: Mapping[str, Any] = field(default_factory=dict)
 
-    GIVEN: ClassVar = ("rule", "epochs", "seed", "test_states", "out", "tensorboard")  # by the comparison
-    HOW: ClassVar = ("compile", "device", "pictures")  # it is computed: no part of what is compared
+    GIVEN: ClassVar = ("rule", "epochs", "seed", "test_states", "out")  # by the comparison
+    HOW: ClassVar = ("compile", "device", "record")  # it is computed: no part of what is compared
 
     @property
     def summary(self) -> str:
@@ -121,8 +122,8 @@ class BPTT:
             ValueError: as `settings`.
         """
         # A non-finite update is skipped and counted: one bad update should not take a run out of the table.
-        row = {"on_nonfinite": "skip", **self._row(budget, overrides)}
-        given |= {"rule": self.rule, "test_states": budget.test_states, "tensorboard": False}
+        row = {"on_nonfinite": "skip", "record": ("pictures",), **self._row(budget, overrides)}
+        given |= {"rule": self.rule, "test_states": budget.test_states}
         config = TrainConfig(**{**{name: value for name, value in row.items() if name not in SEEN}, **given})
         steps_an_epoch = config.train_states * budget.make_env().horizon
         return replace(config, epochs=max(1, round(budget.steps / steps_an_epoch)))
@@ -148,6 +149,13 @@ class BPTT:
     def name(self) -> str:
         """Its name among the presets: what turns the modified direction is tuned apart."""
         return f"{self.rule}-turned" if self.changes.get("combine") == "turned" else self.rule
+
+
+def settings_of_today(method: str, stored: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a method in a folder, which may be an earlier version's, as `settings` gives them now."""
+    if not isinstance(METHODS.get(method), BPTT):
+        return dict(stored)
+    return {name: value for name, value in of_today(stored).items() if name not in BPTT.HOW}
 
 
 def learning_curve(history: Sequence[EpochMetrics]) -> Curve:

@@ -49,6 +49,22 @@ def read_lines(path: Path) -> list[Line]:
     return lines
 
 
+def read_appended(path: Path, columns: Sequence[str]) -> list[Line]:
+    """The rows of a CSV file that is written line by line; a last one that a kill cut short is left out.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        RunFolderError: if it cannot be read or has other columns.
+    """
+    try:
+        header, *rows = csv.reader(read_text(path).rpartition("\n")[0].splitlines())
+        if header != list(columns):
+            raise ValueError(f"its columns are {header}, not {list(columns)}")
+        return [dict(zip(columns, row, strict=True)) for row in rows]
+    except (ValueError, csv.Error) as error:
+        raise RunFolderError(f"cannot read {path}: {error}.") from error
+
+
 def matches(line: Mapping[str, Cell], wanted: Mapping[str, Cell]) -> bool:
     """Whether a row has these values in these columns."""
     return all(str(line.get(name)) == str(value) for name, value in wanted.items())

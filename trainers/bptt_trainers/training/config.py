@@ -17,6 +17,7 @@ from bptt_trainers.controllers.networks import widths
 from bptt_trainers.directions.chosen_engine import EngineName
 from bptt_trainers.directions.rules import RULES, Combine
 from bptt_trainers.records.plain import plain
+from bptt_trainers.training.recorders import BY_DEFAULT, recorder_names
 from bptt_trainers.training.torch_optimizer import named_optimizer
 
 Clip = Literal["none", "value", "norm"]
@@ -59,6 +60,7 @@ def _option(name: str, value: Any) -> Any:
 
 Device = Annotated[str, By(_device)]
 RuleName = Annotated[str, among(RULES)]
+Record = Annotated[tuple[str, ...], By(recorder_names)]
 Hidden = Annotated[tuple[int, ...] | None, By(_hidden)]
 
 
@@ -172,14 +174,10 @@ class TrainConfig:
     keep_every: Count | None = None
     """Keep the untrained controller and that after every so many epochs in checkpoints/; None keeps none."""
 
-    diagnostics: bool = False
-    """Measure after each epoch how the rules differ and how feedback grows backwards: diagnostics.csv and .npz."""
-
-    tensorboard: bool = True
-    """Whether to write TensorBoard events into the run folder."""
-
-    pictures: bool = True
-    """Whether to draw the learning curve and some trajectories into the run folder at the end."""
+    record: Record = BY_DEFAULT
+    """What to keep in the run folder beside metrics and checkpoints: tensorboard (events), csv (a line an update),
+    pictures (learning curve and trajectories, at the end), diagnostics (after each epoch, how the rules differ and how
+    feedback grows backwards); or MODULE:NAME of a recorder of your own."""
 
     out: Path | None = None
     """The run folder. None: in Python, everything stays in memory; bptt train makes one in runs/ and names it."""

@@ -27,6 +27,7 @@ from bptt_trainers.directions.policy_gradient import policy_gradient, stacked_en
 from bptt_trainers.directions.rules import MODIFIED, REGULAR, Feedback
 from bptt_trainers.directions.stacked import StackedEngine
 from bptt_trainers.directions.surroundings import computing
+from bptt_trainers.training.books import Checkpoint
 from bptt_trainers.training.callbacks import Callback
 from bptt_trainers.training.config import Clip, RuleName, TrainConfig
 from bptt_trainers.training.metrics import EpochMetrics
@@ -38,8 +39,8 @@ from bptt_trainers.training.queries import (
     answer_directions,
     flattened,
 )
-from bptt_trainers.training.run_folder import Checkpoint
-from bptt_trainers.training.trainer import NonFiniteError, Trainer
+from bptt_trainers.training.run import NonFiniteError
+from bptt_trainers.training.trainer import Trainer
 
 SHARED = ("controller", "hidden", "squash", "deviation", "initial_deviation", "entropy", "engine", "compile", "device")
 """Settings in which the members of an ensemble do not differ."""
@@ -139,9 +140,6 @@ class Ensemble:
                     self._answer(key, group)
                 ended = {run.index for run in due if not self._advance(run)}
                 under_way = [run for run in under_way if run.index not in ended]
-        for i, member in enumerate(self.members):
-            if i not in self.errors:
-                member.draw_if_new()
         return [member.history for member in self.members]
 
     def _advance(self, run: _Run) -> bool:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
-from bptt_trainers.records.files import RunFolderError, read_text
-from bptt_trainers.records.tables import csv_text
+from bptt_trainers.records.files import RunFolderError
+from bptt_trainers.records.tables import csv_text, read_appended
 
 
 @dataclass(frozen=True)
@@ -56,15 +55,9 @@ def read_csv(path: Path) -> list[EpochMetrics]:
         RunFolderError: if it cannot be read or has other columns.
     """
     try:
-        whole_lines = read_text(path).rpartition("\n")[0].splitlines()
-        header, *rows = csv.reader(whole_lines)
-        if tuple(header) != COLUMNS:
-            raise ValueError(f"its columns are {header}, not {list(COLUMNS)}")
         return [
-            EpochMetrics(
-                **{n: int(v) if n in _WHOLE else float(v) for n, v in zip(COLUMNS, row, strict=True)}  # type: ignore[arg-type]
-            )
-            for row in rows
+            EpochMetrics(**{n: int(v) if n in _WHOLE else float(v) for n, v in line.items()})  # type: ignore[arg-type]
+            for line in read_appended(path, COLUMNS)
         ]
-    except (FileNotFoundError, ValueError, csv.Error) as error:
+    except (FileNotFoundError, ValueError) as error:
         raise RunFolderError(f"cannot read {path}: {error}.") from error

@@ -1,19 +1,91 @@
-"""What a run records beside its checkpoints and metrics, by name: loaded when a run asks for it."""
+"""What a run records beside its checkpoints and metrics: recorders by name, made for each run that asks for them."""
 
 from __future__ import annotations
 
 import importlib
-from typing import Any
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bptt_envs import checks
+from bptt_trainers.host.user_code import import_module
+from bptt_trainers.training.callbacks import Callback
+
+if TYPE_CHECKING:
+    from bptt_trainers.training.run import Run
 
 RECORDERS = {
     "tensorboard": "bptt_trainers.training.tensorboard:TensorBoardLog",
-    "diagnostics": "bptt_trainers.analysis.diagnostics:Diagnostics",
+    "csv": "bptt_trainers.training.updates_csv:UpdatesCSV",
     "pictures": "bptt_trainers.figures.run_pictures:RunPictures",
+    "diagnostics": "bptt_trainers.analysis.diagnostics:Diagnostics",
 }
-"""Where each is; it is made with the run's folder."""
+"""MODULE:NAME of what makes each, a callable from a run to a `Callback`; loaded when a run asks for it."""
+
+BY_DEFAULT = ("tensorboard", "pictures")
+
+_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
+_WANTED = "MODULE:NAME, such as 'my_recorders:Log', of a callable from a run to a Callback"
 
 
-def recorder(name: str, folder: Any) -> Any:
-    """The recorder of that name for a run in `folder`, a path or None."""
-    module, _, class_name = RECORDERS[name].partition(":")
-    return getattr(importlib.import_module(module), class_name)(folder)
+def register_recorder(name: str, path: str) -> None:
+    """Give a recorder of your own a name, for `TrainConfig.record` and --record.
+
+    Args:
+        name: a word, such as "wandb".
+        path: MODULE:NAME of a callable from a run to a `Callback`, such as a class; imported when a run asks for it.
+
+    Raises:
+        ValueError: if one of the two is of another form, or the name is another recorder's.
+    """
+    if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+", name):
+        raise ValueError(f"name must be a word, such as 'wandb'; got {checks.shown(name)}.")
+    if not isinstance(path, str) or not _PATH.fullmatch(path):
+        raise ValueError(f"path must be {_WANTED}; got {checks.shown(path)}.")
+    if RECORDERS.setdefault(name, path) != path:
+        raise ValueError(f"name {name!r} is that of another recorder, {RECORDERS[name]}; choose another one.")
+
+
+def recorder_names(name: str, value: Any) -> tuple[str, ...]:
+    """Return `value` as names of recorders, or their import paths, each once; else raise ValueError."""
+
+    def read(name: str, one: Any) -> str:
+        return str(one) if isinstance(one, str) and _PATH.fullmatch(one) else checks.one_of(name, one, RECORDERS)
+
+    names = checks.each(name, value, read, "a list or a tuple of names")
+    return checks.each_once(name, names) if names else names
+
+
+def recorders(run: Run) -> list[Callback]:
+    """The recorders that the settings of a run name. Without a run folder those by default, which need one, are none.
+
+    Raises:
+        ValueError: if one cannot be had, or does not suit the run.
+    """
+    names = run.config.record
+    return [_made(name, run) for name in names if run.folder is not None or name not in BY_DEFAULT]
+
+
+def folder_of(run: Run, name: str) -> Path:
+    """The folder of a run, for the recorder of that name, which needs one.
+
+    Raises:
+        ValueError: if the run has none.
+    """
+    if run.folder is None:
+        raise ValueError(f"record={name!r} writes into a run folder, and this run has none: set out, or leave it away.")
+    path: Path = run.folder.path
+    return path
+
+
+def _made(name: str, run: Run) -> Callback:
+    module, _, attribute = RECORDERS.get(name, name).partition(":")
+    if name not in RECORDERS:
+        import_module(module)  # in words, and from the working directory too
+    make = getattr(importlib.import_module(module), attribute, None)
+    if not callable(make):
+        raise ValueError(f"record {name!r} must be {_WANTED}; {module} has no such {attribute}.")
+    made = make(run)
+    if not isinstance(made, Callback):
+        raise ValueError(f"record {name!r} must be {_WANTED}; it gives {checks.shown(made)}.")
+    return made

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from bptt_trainers.records.files import RunFolderError, append, list_names, remove, write_atomic
 from bptt_trainers.training.callbacks import Callback
 from bptt_trainers.training.metrics import EpochMetrics
+from bptt_trainers.training.recorders import folder_of
 
 if TYPE_CHECKING:
-    from bptt_trainers.training.trainer import Trainer
+    from bptt_trainers.training.run import Run
 
 
 class TensorBoardLog(Callback):
@@ -31,12 +32,12 @@ class TensorBoardLog(Callback):
 
     SUFFIX: ClassVar[str] = ".stable-bptt"  # of its files; other event files in the folder are left alone
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, run: Run) -> None:
+        self.folder = folder_of(run, "tensorboard")
         self._path: Path | None = None  # None: it writes nothing
         self._size = 0
 
-    def on_fit_start(self, trainer: Trainer) -> None:
+    def on_fit_start(self, trainer: Run) -> None:
         earlier = [name for name in list_names(self.folder) if name.endswith(self.SUFFIX)]
         now, host, process = time.time_ns(), socket.gethostname(), os.getpid()
         name = f"events.out.tfevents.{now // 10**9:010d}.{host}.{process}.{now}{self.SUFFIX}"
@@ -45,7 +46,7 @@ class TensorBoardLog(Callback):
         for old in earlier if self._path is not None else ():
             remove(self.folder / old)
 
-    def on_epoch_end(self, trainer: Trainer, metrics: EpochMetrics) -> bool | None:
+    def on_epoch_end(self, trainer: Run, metrics: EpochMetrics) -> bool | None:
         self._write(self._events(metrics))
         return None
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from gymnasium.error import DependencyNotInstalled
 
+from bptt_trainers.comparison.methods import settings_of_today
 from bptt_trainers.records.claim import Claim, in_words, locked, same
 from bptt_trainers.records.files import append, exists, read_bytes, understanding
 from bptt_trainers.records.plain import plain
@@ -315,7 +316,9 @@ def _claim(config: TuneConfig) -> dict[str, Search]:
     claim = Claim(config.out / CLAIM, "study", _differences)
     stored: dict[str, Any] = claim.read() if exists(claim.path) else {}
     with understanding(claim.path):
-        searches = config.searches(stored.get("rows", {}))
+        searches = config.searches(
+            {method: settings_of_today(method, row) for method, row in stored.get("rows", {}).items()}
+        )
         wanted = plain({one.name: getattr(config, one.name) for one in fields(config) if one.name not in CHANGEABLE})
         wanted["searches"] = {method: str(search) for method, search in searches.items()}
         wanted["rows"] = {method: plain(search.row) for method, search in searches.items()}

@@ -10,8 +10,9 @@ from bptt_trainers.host.user_code import raised_by_user
 from bptt_trainers.records.curve import Curve, Report
 from bptt_trainers.training.callbacks import Callback
 from bptt_trainers.training.metrics import EpochMetrics
+from bptt_trainers.training.run import NonFiniteError
 from bptt_trainers.training.start_states import validation_states
-from bptt_trainers.training.trainer import NonFiniteError, Trainer
+from bptt_trainers.training.trainer import Trainer
 
 FIRST_SEED = 1000
 """Tuning seeds are those from here on; tables are made with others."""
