@@ -17,7 +17,7 @@ from torch import Tensor
 from bptt_envs import checks
 from bptt_envs.surroundings import own_surroundings
 from bptt_envs.system import FINAL, System, replaced
-from bptt_envs.timed import Timed
+from bptt_envs.task import Task
 
 SAMPLES = 3
 STEPS = 4  # of an episode, that are looked at first
@@ -53,21 +53,27 @@ def check_system(
         UserWarning: if an episode of constant actions of half the nominal size is not finite to its end.
     """
     checks.instance("system", system, System, "a System, such as env.unwrapped.system")
-    if isinstance(system, Timed):  # what is wrong with the system itself is said of that
-        check_system(system.system, dtype=dtype, device=device, thorough=thorough)
     with own_surroundings(dtype, device), torch.no_grad():
-        _check_declarations(system)
-        probe = _Probe.of(system, dtype, torch.device(device))
-        _check_values(probe)
-        _check_rest(probe)
-        probe = _first_steps(probe)
-        if thorough:
-            _check_start_dtypes(probe)
-            if not isinstance(system, Timed):
-                _warn_of_divergence(probe)
-            _check_slopes(probe)
+        if isinstance(system, Task):  # what is wrong with the system itself is said of that
+            _check(system.system, dtype, torch.device(device), thorough, judged=not system.own_costs)
+        _check(system, dtype, torch.device(device), thorough)
+
+
+def _check(system: System, dtype: torch.dtype, device: torch.device, thorough: bool, judged: bool = True) -> None:
+    """The checks of `check_system`; `judged` says whether the costs of the system are those of its loss."""
+    _check_declarations(system)
+    probe = _Probe.of(system, dtype, device)
+    _check_values(probe)
+    _check_rest(probe)
+    probe = _first_steps(probe)
+    if thorough:
+        _check_start_dtypes(probe)
+        if not isinstance(system, Task):
+            _warn_of_divergence(probe)
+        _check_slopes(probe)
+        if judged:
             _check_loss(probe)
-            _check_closed_forms(probe)
+        _check_closed_forms(probe)
 
 
 def linear_backward(system: System, states: Tensor, actions: Tensor) -> str | None:
@@ -310,7 +316,7 @@ def _warn_of_divergence(probe: _Probe) -> None:
                 f"{probe.name} is not finite from step {t} of {system.horizon} on, in {states.dtype} and with constant "
                 f"actions of up to half its nominal size, {system.nominal_action:g}: fewer steps (horizon), a smaller "
                 "dt or tighter bounds of the actions keep it finite.",
-                stacklevel=3,
+                stacklevel=4,
             )
             return
 

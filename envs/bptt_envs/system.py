@@ -23,9 +23,14 @@ if TYPE_CHECKING:
 OBJECTIVES = ("final", "continuous")
 
 ENV_OPTIONS: dict[str, tuple[Any, str]] = {
-    "observe_time": (False, "show the controller the share of the horizon that is over, too (see Timed)"),
+    "running_cost": (None, "instead of the system's, a function of state, action and next_state: the cost of a step"),
+    "final_cost": (None, "instead of the system's, a function of the last state: its cost"),
+    "observe_time": (False, "show the controller the share of the horizon that is over, too"),
 }
-"""Options of an environment of any system, with default and meaning; a system's own option of a name counts instead."""
+"""Options of an environment of any system, with default and meaning: the arguments of `Task`.
+
+A system's own option of a name counts instead.
+"""
 
 Bound = float | Sequence[float] | np.ndarray | Tensor | None
 """A bound of the actions as it is given: one number, or one for each component."""
@@ -152,6 +157,13 @@ class System(metaclass=_InOwnSurroundings):
 
     def observe(self, state: Tensor) -> Tensor:
         """What a controller sees of `state`, (B, *observation_shape): the state itself unless overridden."""
+        return state
+
+    def at_start(self, state: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """States at the start of an episode, (B, *state_shape), from states of the physics: they are the same.
+
+        See `Task.at_start`, whose states hold more.
+        """
         return state
 
     @property

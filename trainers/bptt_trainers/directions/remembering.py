@@ -179,9 +179,9 @@ class Remembering(System):
 
         return pulled
 
-    def at_start(self, state: Tensor) -> Tensor:
+    def at_start(self, state: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Start states of the system, (B, *state_shape), with a memory of zeros."""
-        return torch.nn.functional.pad(state.flatten(1), (0, self.memory_size))
+        return torch.nn.functional.pad(self.system.at_start(state, generator).flatten(1), (0, self.memory_size))
 
     def inner(self, state: Tensor) -> Tensor:
         """The system's states, (..., n + q) -> (..., *state_shape of the system)."""

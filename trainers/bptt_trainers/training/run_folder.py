@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import bptt_envs
-from bptt_envs import DifferentiableEnv, System, Timed, checks, make_env
+from bptt_envs import DifferentiableEnv, System, Task, checks, make_env
 from bptt_envs.registration import ENTRIES, system_class
 from bptt_trainers.controllers.defaults import CONTROLLERS
 from bptt_trainers.directions.policy_gradient import system_of
@@ -87,15 +87,15 @@ def describe(env: Any, controller: nn.Module, config: TrainConfig, own: Mapping[
     system = system_of(env)
     spec = getattr(getattr(env, "unwrapped", None), "spec", None)  # a wrapper's is a deep copy
     given = {} if spec is None else spec.kwargs
-    timed = {"observe_time": True} if isinstance(system, Timed) else {}
-    system = system.system if isinstance(system, Timed) else system
+    asked = system.asked if isinstance(system, Task) else {}
+    system = system.system if isinstance(system, Task) else system
     options = type(system).env_options()
     settings = {k: plain(v) for k, v in vars(system).items() if k in options or _is_scalar(v)}
     environment: Config = {
         "id": None if spec is None else spec.id,
         "options": {k: plain(v) for k, v in given.items() if k in options},
         "system": type(system).__name__,
-        "settings": settings | timed,
+        "settings": settings | {k: plain(v) for k, v in asked.items()},
         "content": content(system, apart=settings),
     }
     parameters = dict(controller.named_parameters())
