@@ -8,7 +8,7 @@ from torch import nn
 
 from bptt_envs import Task
 from bptt_envs.program import CACHE_VARIABLE
-from bptt_envs.systems import CartPole, Guidance, MultiPole, QuantumControl
+from bptt_envs.systems import CartPole, Guidance, Integrator, MultiPole, QuantumControl
 from bptt_trainers import GRU, MLP, policy_gradient
 from bptt_trainers.directions.adjoint import AdjointEngine
 from bptt_trainers.directions.compiled import CompiledEngine
@@ -34,6 +34,18 @@ TASKS = {
     "costs and time": lambda: Task(MultiPole(horizon=4), running_cost=effort, observe_time=True),
     "by products": lambda: Task(QuantumControl(horizon=3, n_points=6), final_cost=distance, observe_time=True),
     "bounded": lambda: Task(Guidance(horizon=3, max_control=0.2), running_cost=effort, observe_time=True),
+    "parameters hidden": lambda: Task(
+        CartPole(horizon=5, objective="continuous"), randomize={"pole_length": (0.4, 0.6), "gravity": (8.0, 11.0)}
+    ),
+    "parameters shown": lambda: Task(
+        MultiPole(horizon=4, dynamics="exact"), randomize={"cart_mass": (0.5, 2.0)}, show_parameters=True
+    ),
+    "parameters by products": lambda: Task(
+        Guidance(horizon=3), randomize={"repulsion_floor": (0.1, 0.5), "control_weight": (0.0, 1.0)}
+    ),
+    "parameters by default slopes": lambda: Task(
+        Integrator(horizon=4), randomize={"target": (-2.0, 2.0)}, show_parameters=True, observe_time=True
+    ),
 }
 
 
@@ -84,7 +96,7 @@ def test_stacked_controllers_have_the_directions_that_each_has_alone(task, make)
 
 
 @needs_compiler
-@pytest.mark.parametrize(("name", "make"), [("costs and time", mlp)])
+@pytest.mark.parametrize(("name", "make"), [("parameters shown", gru)])
 def test_compiled_directions_are_those_of_the_fast_engine(name, make, tmp_path, monkeypatch):
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
     monkeypatch.setattr("bptt_trainers.directions.compiled.STEPS_THERE", 2)
