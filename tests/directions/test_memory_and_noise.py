@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from bptt_envs import Timed
+from bptt_envs import Task
 from bptt_envs.program import CACHE_VARIABLE
 from bptt_envs.systems import CartPole, Guidance, Integrator, QuantumControl
 from bptt_trainers import GRU, LSTM, RULES, Controller, Gaussian, draw_noise, losses, policy_gradient, rollout
@@ -20,7 +20,7 @@ PASSES = (REGULAR, MODIFIED, STOPPED, FORGETFUL, Feedback(physics=False, control
 SYSTEMS = {
     "pole": lambda: CartPole(horizon=6, max_force=0.4, objective="continuous"),
     "positions": lambda: CartPole(horizon=6, observation="positions"),
-    "timed": lambda: Timed(CartPole(horizon=5, objective="continuous")),
+    "timed": lambda: Task(CartPole(horizon=5, objective="continuous"), observe_time=True),
     "guidance": lambda: Guidance(horizon=3, n_drivers=1, n_evaders=1),
     "quantum": lambda: QuantumControl(horizon=3, n_points=20),
 }

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from tyro.conf import OmitArgPrefixes, UseAppendAction, arg
 
-from bptt_envs import Timed
+from bptt_envs import Task
 from bptt_envs.checks import positive
 from bptt_trainers.commands.environment import EnvOptions, Module, parse_options
 from bptt_trainers.commands.exits import Interrupted, checking_arguments
@@ -20,6 +20,7 @@ from bptt_trainers.directions.rollout import rollout
 from bptt_trainers.figures.animation import save_animation
 from bptt_trainers.host.threads import available_cores
 from bptt_trainers.presets.presets import parse_overrides
+from bptt_trainers.rl.view import RLView
 from bptt_trainers.training.bptt import initial_controller
 from bptt_trainers.training.run_folder import RunFolder
 from bptt_trainers.training.start_states import held_out_states
@@ -181,9 +182,11 @@ def draw(config: ComparisonConfig) -> Path:
         "untrained": rollout(system, untrained, start),
         "rule C": rollout(system, run.load_controller(system, "last")[0], start),
     }
-    if isinstance(system, Timed):  # is drawn as the system within
-        trajectories = {name: replace(one, states=system.inner(one.states)) for name, one in trajectories.items()}
-    system = ppo.config.judged_system()
+    judged = ppo.config.judged_system()
+    if isinstance(system, Task) and system.observe_time:  # is drawn as the system that PPO is judged on
+        within = RLView(judged).inner
+        trajectories = {name: replace(one, states=within(one.states)) for name, one in trajectories.items()}
+    system = judged
     start = held_out_states(system, config.test_states)[:1]
     trajectories["PPO"] = ppo.controller.rollout(system, start)
     out = config.out / "swing-up.gif"

@@ -294,9 +294,10 @@ class AugmentedSystem(System):
 
         return pulled
 
-    def at_start(self, state: Tensor) -> Tensor:
+    def at_start(self, state: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Start states of the system, (B, *state_shape), with a memory of zeros and no noise."""
-        return torch.nn.functional.pad(state.flatten(1), (0, self.noise_size + self.memory_size))
+        started = self.system.at_start(state, generator).flatten(1)
+        return torch.nn.functional.pad(started, (0, self.noise_size + self.memory_size))
 
     def with_noise(self, state: Tensor, noise: Tensor | None) -> Tensor:
         """States, (..., n + e + q), with that noise, (..., *noise_shape), in place of theirs; None: with none."""
