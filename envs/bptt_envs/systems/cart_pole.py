@@ -47,8 +47,8 @@ class MultiPole(System):
         objective: "final" or "continuous".
         n_poles: number of poles, 1 or more.
         dynamics: "paper" (each pole feels the cart as if it were alone on it, total mass that of cart and
-            one pole, 1.1 kg, whatever the number of poles) or "exact" (the Lagrangian of n poles on one cart of 1 kg). For one pole the
-            two are the same.
+            one pole, 1.1 kg, whatever the number of poles) or "exact" (the Lagrangian of n poles on one cart of
+            1 kg). For one pole the two are the same.
         observation: "state", "cos_sin" (x, x', cos theta_i, sin theta_i, theta_i', pole by pole) or "positions" (x,
             cos theta_i, sin theta_i: no velocities, which a controller with memory can find out).
         pole_length: from the hinge to a pole's centre of mass, half of the pole, in m: the l of the equations.
