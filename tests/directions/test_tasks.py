@@ -4,11 +4,13 @@ import shutil
 
 import pytest
 import torch
+from cliff import ByProducts, Cliff
 from torch import nn
 
 from bptt_envs import Task
 from bptt_envs.program import CACHE_VARIABLE
 from bptt_envs.systems import CartPole, Guidance, Integrator, MultiPole, QuantumControl
+from bptt_envs.task import as_task
 from bptt_trainers import GRU, MLP, policy_gradient
 from bptt_trainers.directions.adjoint import AdjointEngine
 from bptt_trainers.directions.compiled import CompiledEngine
@@ -45,6 +47,20 @@ TASKS = {
     ),
     "parameters by default slopes": lambda: Task(
         Integrator(horizon=4), randomize={"target": (-2.0, 2.0)}, show_parameters=True, observe_time=True
+    ),
+    "early ends": Cliff,
+    "early ends by products": lambda: Task(ByProducts(max_action=0.1), observe_time=True),
+    "early ends of poles": lambda: Task(
+        CartPole(horizon=6, objective="continuous"), terminated=lambda state: state[:, 0].abs() > 0.5
+    ),
+    "all at once": lambda: Task(
+        Cliff(),
+        running_cost=lambda x, u, y: 0.1 * u.square().sum(-1) + (1.0 - x[:, 0]).sqrt(),
+        final_cost=distance,
+        terminated=lambda state: state[:, 0] > 0.99,
+        randomize={"grip": (0.0, 0.3)},
+        show_parameters=True,
+        observe_time=True,
     ),
 }
 
@@ -87,7 +103,8 @@ def test_stacked_controllers_have_the_directions_that_each_has_alone(task, make)
     engine = stacked_engine(task, controllers[0], start(task), "tests")
     named = [dict(controller.named_parameters()) for controller in controllers]
     parameters = {name: torch.stack([one[name].detach() for one in named]) for name in named[0]}
-    losses, directions = engine(parameters, start(task).expand(3, *start(task).shape), PASSES)
+    states = as_task(task).at_start(start(task))
+    losses, directions = engine(parameters, states.expand(3, *states.shape), PASSES)
     for i, controller in enumerate(controllers):
         alone, passes = choose_engine(task, controller, start(task), "autograd").engine(start(task), PASSES)
         torch.testing.assert_close(losses[i], alone, rtol=1e-12, atol=1e-12)
@@ -96,7 +113,7 @@ def test_stacked_controllers_have_the_directions_that_each_has_alone(task, make)
 
 
 @needs_compiler
-@pytest.mark.parametrize(("name", "make"), [("parameters shown", gru)])
+@pytest.mark.parametrize(("name", "make"), [("all at once", gru)])
 def test_compiled_directions_are_those_of_the_fast_engine(name, make, tmp_path, monkeypatch):
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
     monkeypatch.setattr("bptt_trainers.directions.compiled.STEPS_THERE", 2)

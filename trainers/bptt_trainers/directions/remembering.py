@@ -17,6 +17,7 @@ from torch import Tensor
 
 from bptt_envs import System, checks
 from bptt_envs.system import Pullback
+from bptt_envs.task import as_task
 
 Act = Callable[[Tensor], Tensor]
 """From observations to actions, as the engines have them."""
@@ -40,7 +41,7 @@ def memory_size_of(system: System) -> int:
 
 def remembering(system: System, controller: Any) -> System:
     """The system as the engines have it: with the memory of the controller in its state, if that has one."""
-    shape = memory_shape_of(controller)
+    system, shape = as_task(system), memory_shape_of(controller)
     return system if not shape or isinstance(system, Remembering) else Remembering(system, shape)
 
 
@@ -51,7 +52,7 @@ def acting(system: System, controller: Any) -> Act:
 
 def at_start(system: System, state: Tensor) -> Tensor:
     """Start states, (B, *state_shape of the system without memory), with nothing remembered yet."""
-    return system.at_start(state) if isinstance(system, Remembering) else state
+    return system.at_start(state)
 
 
 class Remembering(System):
@@ -181,6 +182,8 @@ class Remembering(System):
 
     def at_start(self, state: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Start states of the system, (B, *state_shape), with a memory of zeros."""
+        if state.shape[1:] == self.state_shape:
+            return state
         return torch.nn.functional.pad(self.system.at_start(state, generator).flatten(1), (0, self.memory_size))
 
     def inner(self, state: Tensor) -> Tensor:

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from bptt_envs import System, check_system
 from bptt_envs.checks import instance
-from bptt_envs.differentiable import check_batch
+from bptt_envs.differentiable import start_states
+from bptt_envs.task import StepCost
 from bptt_trainers.controllers.defaults import default_controller
 from bptt_trainers.controllers.networks import Squash
 from bptt_trainers.directions.memory import refuse_memory
@@ -27,7 +28,7 @@ from bptt_trainers.directions.surroundings import computing
 from bptt_trainers.records.files import RunFolderError, modified
 from bptt_trainers.training.callbacks import Callback
 from bptt_trainers.training.config import TrainConfig
-from bptt_trainers.training.loss_terms import Regularizer, StepCost, regularizer_gradient, with_extra_cost
+from bptt_trainers.training.loss_terms import Regularizer, regularizer_gradient, with_extra_cost
 from bptt_trainers.training.metrics import EpochMetrics
 from bptt_trainers.training.optimizer import Optimizer, Schedule
 from bptt_trainers.training.queries import (
@@ -223,7 +224,7 @@ class Trainer:
 
     def evaluate(self, states: Tensor) -> float:
         """Mean loss over episodes from `states`, (B, *state_shape), with the controller in eval mode."""
-        check_batch("states", states, self.system.state_shape)
+        states = start_states("states", states, self.system)
         with computing(states), evaluating(self.controller):
             return float(losses(self.system, rollout(self.system, self.controller, states)).mean())
 
