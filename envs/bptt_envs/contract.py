@@ -17,7 +17,7 @@ from torch import Tensor
 from bptt_envs import checks
 from bptt_envs.surroundings import own_surroundings
 from bptt_envs.system import FINAL, System, replaced
-from bptt_envs.task import Task
+from bptt_envs.task import Task, as_task
 
 SAMPLES = 3
 STEPS = 4  # of an episode, that are looked at first
@@ -55,24 +55,29 @@ def check_system(
     """
     checks.instance("system", system, System, "a System, such as env.unwrapped.system")
     with own_surroundings(dtype, device), torch.no_grad():
+        system = as_task(system)
         if isinstance(system, Task):  # what is wrong with the system itself is said of that
-            _check(system.system, dtype, torch.device(device), thorough, judged=not system.own_costs)
+            _check(system.system, dtype, torch.device(device), thorough, system)
         _check(system, dtype, torch.device(device), thorough)
 
 
-def _check(system: System, dtype: torch.dtype, device: torch.device, thorough: bool, judged: bool = True) -> None:
-    """The checks of `check_system`; `judged` says whether the costs of the system are those of its loss."""
+def _check(
+    system: System, dtype: torch.dtype, device: torch.device, thorough: bool, within: Task | None = None
+) -> None:
+    """The checks of `check_system`, of a system by itself or within a task."""
     _check_declarations(system)
     probe = _Probe.of(system, dtype, device)
     _check_values(probe)
+    if within is not None and within.ends_early:
+        _check_ends(probe, within)
     _check_rest(probe)
     probe = _first_steps(probe)
     if thorough:
         _check_start_dtypes(probe)
-        if not isinstance(system, Task):
+        if not isinstance(system, Task) and not (within and within.ends_early):
             _warn_of_divergence(probe)
         _check_slopes(probe)
-        if judged:
+        if not (within and within.own_costs):
             _check_loss(probe)
         _check_closed_forms(probe)
         _check_parameters(probe)
@@ -216,6 +221,20 @@ def _check_values(probe: _Probe) -> None:
             )
 
 
+def _check_ends(probe: _Probe, task: Task) -> None:
+    """Raise ValueError unless the condition of a task says of each sample by itself whether its episode has ended."""
+    what = "Task.terminated" if "terminated" in task.asked else f"{probe.name}.terminated"
+    over = _called(probe, "terminated", task.condition, [probe.states.clone()])
+    if not isinstance(over, Tensor) or (tuple(over.shape), over.dtype) != ((SAMPLES,), torch.bool):
+        got = f"{tuple(over.shape)}, {over.dtype}" if isinstance(over, Tensor) else repr(over)
+        raise ValueError(f"{what} must return ({SAMPLES},), torch.bool, for {SAMPLES} samples; got {got}.")
+    alone = torch.cat([task.condition(probe.states[i : i + 1].clone()) for i in range(SAMPLES)])
+    if not torch.equal(over, alone):
+        raise ValueError(f"{what} must treat samples apart; it says of a sample alone something else than in a batch.")
+    if bool(over.all()):
+        raise ValueError(f"{what} is true of the start states, so that no episode has a step.")
+
+
 def _called(probe: _Probe, method: str, function: Function, arguments: list[Tensor]) -> Tensor:
     try:
         return function(*arguments)
@@ -302,7 +321,8 @@ def _first_steps(probe: _Probe) -> _Probe:
     for _ in range(min(STEPS, probe.system.horizon)):
         states, actions = probe.system.step(probe.states, probe.actions), probe.draw_actions()
         _check_finite(probe.system, "step", states, acting=True)
-        if not states.isfinite().all():
+        over = probe.system.ended(states)
+        if not states.isfinite().all() or (over is not None and over.any()):
             break
         probe = _Probe(probe.system, states, actions, probe.generator)
     return probe
@@ -572,7 +592,9 @@ def _check_parameter(probe: _Probe, name: str, built: Sequence[System], changed:
 
 
 def _asked_of(system: System, probe: _Probe) -> dict[str, tuple[Function, list[Tensor]]]:
-    return _functions(system, probe.states, probe.actions)
+    """What `_functions` says, and when episodes end."""
+    ends = (lambda states: system.terminated(states).to(states.dtype)), [probe.states]
+    return {**_functions(system, probe.states, probe.actions), "terminated": ends}
 
 
 def _others_taken(system: System, name: str, value: float) -> list[float]:

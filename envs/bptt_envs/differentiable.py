@@ -16,12 +16,15 @@ from bptt_envs.contract import check_system
 from bptt_envs.registration import build_system
 from bptt_envs.surroundings import own_surroundings
 from bptt_envs.system import System
+from bptt_envs.task import Task, as_task
 
 HALF = (torch.float16, torch.bfloat16)  # what a controller gives under autocast
 
 
 def load_system(system: System | str, options: dict[str, Any], owner: str) -> System:
     """Return `system`, or build it where it is an import path "module:Class" with `options`.
+
+    It is a task if its episodes end early.
 
     Raises:
         ValueError: if an option is unknown, or given with a system that is built already, or the system does not
@@ -33,9 +36,9 @@ def load_system(system: System | str, options: dict[str, Any], owner: str) -> Sy
                 f"options {sorted(options)} were given with a built system; pass them to "
                 f"{type(system).__name__}(...) instead."
             )
-        check_system(system, thorough=False)
-        return system
-    built = build_system(system, options, owner)
+        built = as_task(system)
+    else:
+        built = build_system(system, options, owner)
     check_system(built, thorough=False)
     return built
 
@@ -132,9 +135,22 @@ def as_action(action: Any, shape: Sequence[int]) -> Tensor:
     return _as_finite_tensor("action", action, shape)
 
 
-def as_state(state: Any, shape: Sequence[int]) -> Tensor:
-    """Return the reset option "state" as a float32 tensor of `shape`, else raise ValueError."""
-    return _as_finite_tensor("options['state']", state, shape)
+def as_states(states: Any, system: System, generator: torch.Generator, count: int | None = None) -> Tensor:
+    """Return the reset option "state" as float32 states at the start of episodes, else raise ValueError.
+
+    Args:
+        states: (count, *state_shape), or in a task the same of its system; without `count` one of them.
+        system: the physics, or the task.
+        generator: what a task draws for an episode is drawn by it.
+        count: how many there must be; None: one, without the dimension of the batch.
+
+    Returns:
+        (count or 1, *state_shape).
+    """
+    leading = () if count is None else (count,)
+    shapes = [system.state_shape] + ([system.system.state_shape] if isinstance(system, Task) else [])
+    given = _as_finite_tensor("options['state']", states, *((*leading, *shape) for shape in shapes))
+    return system.at_start(given.unsqueeze(0) if count is None else given, generator)
 
 
 def check_reset_options(options: dict[str, Any] | None, known: Sequence[str]) -> dict[str, Any]:
@@ -162,13 +178,14 @@ def episode_generator(np_random: np.random.Generator) -> torch.Generator:
     return torch.Generator().manual_seed(int(np_random.integers(2**63 - 1)))
 
 
-def _as_finite_tensor(name: str, value: Any, shape: Sequence[int]) -> Tensor:
+def _as_finite_tensor(name: str, value: Any, *shapes: Sequence[int]) -> Tensor:
+    allowed = " or ".join(dict.fromkeys(str(tuple(shape)) for shape in shapes))
     given = checks.as_array(value)
-    if given is not None and given.shape != tuple(shape):
-        raise ValueError(f"{name} must have shape {tuple(shape)}; got shape {given.shape}.")
+    if given is not None and given.shape not in map(tuple, shapes):
+        raise ValueError(f"{name} must have shape {allowed}; got shape {given.shape}.")
     numbers = checks.real_array(given)
     if numbers is None:
-        raise ValueError(f"{name} must be numbers of shape {tuple(shape)}; got {checks.shown(value)}.")
+        raise ValueError(f"{name} must be numbers of shape {allowed}; got {checks.shown(value)}.")
     with np.errstate(over="ignore"):  # too large for float32 is infinite, which is refused below
         array = np.array(numbers, dtype=np.float32, order="C")  # a copy: torch shares what it is handed
     if not np.isfinite(array).all():

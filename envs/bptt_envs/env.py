@@ -15,7 +15,7 @@ from bptt_envs.differentiable import (
     Differentiable,
     action_space,
     as_action,
-    as_state,
+    as_states,
     check_reset_options,
     check_reset_seed,
     episode_generator,
@@ -32,7 +32,8 @@ class DifferentiableEnv(Differentiable, gym.Env[np.ndarray, np.ndarray]):
     """An environment whose physics can be differentiated.
 
     `step` and `step_differentiable` run the same function. The rewards of an episode add up to minus the
-    loss of its trajectory. The horizon is part of the task: an episode ends there with `terminated`.
+    loss of its trajectory. The horizon is part of the task: an episode ends there, or before it where the system
+    says so, with `terminated`.
 
     Args:
         system: a `System`, or the import path "module:Class" of one, which is built with `options`.
@@ -57,6 +58,7 @@ class DifferentiableEnv(Differentiable, gym.Env[np.ndarray, np.ndarray]):
         self._state: Tensor | None = None
         self._action: Tensor | None = None
         self._steps = 0
+        self._over = False
         self._loss = 0.0
 
     @property
@@ -72,7 +74,7 @@ class DifferentiableEnv(Differentiable, gym.Env[np.ndarray, np.ndarray]):
 
         Args:
             seed: seeds the start states of this and the following episodes.
-            options: {"state": (state_shape)} starts from that state.
+            options: {"state": (state_shape)} starts from that state; with a task that may be one of its system.
 
         Raises:
             ValueError: if an option is unknown, or the state has a wrong shape or is not finite.
@@ -84,12 +86,13 @@ class DifferentiableEnv(Differentiable, gym.Env[np.ndarray, np.ndarray]):
         if seed is not None or self._generator is None:
             self._generator = episode_generator(self.np_random)
         if "state" in options:
-            self._state = as_state(options["state"], self.system.state_shape).unsqueeze(0)
+            self._state = as_states(options["state"], self.system, self._generator)
         else:
             with torch.no_grad():
                 self._state = self.system.initial_states(1, self._generator)
         self._action = None
         self._steps = 0
+        self._over = False
         self._loss = 0.0
         if self.render_mode == "human":
             self.render()
@@ -103,28 +106,29 @@ class DifferentiableEnv(Differentiable, gym.Env[np.ndarray, np.ndarray]):
             action: (action_shape), finite.
 
         Returns:
-            Observation, reward, terminated (the horizon is reached), truncated (never), and info, which
-            holds the "loss" of the trajectory when the episode ends.
+            Observation, reward, terminated (the horizon is reached, or the system says so), truncated (never), and
+            info, which holds the "loss" of the trajectory when the episode ends.
 
         Raises:
             ResetNeeded: before the first reset and after the end of an episode.
             ValueError: if the action has a wrong shape or is not finite.
         """
         state = self._current_state()
-        if self._steps == self.horizon:
-            raise ResetNeeded(f"step was called after the episode's {self.horizon} steps; call reset to start another.")
+        if self._over:
+            raise ResetNeeded(f"step was called after the episode's {self._steps} steps; call reset to start another.")
         self._action = as_action(action, self.system.action_shape).unsqueeze(0)
         with torch.no_grad():
             self._state, reward = self.step_differentiable(state, self._action)
             self._steps += 1
-            terminated = self._steps == self.horizon
-            if terminated:
+            ended = self.system.ended(self._state)
+            self._over = self._steps == self.horizon or (ended is not None and bool(ended))
+            if self._over:
                 reward = reward + self.final_reward(self._state)
         self._loss -= float(reward)
         if self.render_mode == "human":
             self.render()
-        info = {"loss": self._loss} if terminated else {}
-        return self._observation(), float(reward), terminated, False, info
+        info = {"loss": self._loss} if self._over else {}
+        return self._observation(), float(reward), self._over, False, info
 
     @own_surroundings()
     def render(self) -> np.ndarray | None:
@@ -135,7 +139,7 @@ class DifferentiableEnv(Differentiable, gym.Env[np.ndarray, np.ndarray]):
         state = self._current_state()
         action = None if self._action is None else self.system.bound(self._action)[0]
         loss = self._loss
-        if self._steps < self.horizon:  # what it would be if the episode ended here
+        if not self._over:  # what it would be if the episode ended here
             loss += float(self.system.final_cost(state))
         caption = f"step {self._steps}/{self.horizon}   loss {loss:.3g}"
         return self._viewer.show(self.system, state[0], action, caption)

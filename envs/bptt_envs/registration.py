@@ -12,7 +12,7 @@ import gymnasium as gym
 
 from bptt_envs.checks import nearest, shown, string
 from bptt_envs.system import ENV_OPTIONS, System
-from bptt_envs.task import Task
+from bptt_envs.task import Task, as_task
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def build_system(system: str, options: Mapping[str, Any], owner: str) -> System:
     asked = {name: given.pop(name) for name in ENV_OPTIONS.keys() - kind.options().keys() if name in given}
     built = kind(**given)
     task = Task(built, **asked)
-    return task if task.asked else built
+    return task if task.asked else as_task(built)
 
 
 def register_all() -> None:

@@ -28,6 +28,7 @@ OBJECTIVES = ("final", "continuous")
 ENV_OPTIONS: dict[str, tuple[Any, str]] = {
     "running_cost": (None, "instead of the system's, a function of state, action and next_state: the cost of a step"),
     "final_cost": (None, "instead of the system's, a function of the last state: its cost"),
+    "terminated": (None, "instead of the system's, a function of a state: whether the episode ends in it"),
     "randomize": (None, "parameters drawn anew for each episode, uniformly: {name: (low, high)}"),
     "show_parameters": (False, "show the controller what randomize has drawn, from -1 to 1"),
     "observe_time": (False, "show the controller the share of the horizon that is over, too"),
@@ -170,6 +171,21 @@ class System(metaclass=_InOwnSurroundings):
         """Cost of the state at step T, (B,): its `state_cost` with objective "final", 0 with "continuous"."""
         return self.state_cost(state) if self.objective == "final" else state.new_zeros(state.shape[0])
 
+    def terminated(self, state: Tensor) -> Tensor:
+        """Whether an episode ends in `state`, before its horizon, (B,) of bool: never unless overridden.
+
+        The first state for which it is true is the last one of the episode: its `final_cost` is that of the episode,
+        and no further running cost counts. Whoever steps a system that says so has it as a `Task`.
+        """
+        return torch.zeros(state.shape[0], dtype=torch.bool, device=state.device)
+
+    def ended(self, state: Tensor) -> Tensor | None:
+        """Whether the episode that a state belongs to is over, (B,) of bool; None where all have the whole horizon.
+
+        States of the physics do not remember it, those of a `Task` do.
+        """
+        return None
+
     def observe(self, state: Tensor) -> Tensor:
         """What a controller sees of `state`, (B, *observation_shape): the state itself unless overridden."""
         return state
@@ -177,7 +193,7 @@ class System(metaclass=_InOwnSurroundings):
     def at_start(self, state: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """States at the start of an episode, (B, *state_shape), from states of the physics: they are the same.
 
-        See `Task.at_start`, whose states hold more.
+        See `Task.at_start`, whose states hold more. States that are at a start already stay as they are.
         """
         return state
 

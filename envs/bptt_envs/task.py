@@ -1,6 +1,6 @@
 """What is asked of a system beyond what the system itself says.
 
-Costs of one's own, parameters that differ from episode to episode, the time in the observation.
+Costs of one's own, parameters that differ from episode to episode, early ends, the time in the observation.
 """
 
 from __future__ import annotations
@@ -28,6 +28,9 @@ StepCost = Callable[[Tensor, Tensor, Tensor], Tensor]
 StateCost = Callable[[Tensor], Tensor]
 """From states (B, *state_shape) to their cost, (B,)."""
 
+Condition = Callable[[Tensor], Tensor]
+"""From states (B, *state_shape) to whether an episode ends in them, (B,) of bool."""
+
 
 def _of_system(name: str) -> Any:
     """An attribute that is the inner system's, to read and to set."""
@@ -46,6 +49,7 @@ class _Parts(NamedTuple):
 
     inner: Tensor  # (..., *state_shape of the system)
     drawn: Tensor  # (..., P), parameters of the episode, from -1 to 1 of their ranges
+    alive: Tensor  # (..., 1), 1 until the episode has ended, then 0
     steps: Tensor  # (..., 1), steps done
 
 
@@ -56,7 +60,8 @@ class Task(System):
     system serves a task.
 
     State: the system's, flattened, then what is in use of: the parameters that `randomize` has drawn, each from -1 to 1
-    of its range; the number of steps done, with `observe_time`.
+    of its range; 1 as long as the episode goes on and 0 when it has ended, if episodes end early; the number of steps
+    done, with `observe_time`. When an episode has ended, its state stays as it is to the horizon.
     Observation: the system's; if more is shown, flattened, then these parameters (`show_parameters`), then the share of
     the horizon that is over, from 0 to 1 (`observe_time`).
     Start: the system's, with parameters drawn after the states, at step 0.
@@ -69,6 +74,9 @@ class Task(System):
             system's states (B, *state_shape), bounded actions (B, *action_shape) and next states. The loss is the sum
             over the steps.
         final_cost: instead of the system's, the cost of the last state, (B,), a function of (B, *state_shape).
+        terminated: instead of the system's, whether an episode ends in a state, (B,) of bool, a function of (B,
+            *state_shape). The first state for which it is true is the last one: its `final_cost` counts, and no running
+            cost after it. No gradient goes through when that is.
         randomize: parameters of the system that are drawn anew for each episode, uniformly, and held through it:
             {name: (low, high)}. Which ones a system has, its class says (`System.parameters`). No gradient goes through
             them; for that, see `System.with_parameters`.
@@ -100,6 +108,7 @@ class Task(System):
         *,
         running_cost: StepCost | None = None,
         final_cost: StateCost | None = None,
+        terminated: Condition | None = None,
         randomize: Mapping[str, tuple[float, float]] | None = None,
         show_parameters: bool = False,
         observe_time: bool = False,
@@ -110,7 +119,8 @@ class Task(System):
         self.system = system
         bounds = vars(system)  # as they were given, whether or not max_action counts before them
         vars(self).update({name: bounds[name] for name in ("action_low", "action_high") if name in bounds})
-        self._functions = _functions(running_cost=running_cost, final_cost=final_cost)
+        self._functions = _functions(running_cost=running_cost, final_cost=final_cost, terminated=terminated)
+        self.ends_early = terminated is not None or ends_by_itself(system)
         self.randomize = _ranges(system, randomize)
         ends = torch.tensor(list(self.randomize.values()), dtype=torch.float64).view(-1, 2)
         self._middle, self._half = ends.mean(1), (ends[:, 1] - ends[:, 0]) / 2
@@ -118,6 +128,8 @@ class Task(System):
         if self.show_parameters and not self.randomize:
             raise ValueError("show_parameters shows what randomize draws; give randomize={name: (low, high)}, too.")
         self.observe_time = checks.flag("observe_time", observe_time)
+        slopes = [1.0] * len(self.randomize) + [0.0] * self.ends_early + [1.0] * self.observe_time
+        self._held = torch.tensor(slopes, dtype=torch.float64)  # of what is held, by itself a step before
 
     def __copy__(self) -> Task:
         """A copy whose settings are its own, as those of a copy of any system are."""
@@ -136,21 +148,26 @@ class Task(System):
         """Whether it has costs in the place of the system's."""
         return "running_cost" in self._functions or "final_cost" in self._functions
 
+    @property
+    def condition(self) -> Condition:
+        """Whether an episode ends in states of the system, (B,) of bool."""
+        return self._own("terminated", self.system)  # type: ignore[no-any-return]
+
     # The state: the system's numbers, then what is held
 
     @property
     def _sizes(self) -> list[int]:
-        return [self.system.state_size, len(self.randomize), int(self.observe_time)]
+        return [self.system.state_size, len(self.randomize), int(self.ends_early), int(self.observe_time)]
 
     state_shape: Any = property(lambda task: (sum(task._sizes),))
 
     @property
     def state_labels(self) -> tuple[str, ...]:  # type: ignore[override]
-        """The system's, a number for what it does not name, the parameters and "steps"."""
+        """The system's, a number for what it does not name, the parameters, "alive" and "steps"."""
         named = self.system.state_labels
         numbered = (f"state {i}" for i in range(len(named), self.system.state_size))
         drawn = (f"{name} (of its range)" for name in self.randomize)
-        return (*named, *numbered, *drawn, *["steps"] * self.observe_time)
+        return (*named, *numbered, *drawn, *["alive"] * self.ends_early, *["steps"] * self.observe_time)
 
     def at_start(self, state: Tensor, generator: torch.Generator | None = None, **parameters: float | Tensor) -> Tensor:
         """States at the start of an episode from the system's; states of the task stay as they are.
@@ -165,31 +182,35 @@ class Task(System):
         """
         if state.shape[1:] != self.system.state_shape:
             return state
-        parts = [state.flatten(1)]
-        if self.randomize:
-            generator = torch.Generator().manual_seed(0) if generator is None else generator
-            shape = (len(state), len(self.randomize))
-            uniform = torch.rand(shape, generator=generator, device=generator.device, dtype=state.dtype)
-            parts.append(self._with_given((2 * uniform - 1).to(state.device), parameters))
-        parts.append(state.new_zeros(len(state), int(self.observe_time)))
-        return torch.cat(parts, dim=-1)
+        shape = (len(state), len(self.randomize))
+        generator = torch.Generator().manual_seed(0) if generator is None and self.randomize else generator
+        drawn = state.new_empty(shape)
+        if generator is not None and self.randomize:
+            drawn = 2 * torch.rand(shape, generator=generator, device=generator.device, dtype=state.dtype) - 1
+        drawn = self._with_given(drawn.to(state.device), parameters)
+        alive, steps = state.new_ones(len(state), int(self.ends_early)), state.new_zeros(len(state), self.observe_time)
+        begun = _joined(state, drawn, alive, steps)
+        if not self.ends_early:
+            return begun
+        alive = alive.masked_fill(self.terminated(begun).unsqueeze(-1), 0.0)
+        return _joined(state, drawn, alive, steps)
 
     def _with_given(self, drawn: Tensor, parameters: Mapping[str, float | Tensor]) -> Tensor:
         """What was drawn, (B, P), with values that are given in its place."""
         columns = dict(zip(self.randomize, drawn.unbind(-1), strict=True))
         for name, value in parameters.items():
             if name not in columns:
-                known = ", ".join(columns)
+                known = ", ".join(columns) or "nothing"
                 raise ValueError(f"randomize has no {name!r}.{checks.nearest(name, columns)} It has: {known}.")
             low, high = self.randomize[name]
             if low == high:
                 raise ValueError(f"{name} is {low:g} in all episodes, by randomize; it cannot be given.")
             columns[name] = torch.zeros_like(columns[name]) + (2 * value - low - high) / (high - low)
-        return torch.stack(list(columns.values()), dim=-1)
+        return torch.stack(list(columns.values()), dim=-1) if columns else drawn
 
     def parameters_of(self, state: Tensor) -> dict[str, Tensor]:
         """The parameters of `randomize` in states, by name, in their units: (..., *state_shape) -> (...,) each."""
-        drawn = self._split(state).drawn
+        drawn = state.narrow(-1, self.system.state_size, len(self.randomize))
         values = torch.addcmul(constant_like(self._middle, state), constant_like(self._half, state), drawn)
         return dict(zip(self.randomize, values.unbind(-1), strict=True))
 
@@ -219,9 +240,23 @@ class Task(System):
     # What a system says
 
     def step(self, state: Tensor, action: Tensor) -> Tensor:
-        """Step the system and count the step."""
-        inner, drawn, steps = self._split(state)
-        return _joined(self._system(state).step(inner, action), drawn, steps + 1)
+        """Step the system and count the step; where the episode has ended, stay."""
+        inner, drawn, _, steps = self._split(state)
+        system, over = self._system(state), self.ended(state)
+        if over is None:
+            return _joined(system.step(inner, action), drawn, steps + 1)
+        following = _where(over, inner, system.step(*_while_going_on(over, inner, action)))
+        over_next = (over | self._own("terminated", system)(following)).unsqueeze(-1)
+        return _joined(following, drawn, 1.0 - over_next.to(state.dtype), steps + ~over.unsqueeze(-1))
+
+    def terminated(self, state: Tensor) -> Tensor:
+        """Whether an episode ends in a state by what it asks of the system's part, (B,) of bool."""
+        over: Tensor = self._own("terminated", self._system(state))(self.inner(state))
+        return over
+
+    def ended(self, state: Tensor) -> Tensor | None:
+        """Whether the episode of a state has ended, in it or before, (...,) of bool; None if none ends early."""
+        return state[..., self.system.state_size + len(self.randomize)] < 0.5 if self.ends_early else None
 
     def initial_states(self, batch: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
         """The system's, at step 0, with parameters drawn after them."""
@@ -232,18 +267,18 @@ class Task(System):
         return self._system(state).state_cost(self.inner(state))
 
     def running_cost(self, state: Tensor, action: Tensor, next_state: Tensor) -> Tensor:
-        """The cost of one step, (B,)."""
-        cost: StepCost = self._function("running_cost", state)
-        return cost(self.inner(state), action, self.inner(next_state))
+        """The cost of one step, (B,); 0 when the episode has ended."""
+        cost = self._own("running_cost", self._system(state))
+        return until_end(cost, self.ended(state), self.inner(state), action, self.inner(next_state))
 
     def final_cost(self, state: Tensor) -> Tensor:
         """The cost of the state in which an episode ends, (B,)."""
-        cost: StateCost = self._function("final_cost", state)
+        cost: StateCost = self._own("final_cost", self._system(state))
         return cost(self.inner(state))
 
     def observe(self, state: Tensor) -> Tensor:
         """The system's observation and, flat after it, what the task shows."""
-        inner, drawn, steps = self._split(state)
+        inner, drawn, _, steps = self._split(state)
         seen = self._system(state).observe(inner)
         if not self._shown:
             return seen
@@ -261,20 +296,31 @@ class Task(System):
         return len(self.randomize) * self.show_parameters + self.observe_time
 
     def linearize(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
-        """The system's Jacobians; what is held depends on itself alone, and no action moves it."""
+        """The system's Jacobians; what is held depends on itself alone, and no action moves it.
+
+        Where the episode has ended, the state is the next one.
+        """
         by_state, by_action = self._system(state).linearize(self.inner(state), action)
-        n, *held = self._sizes
-        pad, size = torch.nn.functional.pad, sum(held)
-        itself = pad(torch.eye(size, dtype=state.dtype, device=state.device), (n, 0)).expand(state.shape[0], size, -1)
-        return torch.cat([pad(by_state, (0, size)), itself], dim=1), pad(by_action, (0, 0, 0, size))
+        n, size, pad = self.system.state_size, len(self._held), torch.nn.functional.pad
+        over = self.ended(state)
+        if over is not None:
+            by_state = _where(over, torch.eye(n, dtype=state.dtype, device=state.device), by_state)
+            by_action = _where(over, by_action.new_zeros(()), by_action)
+        held = pad(constant_like(self._held, state).diag(), (n, 0)).expand(state.shape[0], size, -1)
+        return torch.cat([pad(by_state, (0, size)), held], dim=1), pad(by_action, (0, 0, 0, size))
 
     def pullback(self, state: Tensor, action: Tensor) -> Pullback:
-        """The system's products, and of each vector its components of what is held as they are."""
+        """The system's products, and those with what is held, which depends on itself alone."""
         pull, n = self._system(state).pullback(self.inner(state), action), self.system.state_size
+        over, slopes = self.ended(state), constant_like(self._held, state)
 
         def pulled(rows: slice, vectors: Tensor) -> tuple[Tensor, Tensor]:
-            by_state, by_action = pull(rows, vectors[..., :n])
-            return torch.cat([by_state, vectors[..., n:]], dim=-1), by_action
+            inner, held = vectors[..., :n], vectors[..., n:]
+            by_state, by_action = pull(rows, inner)
+            if over is not None:
+                stays = over[rows].unsqueeze(-1)
+                by_state, by_action = torch.where(stays, inner, by_state), by_action.masked_fill(stays, 0.0)
+            return torch.cat([by_state, slopes * held], dim=-1), by_action
 
         return pulled
 
@@ -287,9 +333,26 @@ class Task(System):
         """The system's charts, with the parameters that each episode starts with."""
         return self._system(states[0]).charts(self.inner(states), actions)
 
-    def _function(self, name: str, state: Tensor) -> Any:
-        """A function of the task's own, or that of the system with the parameters of states."""
-        return self._functions.get(name) or getattr(self._system(state), name)
+    def _own(self, name: str, system: System) -> Any:
+        """A function of the task's own, or that of the system."""
+        return self._functions.get(name) or getattr(system, name)
+
+
+def ends_by_itself(system: System) -> bool:
+    """Whether a system says that episodes end early; a task counts as what it is of."""
+    return getattr(system.terminated, "__func__", None) is not System.terminated
+
+
+def as_task(system: System) -> System:
+    """The system, as a task if it says that episodes end early, which is nobody else's business."""
+    return Task(system) if not isinstance(system, Task) and ends_by_itself(system) else system
+
+
+def until_end(cost: StepCost, over: Tensor | None, state: Tensor, action: Tensor, next_state: Tensor) -> Tensor:
+    """The cost of a step, (B,), 0 for samples that are over: neither it nor its slopes are looked at there."""
+    if over is None:
+        return cost(state, action, next_state)
+    return cost(*_while_going_on(over, state, action, next_state)).masked_fill(over, 0.0)
 
 
 def with_time(system: System) -> Task:
@@ -327,6 +390,18 @@ def _ranges(system: System, given: Any) -> dict[str, tuple[float, float]]:
                 raise ValueError(f"randomize[{name!r}] reaches to what the system does not take: {error}") from error
         ranges[name] = low, high
     return ranges
+
+
+def _where(over: Tensor, ended: Tensor, going_on: Tensor) -> Tensor:
+    """Samples of the one where an episode is over, (B,), of the other where it goes on, (B, ...)."""
+    return torch.where(over[(..., *[None] * (going_on.dim() - over.dim()))], ended, going_on)
+
+
+def _while_going_on(over: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """The same values, cut off from the graph where an episode is over: slopes there may be anything, NaN too."""
+    if not torch.is_grad_enabled():
+        return tensors
+    return tuple(_where(over, one.detach(), one) for one in tensors)
 
 
 def _joined(first: Tensor, *others: Tensor) -> Tensor:

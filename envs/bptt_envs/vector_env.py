@@ -17,7 +17,7 @@ from bptt_envs.differentiable import (
     Differentiable,
     action_space,
     as_action,
-    as_state,
+    as_states,
     check_reset_options,
     check_reset_seed,
     episode_generator,
@@ -100,6 +100,7 @@ class DifferentiableVectorEnv(Differentiable, VectorEnv[np.ndarray, np.ndarray, 
         self._state: Tensor | None = None
         self._action: Tensor | None = None
         self._steps = np.zeros(self.num_envs, dtype=np.int64)
+        self._over = np.zeros(self.num_envs, dtype=np.bool_)
         self._losses = np.zeros(self.num_envs)
         self._compile = flag("compile", compile)
         self._compiled: tuple[Token, Program] | None = None
@@ -119,8 +120,8 @@ class DifferentiableVectorEnv(Differentiable, VectorEnv[np.ndarray, np.ndarray, 
 
         Args:
             seed: environment i starts like a single one with `reset(seed=seed + i)`; or a list of seeds.
-            options: {"state": (N, *state_shape)} starts from those states; {"reset_mask": (N,) bool}
-                leaves the environments where it is False as they are.
+            options: {"state": (N, *state_shape)} starts from those states, with a task also from its system's;
+                {"reset_mask": (N,) bool} leaves the environments where it is False as they are.
 
         Raises:
             ResetNeeded: if a mask leaves out an environment that was never started.
@@ -135,12 +136,14 @@ class DifferentiableVectorEnv(Differentiable, VectorEnv[np.ndarray, np.ndarray, 
             )
         states = self._seeded_states(seed)
         if "state" in options:
-            states = as_state(options["state"], (self.num_envs, *self.system.state_shape))
+            assert self._generator is not None
+            states = as_states(options["state"], self.system, self._generator, self.num_envs)
         if self._state is not None and not mask.all():
             states = torch.where(self._rows(mask), states, self._state)
         self._state = states
         self._action = None
         self._steps[mask] = 0
+        self._over[mask] = False
         self._losses[mask] = 0.0
         return self._observations(), {}
 
@@ -161,10 +164,11 @@ class DifferentiableVectorEnv(Differentiable, VectorEnv[np.ndarray, np.ndarray, 
             ValueError: if the actions have a wrong shape or are not finite.
         """
         state = self._current_state()
-        ended = self._steps == self.horizon
+        ended = self._over.copy()
         if ended.any() and self.autoreset_mode is not AutoresetMode.NEXT_STEP:
+            steps = ", ".join(map(str, np.unique(self._steps[ended])))
             raise ResetNeeded(
-                f"step was called after the {self.horizon} steps of environments {np.flatnonzero(ended).tolist()}; "
+                f"step was called after the {steps} steps of environments {np.flatnonzero(ended).tolist()}; "
                 'reset them first, with reset(options={"reset_mask": ...}).'
             )
         self._action = as_action(actions, (self.num_envs, *self.system.action_shape))
@@ -175,6 +179,8 @@ class DifferentiableVectorEnv(Differentiable, VectorEnv[np.ndarray, np.ndarray, 
                 self._state, reward = self.step_differentiable(state, self._action)
             self._steps += 1
             terminated = self._steps == self.horizon
+            over = self.system.ended(self._state)
+            terminated = terminated if over is None else terminated | over.numpy()
             if terminated.any():
                 final = self.final_reward(self._state)
                 reward = torch.where(self._rows(terminated, 1), reward + final, reward)
@@ -183,6 +189,7 @@ class DifferentiableVectorEnv(Differentiable, VectorEnv[np.ndarray, np.ndarray, 
             self._restart(ended)
             rewards[ended] = 0.0
             terminated[ended] = False
+        self._over = terminated.copy()
         self._losses -= rewards
         infos = self._infos(terminated)
         if self.autoreset_mode is AutoresetMode.SAME_STEP and terminated.any():
@@ -205,7 +212,7 @@ class DifferentiableVectorEnv(Differentiable, VectorEnv[np.ndarray, np.ndarray, 
         state = self._current_state()
         actions = None if self._action is None else self.system.bound(self._action)
         final_costs = self.system.final_cost(state).double().numpy()  # paid already where the episode is over
-        losses = self._losses + np.where(self._steps < self.horizon, final_costs, 0.0)
+        losses = self._losses + np.where(self._over, 0.0, final_costs)
         frames = []
         for i in range(self.num_envs):
             caption = f"step {self._steps[i]}/{self.horizon}   loss {losses[i]:.3g}"
@@ -255,6 +262,7 @@ class DifferentiableVectorEnv(Differentiable, VectorEnv[np.ndarray, np.ndarray, 
         if self._action is not None:  # the action of the episode before is not drawn into the new one
             self._action = self._action.masked_fill(self._rows(mask, self._action.dim()), 0.0)
         self._steps[mask] = 0
+        self._over[mask] = False
         self._losses[mask] = 0.0
 
     def _infos(self, terminated: np.ndarray) -> dict[str, Any]:

@@ -4,12 +4,14 @@ import shutil
 
 import pytest
 import torch
+from cliff import ByProducts, Cliff
 from torch import nn
 
 from bptt_envs import Task
 from bptt_envs.program import CACHE_VARIABLE
 from bptt_envs.systems import CartPole, Guidance, Integrator, MultiPole, QuantumControl
-from bptt_trainers import GRU, MLP, policy_gradient
+from bptt_envs.task import as_task
+from bptt_trainers import GRU, MLP, Gaussian, draw_noise, losses, policy_gradient, rollout
 from bptt_trainers.directions.adjoint import AdjointEngine
 from bptt_trainers.directions.augmented import augmented
 from bptt_trainers.directions.compiled import CompiledEngine
@@ -45,6 +47,20 @@ TASKS = {
     ),
     "parameters by default slopes": lambda: Task(
         Integrator(horizon=4), randomize={"target": (-2.0, 2.0)}, show_parameters=True, observe_time=True
+    ),
+    "early ends": Cliff,
+    "early ends by products": lambda: Task(ByProducts(max_action=0.1), observe_time=True),
+    "early ends of poles": lambda: Task(
+        CartPole(horizon=6, objective="continuous"), terminated=lambda state: state[:, 0].abs() > 0.5
+    ),
+    "all at once": lambda: Task(
+        Cliff(),
+        running_cost=lambda x, u, y: 0.1 * u.square().sum(-1) + (1.0 - x[:, 0]).sqrt(),
+        final_cost=distance,
+        terminated=lambda state: state[:, 0] > 0.99,
+        randomize={"grip": (0.0, 0.3)},
+        show_parameters=True,
+        observe_time=True,
     ),
 }
 
@@ -87,7 +103,8 @@ def test_stacked_controllers_have_the_directions_that_each_has_alone(task, make)
     engine = stacked_engine(task, controllers[0], start(task), "tests")
     named = [dict(controller.named_parameters()) for controller in controllers]
     parameters = {name: torch.stack([one[name].detach() for one in named]) for name in named[0]}
-    losses, directions = engine(parameters, start(task).expand(3, *start(task).shape), PASSES)
+    states = as_task(task).at_start(start(task))
+    losses, directions = engine(parameters, states.expand(3, *states.shape), PASSES)
     for i, controller in enumerate(controllers):
         alone, passes = choose_engine(task, controller, start(task), "autograd").engine(start(task), PASSES)
         torch.testing.assert_close(losses[i], alone, rtol=1e-12, atol=1e-12)
@@ -96,7 +113,7 @@ def test_stacked_controllers_have_the_directions_that_each_has_alone(task, make)
 
 
 @needs_compiler
-@pytest.mark.parametrize(("name", "make"), [("parameters shown", gru)])
+@pytest.mark.parametrize(("name", "make"), [("all at once", gru)])
 def test_compiled_directions_are_those_of_the_fast_engine(name, make, tmp_path, monkeypatch):
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
     monkeypatch.setattr("bptt_trainers.directions.compiled.STEPS_THERE", 2)
@@ -111,3 +128,27 @@ def test_compiled_directions_are_those_of_the_fast_engine(name, make, tmp_path, 
     torch.testing.assert_close(found_losses, losses, rtol=1e-10, atol=1e-12)
     for feedback in PASSES:
         close(found[feedback], directions[feedback])
+
+
+def test_noise_and_entropy_count_until_an_episode_ends(task):
+    controller = Gaussian(
+        task.observation_shape, task.action_shape, (5,), network="gru", generator=torch.Generator().manual_seed(0)
+    ).double()
+    states = as_task(task).at_start(start(task))
+    noise = draw_noise(controller, task.horizon, states, torch.Generator().manual_seed(1))
+    by = {}
+    for rule in ("R", "M", "S", "C"):
+        for engine in ("adjoint", "autograd"):
+            by[engine] = policy_gradient(task, controller, states, rule, engine, noise=noise, entropy=0.5)
+        close(by["adjoint"].directions, by["autograd"].directions)
+    with torch.no_grad():
+        trajectory = rollout(task, controller, states, noise=noise)
+        bonus = torch.zeros(BATCH, dtype=torch.float64)
+        for t in range(task.horizon):
+            observation = as_task(task).observe(trajectory.states[t])
+            entropy = controller(observation, trajectory.memories[t], noise[t])[-1]
+            over = as_task(task).ended(trajectory.states[t])
+            bonus += 0.5 / task.horizon * (entropy if over is None else torch.where(over, 0.0, entropy))
+        expected = (losses(task, trajectory) - bonus).mean()
+    torch.testing.assert_close(by["adjoint"].loss, expected)
+    torch.testing.assert_close(by["autograd"].loss, expected)

@@ -211,8 +211,10 @@ def test_a_state_handed_in_is_the_views():
     assert env.state.tolist()[-1] == 25.0
     next_state, _ = env.step_differentiable(env.state.unsqueeze(0), torch.zeros(1, 1))
     assert next_state[0, -1] == 26.0
-    with pytest.raises(ValueError, match=r"options\['state'\] must have shape \(5,\); got shape \(4,\)"):
-        env.reset(options={"state": [0.1, 0.2, 0.3, 0.4]})
+    with pytest.raises(ValueError, match=r"options\['state'\] must have shape \(5,\) or \(4,\); got shape \(3,\)"):
+        env.reset(options={"state": [0.1, 0.2, 0.3]})
+    seen, _ = env.reset(options={"state": [0.1, 0.2, 0.3, 0.4]})  # the system's, at step 0
+    assert seen[-1] == 0.0
 
 
 @pytest.mark.usefixtures("own_ids")

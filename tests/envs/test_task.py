@@ -1,7 +1,8 @@
-"""What a task asks of a system: costs of one's own, parameters that differ from episode to episode."""
+"""What a task asks of a system: costs of one's own, parameters that differ from episode to episode, early ends."""
 
 import copy
 import math
+import shutil
 import warnings
 
 import gymnasium as gym
@@ -9,14 +10,24 @@ import numpy as np
 import pytest
 import stable_baselines3.common.env_checker as sb3
 import torch
+from cliff import ByProducts, Cliff, losses_one_by_one
+from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import check_env
+from gymnasium.vector import AutoresetMode
 
-from bptt_envs import DifferentiableEnv, System, Task, check_system
+from bptt_envs import DifferentiableEnv, DifferentiableVectorEnv, System, Task, check_system
 from bptt_envs.checks import positive
+from bptt_envs.program import CACHE_VARIABLE
 from bptt_envs.registration import ENTRIES
 from bptt_envs.systems import LQR, CartPole, Integrator, MultiPole
+from bptt_envs.task import as_task
+from bptt_trainers import losses, rollout
+from bptt_trainers.directions.policy_gradient import system_of
+from bptt_trainers.rl.sb3_env import SB3VecEnv
+from bptt_trainers.rl.view import RLView
 
 BATCH = 5
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 
 
 def effort(state, action, next_state):
@@ -406,6 +417,221 @@ def test_the_checkers_find_no_more_to_say(check):
             check(gym.make("DiffCartPole-v0", **options).unwrapped)
         said.append({str(warning.message) for warning in caught})
     assert said[1] <= said[0]
+
+
+# Episodes that end early
+
+
+def test_a_system_that_says_so_keeps_its_contract_where_it_is_not_a_number():
+    for dtype in (torch.float32, torch.float64):
+        check_system(Cliff(), dtype=dtype)
+        check_system(ByProducts(), dtype=dtype)
+        check_system(Task(Cliff(), randomize={"grip": (0.0, 0.3)}, observe_time=True), dtype=dtype)
+
+
+def test_an_ended_episode_stays_where_it_is_and_costs_no_more():
+    system = Cliff()
+    task = Task(system, observe_time=True)
+    state = task.initial_states(4, torch.Generator().manual_seed(0), torch.float64)
+    assert state[:, 2].tolist() == [1.0, 1.0, 1.0, 0.0]
+    actions = torch.randn(6, 4, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    ended, costs = [task.ended(state).tolist()], []
+    for action in actions:
+        following = task.step(state, action)
+        costs.append(task.running_cost(state, action, following))
+        stays = task.ended(state)
+        assert torch.equal(following[stays], state[stays])
+        assert not (following[~stays, :2] == state[~stays, :2]).any()
+        state = following
+        ended.append(task.ended(state).tolist())
+    assert [[row[i] for row in ended].index(True) if ended[-1][i] else None for i in range(4)] == [1, 3, None, 0]
+    assert state[:, 3].tolist() == [1.0, 3.0, 6.0, 0.0]
+    assert [int((cost != 0).sum()) for cost in torch.stack(costs, 1)] == [1, 3, 6, 0]
+    assert torch.equal(task.final_cost(state), system.final_cost(state[:, :2]))
+    assert torch.equal(task.terminated(state), task.ended(state))
+    assert task.state_labels[2:] == ("alive", "steps")
+
+
+@pytest.mark.parametrize("kind", [Cliff, ByProducts])
+def test_the_loss_and_its_slopes_are_those_of_episodes_that_stop(kind):
+    system = kind()
+    task = as_task(system)
+    weight = torch.tensor([[0.3, -0.2]], dtype=torch.float64, requires_grad=True)
+    states = system.initial_states(4, torch.Generator().manual_seed(0), torch.float64)
+    expected, steps = losses_one_by_one(system, lambda seen: seen @ weight.T, states)
+    assert steps == [1, 3, 6, 0]
+    state, losses = task.at_start(states), states.new_zeros(4)
+    for _ in range(task.horizon):
+        action = task.observe(state) @ weight.T
+        following = task.step(state, action)
+        losses, state = losses + task.running_cost(state, action, following), following
+    losses = losses + task.final_cost(state)
+    torch.testing.assert_close(losses, expected, rtol=1e-12, atol=1e-12)
+    (found,), (wanted,) = (torch.autograd.grad(one.sum(), weight) for one in (losses, expected))
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", [Cliff, ByProducts])
+def test_slopes_of_an_ended_episode_are_those_of_staying(kind):
+    task = Task(kind(), randomize={"grip": (0.0, 0.3)}, observe_time=True)
+    state = task.initial_states(4, torch.Generator().manual_seed(0), torch.float64)
+    action = torch.zeros(4, 1, dtype=torch.float64)
+    n, units = task.state_size, torch.eye(task.state_size, dtype=torch.float64)
+    units = units.unsqueeze(1).expand(n, 4, n)
+    by_state, by_action = System.pullback(task, state, action)(slice(None), units)
+    found = task.linearize(state, action)
+    for one, slope in zip(found, (by_state, by_action), strict=True):
+        torch.testing.assert_close(one.transpose(0, 1), slope, rtol=1e-12, atol=1e-12)
+    assert torch.equal(found[0][3], torch.diag(torch.tensor([1.0, 1.0, 1.0, 0.0, 1.0], dtype=torch.float64)))
+    assert not found[1][3].any()
+    for rows in (slice(None), slice(2, 4)):
+        products = task.pullback(state, action)(rows, units[:, rows])
+        for one, slope in zip(products, (by_state[:, rows], by_action[:, rows]), strict=True):
+            torch.testing.assert_close(one, slope, rtol=1e-12, atol=1e-12)
+
+
+def test_a_condition_of_ones_own_counts_in_the_place_of_the_systems():
+    task = Task(Cliff(), terminated=lambda state: state[:, 0] > 0.8)
+    states = task.initial_states(4, torch.Generator().manual_seed(0))
+    assert task.ended(states).tolist() == [True, False, False, True]
+    assert task.asked.keys() == {"terminated"}
+    plain = Task(CartPole(), observe_time=True)
+    assert plain.ended(plain.initial_states(2, torch.Generator())) is None
+
+
+def test_a_system_with_an_end_is_a_task_wherever_it_is_taken():
+    system = Cliff()
+    assert type(as_task(system)) is type(DifferentiableEnv(system).system) is type(RLView(system).system) is Task
+    assert type(DifferentiableVectorEnv(system, 2).system) is type(system_of(system)) is Task
+    assert as_task(as_task(system)) is not as_task(CartPole())
+    assert type(as_task(CartPole())) is CartPole
+    states = system.initial_states(4, torch.Generator().manual_seed(0))
+    trajectory = rollout(system, lambda seen: 0 * seen[:, :1], states)
+    assert trajectory.states[0].tolist() == as_task(system).at_start(states).tolist()
+    expected, _ = losses_one_by_one(system, lambda seen: 0 * seen[:, :1], states)
+    torch.testing.assert_close(losses(system, trajectory), expected)
+
+
+class Sudden(Cliff):
+    def terminated(self, state):
+        return state[:, 0] > -100.0
+
+
+class Talks(Cliff):
+    def terminated(self, state):
+        return (state[:, 0] > 1.0).to(state.dtype)
+
+
+class Gathers(Cliff):
+    def terminated(self, state):
+        return (state[:, 0] > state[:, 0].mean()).logical_and(state[:, 0] > 0.9)
+
+
+@pytest.mark.parametrize(
+    ("system", "message"),
+    [
+        (Sudden(), r"Sudden\.terminated is true of the start states"),
+        (Talks(), r"Talks\.terminated must return \(3,\), torch\.bool, for 3 samples; got \(3,\), torch\.float32"),
+        (Gathers(), r"Gathers\.terminated must treat samples apart"),
+        (Task(CartPole(), terminated=lambda state: False), r"Task\.terminated must return .*; got False"),
+    ],
+)
+def test_conditions_are_checked(system, message):
+    with pytest.raises(ValueError, match=message):
+        check_system(system)
+    with pytest.raises(ValueError, match=message):
+        DifferentiableEnv(system)
+    with pytest.raises(TypeError, match="terminated must be a function of states, or None"):
+        gym.make("DiffCartPole-v0", terminated=True)
+
+
+def episode(env, start, actions):
+    """Rewards and the loss of a single environment's episode, and how often it was stepped."""
+    env.reset(options={"state": start})
+    rewards, over, info = [], False, {}
+    while not over:
+        _, reward, over, truncated, info = env.step(actions[len(rewards)])
+        assert not truncated
+        rewards.append(reward)
+    with pytest.raises(ResetNeeded, match=f"after the episode's {len(rewards)} steps"):
+        env.step(actions[0])
+    return rewards, info["loss"]
+
+
+@pytest.mark.parametrize("options", [{}, {"randomize": {"grip": (0.1, 0.1)}, "observe_time": True}])
+def test_an_environment_ends_with_its_episode_and_pays_the_final_cost_then(options):
+    system = Cliff()
+    env = DifferentiableEnv(Task(system, **options))
+    states = system.initial_states(4, torch.Generator().manual_seed(0))
+    expected, steps = losses_one_by_one(system, lambda seen: 0 * seen[:, :1] + 0.5, states)
+    for i in range(4):
+        rewards, loss = episode(env, states[i].numpy(), [[0.5]] * 6)
+        assert len(rewards) == max(1, steps[i]), "one that begins at its end is over with its first step"
+        assert -sum(rewards) == pytest.approx(loss) == pytest.approx(float(expected[i]), rel=1e-4)
+
+
+@pytest.mark.parametrize("mode", AutoresetMode)
+@pytest.mark.parametrize("compile", [pytest.param(True, marks=needs_compiler), False])
+def test_a_batch_ends_each_episode_as_single_environments_do(mode, compile, tmp_path, monkeypatch):
+    if compile and mode is not AutoresetMode.NEXT_STEP:
+        pytest.skip("one mode is enough to see that the program serves")
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
+    system = Cliff()
+    envs = DifferentiableVectorEnv(system, 3, autoreset_mode=mode, compile=compile)
+    states = system.initial_states(3, torch.Generator().manual_seed(0)).numpy()
+    singles = [episode(DifferentiableEnv(system), state, [[0.5]] * 6) for state in states]
+    envs.reset(seed=0, options={"state": states})
+    over = np.zeros(3, bool)
+    for t in range(6):
+        if mode is AutoresetMode.DISABLED and over.any():
+            with pytest.raises(ResetNeeded, match="reset_mask"):
+                envs.step(np.zeros((3, 1), np.float32))
+            envs.reset(options={"reset_mask": over})
+        _, rewards, over, truncated, infos = envs.step(np.full((3, 1), 0.5, np.float32))
+        assert not truncated.any()
+        for i, (single, loss) in enumerate(singles):
+            if t < len(single):
+                assert rewards[i] == pytest.approx(single[t], rel=1e-4)
+                assert over[i] == (t == len(single) - 1)
+            if t == len(single) - 1:
+                info = infos["final_info"] if mode is AutoresetMode.SAME_STEP else infos
+                assert info["loss"][i] == pytest.approx(loss, rel=1e-4)
+            if t == len(single) and mode is AutoresetMode.NEXT_STEP:
+                assert rewards[i] == 0.0
+                assert not over[i]
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_learners_of_reinforcement_learning_see_the_end_of_an_episode(dense):
+    system = Cliff(max_action=1.0)
+    states = system.initial_states(3, torch.Generator().manual_seed(0))
+    expected, steps = losses_one_by_one(system, lambda seen: 0 * seen[:, :1], states)
+    envs = SB3VecEnv(system, 3, dense=dense)
+    envs.set_options([{"state": state} for state in states])
+    envs.reset()
+    found = {}
+    for t in range(6):
+        _, _, dones, infos = envs.step(np.zeros((3, 1), np.float32))
+        for i in np.flatnonzero(dones):
+            if i not in found:
+                found[i] = infos[i]["episode"]["r"], infos[i]["episode"]["l"]
+                assert infos[i]["terminal_observation"][-1] == np.float32((t + 1) / 6)
+                assert "TimeLimit.truncated" not in infos[i]
+    shaped = system.final_cost(states) if dense else torch.zeros(3)
+    for i in range(3):
+        assert found[i][1] == steps[i]
+        assert -found[i][0] == pytest.approx(float(expected[i] - shaped[i]), rel=1e-3)
+
+
+def test_states_of_a_view_are_the_tasks():
+    for system in (Cliff(), Task(Cliff(), observe_time=True)):
+        view = RLView(system)
+        states = as_task(Cliff()).initial_states(4, torch.Generator().manual_seed(0))
+        begun = view.at_start(states[:, :2])
+        assert torch.equal(begun[:, :3], states)
+        assert torch.equal(view.at_start(begun), begun)
+        assert torch.equal(view.inner(begun), view.system.at_start(states[:, :2]))
+        assert view.ended(begun).tolist() == [False, False, False, True]
 
 
 def test_a_copy_has_settings_of_its_own():

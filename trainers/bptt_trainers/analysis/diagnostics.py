@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from bptt_envs import System, checks
-from bptt_envs.differentiable import check_batch
+from bptt_envs.differentiable import start_states
+from bptt_envs.task import as_task
 from bptt_trainers.directions.adjoint import ControllerTape, bound_with_slope
 from bptt_trainers.directions.policy_gradient import adjoint_engine
 from bptt_trainers.directions.rollout import Trajectory, rollout
@@ -89,7 +90,8 @@ def diagnose(system: System, controller: nn.Module, initial_states: Tensor, epoc
         ValueError: if the adjoint engine cannot serve the controller.
     """
     checks.instance("system", system, System, "a System, such as env.unwrapped.system")
-    check_batch("initial_states", initial_states, system.state_shape)
+    system = as_task(system)
+    initial_states = start_states("initial_states", initial_states, system)
     epoch = checks.integer("epoch", epoch, 0)
     with computing(initial_states):
         engine = adjoint_engine(system, controller, initial_states, PURPOSE)

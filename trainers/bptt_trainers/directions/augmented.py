@@ -18,6 +18,7 @@ from torch import Tensor
 
 from bptt_envs import System, checks
 from bptt_envs.system import Pullback
+from bptt_envs.task import as_task
 
 Act = Callable[[Tensor], Tensor]
 """From observations to actions, as the engines have them."""
@@ -70,6 +71,7 @@ def augmented(system: System, controller: Any, entropy: float = 0.0) -> System:
     """
     if isinstance(system, AugmentedSystem):
         return system
+    system = as_task(system)
     gives = gives_entropy(controller)
     if entropy and not gives:
         raise ValueError(
@@ -89,7 +91,7 @@ def acting(system: System, controller: Any) -> Act:
 
 def at_start(system: System, state: Tensor) -> Tensor:
     """Start states, (B, *state_shape of the system alone), with nothing remembered yet and no noise."""
-    return system.at_start(state) if isinstance(system, AugmentedSystem) else state
+    return system.at_start(state)
 
 
 def with_noise(system: System, state: Tensor, noise: Tensor | None) -> Tensor:
@@ -264,8 +266,13 @@ class AugmentedSystem(System):
     def running_cost(self, state: Tensor, action: Tensor, next_state: Tensor) -> Tensor:
         """The system's, (B,), less what entropy is worth."""
         own, entropy, _ = self._split_action(action)
-        cost = self.system.running_cost(self.inner(state), own, self.inner(next_state))
-        return cost - self.entropy / self.horizon * entropy[..., 0] if self._entropies else cost
+        inner = self.inner(state)
+        cost = self.system.running_cost(inner, own, self.inner(next_state))
+        if self._entropies:
+            over = self.system.ended(inner)
+            worth = entropy[..., 0] if over is None else entropy[..., 0].masked_fill(over, 0.0)
+            cost = cost - float(self.entropy) / int(self.horizon) * worth
+        return cost
 
     def final_cost(self, state: Tensor) -> Tensor:
         """The system's, (B,)."""
@@ -296,6 +303,8 @@ class AugmentedSystem(System):
 
     def at_start(self, state: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Start states of the system, (B, *state_shape), with a memory of zeros and no noise."""
+        if state.shape[1:] == self.state_shape:
+            return state
         started = self.system.at_start(state, generator).flatten(1)
         return torch.nn.functional.pad(started, (0, self.noise_size + self.memory_size))
 

@@ -11,6 +11,7 @@ from torch import Generator, Tensor, nn
 from bptt_envs import System, checks
 from bptt_envs.differentiable import check_batch
 from bptt_envs.fingerprint import fingerprint
+from bptt_envs.task import as_task
 from bptt_trainers.directions.adjoint import AdjointEngine
 from bptt_trainers.directions.augmented import (
     at_start,
@@ -102,6 +103,8 @@ def policy_gradient(
     rule = get_rule(rule)
     checks.one_of("combine", combine, COMBINE)
     checks.generator("generator", generator)
+    if isinstance(initial_states, Tensor) and initial_states.dim():
+        initial_states = system.at_start(initial_states)
     choice = choose_engine(system, controller, initial_states, engine, entropy=entropy)
     if noise is None:
         with computing(initial_states):
@@ -161,6 +164,7 @@ def adjoint_engine(system: System, controller: nn.Module, initial_states: Tensor
     """
     if memory_shape_of(controller) or noise_shape_of(controller):
         raise ValueError(f"{purpose} need a controller without memory and noise; got a {type(controller).__name__}.")
+    system = as_task(system)
     verdict = _served(system, controller, initial_states, purpose)
     return AdjointEngine(system, controller, by_layer=verdict.by_layer, inference=verdict.inference)
 
@@ -207,14 +211,14 @@ def _served(
 
 
 def system_of(env: gym.Env[Any, Any] | gym.vector.VectorEnv[Any, Any, Any] | System) -> System:
-    """The system behind an environment.
+    """The system behind an environment, as a task if its episodes end early.
 
     Raises:
         ValueError: if `env` is none of this package's, or a wrapper changes what the controller would see,
             do or be paid: backpropagation goes through the system and would pass it by.
     """
     if isinstance(env, System):
-        return env
+        return as_task(env)
     system = getattr(getattr(env, "unwrapped", None), "system", None)
     if not isinstance(system, System):
         raise ValueError(f"env must be a differentiable environment of bptt_envs or a System; got {checks.shown(env)}.")

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from bptt_envs import System, checks
-from bptt_envs.differentiable import check_batch
+from bptt_envs.differentiable import start_states
 from bptt_envs.surroundings import own_surroundings
+from bptt_envs.task import as_task
 from bptt_trainers.directions.augmented import AugmentedSystem, acting, augmented, with_noise
 
 Policy = Callable[..., Any]
@@ -67,13 +68,14 @@ def rollout(
             (B, *action_shape) or another dtype than the states.
     """
     checks.instance("system", system, System, "a System, such as env.unwrapped.system")
+    system = as_task(system)
     larger = augmented(system, policy)
     if larger is not system:
         assert isinstance(larger, AugmentedSystem)
         return _parted(larger, policy, initial_states, steps, noise, inference)
     if not callable(policy):
         raise TypeError(f"policy must be a torch module or another function; got {checks.shown(policy)}.")
-    check_batch("initial_states", initial_states, system.state_shape)
+    initial_states = start_states("initial_states", initial_states, system)
     parameter = next(policy.parameters(), None) if isinstance(policy, nn.Module) else None
     if parameter is not None and parameter.device != initial_states.device:
         raise ValueError(f"initial_states must be on {parameter.device} like the policy; got {initial_states.device}.")
@@ -111,7 +113,7 @@ def _parted(
     inference: bool,
 ) -> Trajectory:
     """The trajectory of a controller with memory or noise, with these apart."""
-    check_batch("initial_states", initial_states, system.system.state_shape)
+    initial_states = start_states("initial_states", initial_states, system.system)
     with own_surroundings(initial_states.dtype, initial_states.device), torch.no_grad():
         initial_states = initial_states.clone() if initial_states.is_inference() else initial_states
         whole = rollout(system, policy, system.at_start(initial_states), steps, noise=noise, inference=inference)
@@ -123,7 +125,7 @@ def losses(system: System, trajectory: Trajectory) -> Tensor:
     """The loss of each episode, (B,)."""
     checks.instance("system", system, System, "a System, such as env.unwrapped.system")
     checks.instance("trajectory", trajectory, Trajectory, "what `rollout` returns")
-    states = trajectory.states
+    system, states = as_task(system), trajectory.states
     horizon, batch = trajectory.actions.shape[:2]
     with own_surroundings(states.dtype, states.device), torch.no_grad():
         running = system.running_cost(

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 import bptt_envs
 from bptt_envs import System, checks
-from bptt_envs.differentiable import check_batch
+from bptt_envs.differentiable import start_states
 from bptt_envs.registration import ENTRIES, build_system, system_class
 from bptt_envs.settings import Count, Seed, among, read
 from bptt_envs.surroundings import own_surroundings
@@ -210,7 +210,7 @@ def train_rl(
             f"states; got {folder}."
         )
     if judged_states is not None:
-        check_batch("judged_states", judged_states, config.judged_system().state_shape)
+        judged_states = start_states("judged_states", judged_states, config.judged_system())
     with nullcontext() if folder is None else locked(folder):
         if folder is not None:
             _claim(folder).take(_describe(config))

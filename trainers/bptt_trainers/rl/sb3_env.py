@@ -38,6 +38,7 @@ class SB3VecEnv(VecEnv):
         self.render_mode = None
         self._began = time.perf_counter()
         self._returns = np.zeros(num_envs)
+        self._lengths = np.zeros(num_envs, dtype=np.int64)
         super().__init__(num_envs, self.env.single_observation_space, self.env.single_action_space)
 
     def reset(self) -> VecEnvObs:
@@ -55,6 +56,7 @@ class SB3VecEnv(VecEnv):
         observations, _ = self.env.reset(seed=seeds, options=options)
         self.reset_infos = [{} for _ in range(self.num_envs)]
         self._returns[:] = 0.0
+        self._lengths[:] = 0
         self._reset_seeds()
         self._reset_options()
         return observations
@@ -68,12 +70,14 @@ class SB3VecEnv(VecEnv):
         observations, rewards, dones, _, native = self.env.step(self._actions)
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         self._returns += rewards
+        self._lengths += 1
         if dones.any():
             seconds = time.perf_counter() - self._began
             for i in np.flatnonzero(dones):
-                episode = {"r": float(self._returns[i]), "l": self.view.horizon, "t": seconds}
+                episode = {"r": float(self._returns[i]), "l": int(self._lengths[i]), "t": seconds}
                 infos[i] = {"terminal_observation": native["final_obs"][i], "episode": episode}
             self._returns[dones] = 0.0
+            self._lengths[dones] = 0
         return observations, rewards.astype(np.float32), dones, infos
 
     def close(self) -> None:

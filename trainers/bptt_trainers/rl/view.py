@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from bptt_envs import System, checks
-from bptt_envs.task import with_time
+from bptt_envs.task import as_task, with_time
 from bptt_trainers.directions.rollout import Trajectory
 
 
@@ -29,7 +29,7 @@ class RLView(System):
     def __init__(self, system: System, *, dense: bool = False) -> None:
         checks.instance("system", system, System, "a System, such as env.unwrapped.system")
         super().__init__(horizon=system.horizon, dt=system.dt, objective=system.objective, max_action=1.0)
-        self.system = system
+        self.system = system = as_task(system)
         self.timed = with_time(system)
         self.dense = checks.flag("dense", dense)
         self.state_shape = self.timed.state_shape
@@ -54,6 +54,10 @@ class RLView(System):
         """The system's, (B,); with `dense` it has been paid already."""
         return super().final_cost(state) if self.dense else self.timed.final_cost(state)
 
+    def ended(self, state: Tensor) -> Tensor | None:
+        """Whether the system's episode is over."""
+        return self.timed.ended(state)
+
     def initial_states(self, batch: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
         """The system's, at step 0."""
         return self.timed.initial_states(batch, generator, dtype)
@@ -69,6 +73,8 @@ class RLView(System):
 
     def at_start(self, state: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """The view's state at the start of an episode from the system's, (B, *state_shape) -> (B, state_size + 1)."""
+        if state.shape[1:] == self.state_shape:
+            return state
         state = self.system.at_start(state, generator)
         return state if self.system is self.timed else torch.nn.functional.pad(state.flatten(1), (0, 1))
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bptt_envs import System, check_system
+from bptt_envs.task import StepCost
 from bptt_trainers.controllers.controller import Controller
 from bptt_trainers.controllers.defaults import default_controller
 from bptt_trainers.controllers.networks import Squash
@@ -25,7 +26,7 @@ from bptt_trainers.directions.surroundings import computing
 from bptt_trainers.training.books import Checkpoint
 from bptt_trainers.training.config import TrainConfig
 from bptt_trainers.training.learner import Learner, Update
-from bptt_trainers.training.loss_terms import Regularizer, StepCost, regularizer_gradient, with_extra_cost
+from bptt_trainers.training.loss_terms import Regularizer, regularizer_gradient, with_extra_cost
 from bptt_trainers.training.optimizer import Optimizer, Schedule
 from bptt_trainers.training.queries import DirectionQuery, Query, answer_comparisons, answer_directions, flattened
 from bptt_trainers.training.start_states import (

@@ -9,9 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bptt_envs import System, check_system, checks
-
-StepCost = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""From states (B, *state_shape), bounded actions (B, *action_shape) and next states to the cost of the step, (B,)."""
+from bptt_envs.task import StepCost, until_end
 
 Regularizer = Callable[[nn.Module], Tensor]
 """From a controller to a number, differentiable by its parameters."""
@@ -36,7 +34,7 @@ def with_extra_cost(system: System, extra_cost: StepCost | None, states: Tensor)
             f"extra_cost must be a function of state, action and next_state; got {checks.shown(extra_cost)}."
         )
     extended = copy.copy(system)
-    vars(extended)["running_cost"] = _Sum(system.running_cost, extra_cost)
+    vars(extended)["running_cost"] = _WithExtra(system, extra_cost)
     try:
         check_system(extended, dtype=states.dtype, device=states.device)
     except ValueError as error:
@@ -44,15 +42,16 @@ def with_extra_cost(system: System, extra_cost: StepCost | None, states: Tensor)
     return extended
 
 
-class _Sum:
-    """The sum of two costs of a step."""
+class _WithExtra:
+    """The cost of a step by a system and a further one, until the episode ends."""
 
-    def __init__(self, *costs: StepCost) -> None:
-        self.costs = costs
+    def __init__(self, system: System, extra: StepCost) -> None:
+        self.system = system
+        self.extra = extra
 
     def __call__(self, state: Tensor, action: Tensor, next_state: Tensor) -> Tensor:
-        first, second = (cost(state, action, next_state) for cost in self.costs)
-        return first + second
+        extra = until_end(self.extra, self.system.ended(state), state, action, next_state)
+        return self.system.running_cost(state, action, next_state) + extra
 
 
 def regularizer_gradient(regularizer: Regularizer, controller: nn.Module, parameters: Iterable[nn.Parameter]) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from bptt_envs import System
-from bptt_envs.differentiable import check_batch
+from bptt_envs.differentiable import start_states
 from bptt_trainers.records.files import RunFolderError
 from bptt_trainers.training.books import Books, Checkpoint, Config, Standing, kept_name
 from bptt_trainers.training.callbacks import Callback
@@ -125,7 +125,7 @@ class Run:
 
     def evaluate(self, states: Tensor) -> float:
         """Mean loss over episodes from `states`, (B, *state_shape), as it is judged after an epoch."""
-        check_batch("states", states, self.system.state_shape)
+        states = start_states("states", states, self.system)
         return self.learner.evaluate(states)
 
     # Training is a generator of queries. Here the learner itself answers them; an ensemble answers those of many

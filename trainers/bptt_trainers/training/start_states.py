@@ -97,11 +97,18 @@ class StartStates:
 
     def _drawn(self, seed: int) -> Tensor:
         count = checks.in_memory("train_states", self._config.train_states, self._system.state_size)
-        drawn = self._draw(count, torch.Generator().manual_seed(seed))
-        return checked_states("train_states", drawn, self._system, count).to(self._like)
+        generator = torch.Generator().manual_seed(seed)
+        drawn = self._draw(count, generator)
+        return checked_states("train_states", drawn, self._system, count, generator).to(self._like)
 
 
-def checked_states(name: str, states: Tensor, system: System, count: int | None = None) -> Tensor:
+def checked_states(
+    name: str,
+    states: Tensor,
+    system: System,
+    count: int | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
     """Return `states` as start states, (N, *state_shape), finite and cut off from any graph.
 
     Those of the system within a task are taken at the start of an episode.
@@ -111,11 +118,12 @@ def checked_states(name: str, states: Tensor, system: System, count: int | None 
         states: what was given.
         system: the physics.
         count: how many there must be; None: at least one.
+        generator: draws what a task draws for an episode; None: always the same.
 
     Raises:
         TypeError, ValueError: if they are anything else.
     """
-    states = start_states(name, states, system)
+    states = start_states(name, states, system, generator)
     if len(states) == 0 or not bool(states.isfinite().all()):
         raise ValueError(f"{name} must be one or more finite states; got {checks.shown(states)}.")
     if count is not None and len(states) != count:

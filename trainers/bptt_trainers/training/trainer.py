@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from bptt_envs import System
 from bptt_envs.checks import instance
+from bptt_envs.task import StepCost
 from bptt_trainers.directions.policy_gradient import Choice, system_of
 from bptt_trainers.directions.rules import Rule
 from bptt_trainers.training.bptt import BPTTLearner
 from bptt_trainers.training.callbacks import Callback
 from bptt_trainers.training.config import TrainConfig
-from bptt_trainers.training.loss_terms import Regularizer, StepCost
+from bptt_trainers.training.loss_terms import Regularizer
 from bptt_trainers.training.optimizer import Schedule
 from bptt_trainers.training.run import Run
 from bptt_trainers.training.run_folder import RunFolder, describe, epochs_count
