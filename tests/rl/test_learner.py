@@ -1,4 +1,4 @@
-"""A method of stable-baselines3 is a learner like others: its own numbers, the same folder, goes on where it stopped."""
+"""A method of stable-baselines3 is a learner like others: its own numbers, the same folder, it goes on bit for bit."""
 
 import csv
 import itertools
@@ -191,7 +191,10 @@ def test_a_run_of_reinforcement_learning_is_a_folder_like_others(tmp_path):
     trained = run.controller.evaluate(system, training_states(system, 16, 0))
     assert float(found[-1]["train_loss"]) == pytest.approx(float(trained.mean()), rel=1e-6)
     best = Books(tmp_path, lambda stored, wanted: []).load("best")
-    assert str(best["epoch"]) == min(found, key=lambda row: float(row["train_loss"]))["epoch"]
+    least = min(found, key=lambda row: float(row["train_loss"]))
+    assert str(best["epoch"]) == least["epoch"]
+    loss = load_rl(tmp_path, "best").controller.evaluate(system, training_states(system, 16, 0)).mean()
+    assert float(loss) == pytest.approx(float(least["train_loss"]), rel=1e-6)
 
 
 def test_seconds_are_those_of_learning_and_not_of_judging(monkeypatch):

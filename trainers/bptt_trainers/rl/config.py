@@ -13,9 +13,6 @@ from bptt_trainers.presets.presets import PRESETS, Preset, PresetName, preset
 from bptt_trainers.training.config import Record
 from bptt_trainers.training.recorders import BY_DEFAULT
 
-_STEPS_OF_UPDATE = {"PPO": "n_steps", "SAC": "train_freq"}
-"""The entry of a method's preset that says how many steps of each environment lie between two updates."""
-
 
 @dataclass(frozen=True)
 class RLConfig:
@@ -76,7 +73,7 @@ class RLConfig:
     def epochs(self) -> int:
         """How often it is judged in all, but for the untrained controller."""
         settings = self.settings()
-        update = settings["num_envs"] * settings[_STEPS_OF_UPDATE[self.method]]
+        update = settings["num_envs"] * settings["train_freq" if "train_freq" in settings else "n_steps"]
         before_the_last = (self.steps - 1) // update  # updates, after each of which it may be judged once
         return int(1 + min(before_the_last, before_the_last * update // self.interval))
 

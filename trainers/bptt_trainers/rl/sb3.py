@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Literal
 
 import stable_baselines3
 import torch
@@ -87,12 +88,17 @@ def train_rl(
     return RLRun(config, run.learner.policy, curve)
 
 
-def load_rl(folder: Path) -> RLRun:
-    """Load a run as its last evaluation left it; nothing in its folder can run code.
+def load_rl(folder: Path, which: Literal["last", "best"] = "last") -> RLRun:
+    """Load a run; nothing in its folder can run code.
+
+    Args:
+        folder: where it is kept.
+        which: whether its controller is that of the last evaluation or the best on the training states.
 
     Raises:
         RunFolderError: if there is no run, or it cannot be read.
     """
+    checks.one_of("which", which, ("last", "best"))
     books = _books(checks.path("folder", folder))
     with books.understanding("config.json"):
         stored = books.read_config()
@@ -107,7 +113,14 @@ def load_rl(folder: Path) -> RLRun:
         if not same(plain(config.settings()), stored["settings"]):  # the presets have changed since
             config = replace(config, overrides=stored["settings"])
         standing = books.check(stored)
-    return _loaded(books, config, standing)
+    run = _loaded(books, config, standing)
+    if which == "last":
+        return run
+    best = books.load("best")
+    if best is None:
+        raise RunFolderError(f"{books.path} has no best.pt.")
+    with books.understanding("best.pt"):
+        return replace(run, controller=controller_of(config, best["controller"]))
 
 
 def _books(folder: Path) -> Books:
