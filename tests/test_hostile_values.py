@@ -24,7 +24,7 @@ import pytest
 import torch
 from torch import nn
 
-from bptt_envs import DifferentiableEnv, DifferentiableVectorEnv, System, Timed, register, registration
+from bptt_envs import DifferentiableEnv, DifferentiableVectorEnv, System, Task, register, registration
 from bptt_envs.systems import LQR, CartPole, Guidance, Integrator, MultiPole, QuantumControl
 from bptt_studies.benchmarks.config import BenchmarkConfig
 from bptt_studies.lqr.descents import StudyConfig
@@ -395,7 +395,7 @@ DOORS = [
     ("schedule", lambda v: Trainer(cart_pole(), None, TINY, schedule=v), {"None", "lambda", "type"}),
     ("callbacks", lambda v: Ensemble(cart_pole(), [TINY], v), {"[]", "()"}),
     ("system", lambda v: RLView(v), set()),
-    ("system", lambda v: Timed(v), set()),
+    ("system", lambda v: Task(v), set()),
     ("observe_time", lambda v: gym.make("DiffIntegrator-v0", observe_time=v), {"True", "False", "np.True_"}),
     ("dense", lambda v: RLView(CartPole(), dense=v), {"True", "False", "np.True_"}),
     ("trajectory", lambda v: losses(CartPole(), v), set()),

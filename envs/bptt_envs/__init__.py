@@ -4,10 +4,10 @@ from bptt_envs.contract import check_system
 from bptt_envs.env import DifferentiableEnv, make_env
 from bptt_envs.registration import register, register_all
 from bptt_envs.system import System
-from bptt_envs.timed import Timed
+from bptt_envs.task import Task
 from bptt_envs.vector_env import DifferentiableVectorEnv
 
-__all__ = ["DifferentiableEnv", "DifferentiableVectorEnv", "System", "Timed", "check_system", "make_env", "register"]
+__all__ = ["DifferentiableEnv", "DifferentiableVectorEnv", "System", "Task", "check_system", "make_env", "register"]
 
 __version__ = "0.1.0"
 

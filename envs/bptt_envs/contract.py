@@ -17,7 +17,7 @@ from torch import Tensor
 from bptt_envs import checks
 from bptt_envs.surroundings import own_surroundings
 from bptt_envs.system import FINAL, System, replaced
-from bptt_envs.timed import Timed
+from bptt_envs.task import Task
 
 SAMPLES = 3
 STEPS = 4  # of an episode, that are looked at first
@@ -38,7 +38,8 @@ def check_system(
     start states that do not come from the generator alone, arguments that are changed in place, results that differ
     from call to call or are not finite. A trainer checks all of it, in the dtype and on the device of its controller:
     also that next states, costs and observations depend differentiably on their arguments, that the loss depends on
-    the actions, and that `linearize` and `pullback` are the slopes of `step`.
+    the actions, that `linearize` and `pullback` are the slopes of `step`, and that a system `with_parameters` does what
+    one does that is built with them.
 
     Args:
         system: the system.
@@ -53,21 +54,28 @@ def check_system(
         UserWarning: if an episode of constant actions of half the nominal size is not finite to its end.
     """
     checks.instance("system", system, System, "a System, such as env.unwrapped.system")
-    if isinstance(system, Timed):  # what is wrong with the system itself is said of that
-        check_system(system.system, dtype=dtype, device=device, thorough=thorough)
     with own_surroundings(dtype, device), torch.no_grad():
-        _check_declarations(system)
-        probe = _Probe.of(system, dtype, torch.device(device))
-        _check_values(probe)
-        _check_rest(probe)
-        probe = _first_steps(probe)
-        if thorough:
-            _check_start_dtypes(probe)
-            if not isinstance(system, Timed):
-                _warn_of_divergence(probe)
-            _check_slopes(probe)
+        if isinstance(system, Task):  # what is wrong with the system itself is said of that
+            _check(system.system, dtype, torch.device(device), thorough, judged=not system.own_costs)
+        _check(system, dtype, torch.device(device), thorough)
+
+
+def _check(system: System, dtype: torch.dtype, device: torch.device, thorough: bool, judged: bool = True) -> None:
+    """The checks of `check_system`; `judged` says whether the costs of the system are those of its loss."""
+    _check_declarations(system)
+    probe = _Probe.of(system, dtype, device)
+    _check_values(probe)
+    _check_rest(probe)
+    probe = _first_steps(probe)
+    if thorough:
+        _check_start_dtypes(probe)
+        if not isinstance(system, Task):
+            _warn_of_divergence(probe)
+        _check_slopes(probe)
+        if judged:
             _check_loss(probe)
-            _check_closed_forms(probe)
+        _check_closed_forms(probe)
+        _check_parameters(probe)
 
 
 def linear_backward(system: System, states: Tensor, actions: Tensor) -> str | None:
@@ -310,7 +318,7 @@ def _warn_of_divergence(probe: _Probe) -> None:
                 f"{probe.name} is not finite from step {t} of {system.horizon} on, in {states.dtype} and with constant "
                 f"actions of up to half its nominal size, {system.nominal_action:g}: fewer steps (horizon), a smaller "
                 "dt or tighter bounds of the actions keep it finite.",
-                stacklevel=3,
+                stacklevel=4,
             )
             return
 
@@ -399,17 +407,28 @@ def _check_slopes(probe: _Probe) -> None:
         if any(bool(slope[1:].nan_to_num(0.0).any()) for slope in slopes):
             raise ValueError(f"{what} must treat samples apart; the slopes of one sample reach others of its batch.")
         for i, name in enumerate(names[method]):
-            _check_path(what, name, function, arguments, i)
+            inputs = math.prod(arguments[i].shape[1:])
+            if isinstance(probe.system, Task) and name != "action":
+                inputs = probe.system.system.state_size  # what a task holds beside is to have no gradient
+            _check_path(what, name, function, arguments, i, inputs)
 
 
-def _check_path(what: str, name: str, function: Function, arguments: list[Tensor], place: int) -> None:
+def _check_path(what: str, name: str, function: Function, arguments: list[Tensor], place: int, inputs: int) -> None:
     """Raise ValueError where differences see a dependence on an argument that autograd does not know of.
 
     Only slopes that are exactly 0, here and nearby, are compared: a backward function may be another one than the
     slope, which is how a straight-through estimator works, but not none at all.
+
+    Args:
+        what: the function, in words.
+        name: of the argument.
+        function: the function.
+        arguments: all of them.
+        place: of the argument among them.
+        inputs: the first so many of its components are looked at.
     """
     outputs = math.prod(function(*arguments).shape[1:])
-    rows, columns = _some(outputs), _some(math.prod(arguments[place].shape[1:]))
+    rows, columns = _some(outputs), _some(inputs)
     try:
         hidden = _hidden(function, arguments, place, rows, columns)
         if hidden.any():  # or it was a point where the slope happens to be 0, or one with a jump to either side
@@ -511,6 +530,62 @@ def _check_closed_forms(probe: _Probe) -> None:
                         f"{what} must have shape {tuple(right[:, rows].shape)}; got {tuple(product.shape)}."
                     )
                 _check_products(what, product, right[:, rows])
+
+
+def _check_parameters(probe: _Probe) -> None:
+    """Raise ValueError unless each parameter does in `with_parameters` what it does as an option, sample by sample."""
+    declared = vars(type(probe.system)).get("parameters", ())
+    for name in dict.fromkeys([*(() if callable(declared) else declared), *probe.system.parameter_names]):
+        value = getattr(probe.system.rebuilt(), name, None)
+        wrong = name not in probe.system.parameter_names or isinstance(value, bool)
+        if wrong or not isinstance(value, (int, float)):
+            raise ValueError(
+                f"{probe.name}.parameters must name options whose values are numbers, kept as self.{name}; got "
+                f"{name!r}, of which self.{name} is {checks.shown(value)}."
+            )
+        values = [value, *_others_taken(probe.system, name, float(value))]
+        with own_surroundings(probe.states.dtype, probe.states.device):
+            built = [probe.system.rebuilt(**{name: one}) for one in values]
+            changed = probe.system.rebuilt().with_parameters(**{name: probe.states.new_tensor(values)})
+        _check_parameter(probe, name, built, changed)
+
+
+def _check_parameter(probe: _Probe, name: str, built: Sequence[System], changed: System) -> None:
+    what = f"{probe.name}.with_parameters({name}=(B,))"
+    try:
+        found = {method: function(*arguments) for method, (function, arguments) in _asked_of(changed, probe).items()}
+        _check_closed_forms(_Probe(changed, probe.states, probe.actions, probe.generator))
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{what} fails ({_first_line(error)}): self.{name} is then a tensor with a value for each sample, of the "
+            "shape of a component of the state, state[:, 0]; bptt_envs.system.broadcast gives it further dimensions."
+        ) from error
+    for i, system in enumerate(built):
+        for method, (function, arguments) in _asked_of(system, probe).items():
+            expected = function(*arguments)
+            sample = [one[i].reshape(1, -1) for one in (found[method], expected)]
+            if found[method].shape != expected.shape or not _close(*([one] for one in sample)):
+                raise ValueError(
+                    f"{what} does in {method} something else than systems that are built with these values. What the "
+                    f"constructor makes of {name} must become a property, and a value must meet its own sample alone."
+                )
+
+
+def _asked_of(system: System, probe: _Probe) -> dict[str, tuple[Function, list[Tensor]]]:
+    return _functions(system, probe.states, probe.actions)
+
+
+def _others_taken(system: System, name: str, value: float) -> list[float]:
+    """Two other values of an option that the constructor takes."""
+    candidates = [1.25 * value, 0.8 * value, value + 0.1, value - 0.1, value + 1.0, value - 1.0]
+    taken: list[float] = []
+    for candidate in candidates:
+        with contextlib.suppress(ValueError):
+            system.rebuilt(**{name: candidate})
+            taken += [candidate] * (candidate != value)
+        if len(taken) == SAMPLES - 1:
+            return taken
+    raise ValueError(f"{type(system).__name__}.parameters names {name}, which takes no value but {value!r} nearby.")
 
 
 def _pair(what: str, values: Any) -> Sequence[Tensor]:

@@ -176,6 +176,24 @@ def _as_finite_tensor(name: str, value: Any, shape: Sequence[int]) -> Tensor:
     return torch.from_numpy(array)
 
 
+def start_states(name: str, states: Tensor, system: System, generator: torch.Generator | None = None) -> Tensor:
+    """Return states at the start of an episode, (B, *state_shape); those of the system within a task are taken there.
+
+    Args:
+        name: of the argument, for the message.
+        states: what was given.
+        system: the physics, or a task.
+        generator: what is drawn for an episode is drawn by it; None: always the same.
+
+    Raises:
+        ValueError: if they are of neither shape, or no floating-point numbers.
+    """
+    if isinstance(states, Tensor) and states.dim():
+        states = system.at_start(states, generator)
+    check_batch(name, states, system.state_shape)
+    return states
+
+
 def check_batch(
     name: str, tensor: Tensor, shape: tuple[int, ...], dtypes: Sequence[torch.dtype] = (torch.float32, torch.float64)
 ) -> None:

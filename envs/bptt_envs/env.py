@@ -37,7 +37,7 @@ class DifferentiableEnv(Differentiable, gym.Env[np.ndarray, np.ndarray]):
     Args:
         system: a `System`, or the import path "module:Class" of one, which is built with `options`.
         render_mode: None, "rgb_array" (`render` returns an (H, W, 3) uint8 array) or "human" (a window).
-        options: options of the system, and `observe_time` (see `Timed`).
+        options: options of the system, and those of every environment (see `Task`).
 
     Raises:
         ValueError: if an option is unknown or out of range.

@@ -10,9 +10,9 @@ from typing import Any
 
 import gymnasium as gym
 
-from bptt_envs.checks import flag, nearest, shown, string
-from bptt_envs.system import System
-from bptt_envs.timed import Timed
+from bptt_envs.checks import nearest, shown, string
+from bptt_envs.system import ENV_OPTIONS, System
+from bptt_envs.task import Task
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ def register(env_id: str, system: str, summary: str, **defaults: Any) -> None:
         env_id: the id, such as "DiffCartPole-v0".
         system: the import path "module:Class" of a `System`.
         summary: what it is, in one line.
-        defaults: options of the system that differ from its own defaults, or of any environment (`observe_time`).
+        defaults: options of the system that differ from its own defaults, or of any environment (`ENV_OPTIONS`).
 
     Raises:
         ValueError: if `system` is not an import path, or the id is taken by another system.
@@ -101,9 +101,10 @@ def build_system(system: str, options: Mapping[str, Any], owner: str) -> System:
     kind = import_system(system if entry is None else entry.system)
     given = dict(options) if entry is None else entry.defaults | dict(options)
     kind.check_options(given, owner)
-    timed = "observe_time" not in kind.options() and flag("observe_time", given.pop("observe_time", False))
+    asked = {name: given.pop(name) for name in ENV_OPTIONS.keys() - kind.options().keys() if name in given}
     built = kind(**given)
-    return Timed(built) if timed else built
+    task = Task(built, **asked)
+    return task if task.asked else built
 
 
 def register_all() -> None:

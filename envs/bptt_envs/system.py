@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import math
@@ -18,14 +19,23 @@ from bptt_envs.checks import finite, nearest, one_of, positive, positive_integer
 from bptt_envs.surroundings import own_surroundings
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from bptt_envs.rendering import Canvas
 
 OBJECTIVES = ("final", "continuous")
 
 ENV_OPTIONS: dict[str, tuple[Any, str]] = {
-    "observe_time": (False, "show the controller the share of the horizon that is over, too (see Timed)"),
+    "running_cost": (None, "instead of the system's, a function of state, action and next_state: the cost of a step"),
+    "final_cost": (None, "instead of the system's, a function of the last state: its cost"),
+    "randomize": (None, "parameters drawn anew for each episode, uniformly: {name: (low, high)}"),
+    "show_parameters": (False, "show the controller what randomize has drawn, from -1 to 1"),
+    "observe_time": (False, "show the controller the share of the horizon that is over, too"),
 }
-"""Options of an environment of any system, with default and meaning; a system's own option of a name counts instead."""
+"""Options of an environment of any system, with default and meaning: the arguments of `Task`.
+
+A system's own option of a name counts instead.
+"""
 
 Bound = float | Sequence[float] | np.ndarray | Tensor | None
 """A bound of the actions as it is given: one number, or one for each component."""
@@ -38,16 +48,23 @@ FINAL = ("bound", "action_low", "action_high", "has_bounds", "action_range", "ac
 Pullback = Callable[[slice, Tensor], tuple[Tensor, Tensor]]
 """From samples and vectors to their products with the Jacobians of a step, see `System.pullback`."""
 
+MADE_WITH = "_made_with"  # the attribute that holds the options with which a system was made
+
 SMALL_CONSTANT = 256  # numbers of a constant whose content is looked at whenever it is used
 DENSE_STATE_SIZE = 32  # numbers of a state up to which dense Jacobians are the faster way
 
 
 class _InOwnSurroundings(ABCMeta):
-    """Constructors make their constants as they are, whatever the caller has switched on."""
+    """Constructors make their constants as they are, whatever the caller has switched on.
+
+    What a system is made with is kept, so that another one can be made that differs in some options.
+    """
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         with own_surroundings():
-            return super().__call__(*args, **kwargs)
+            made = super().__call__(*args, **kwargs)
+        vars(made)[MADE_WITH] = kwargs
+        return made
 
 
 class System(metaclass=_InOwnSurroundings):
@@ -81,6 +98,9 @@ class System(metaclass=_InOwnSurroundings):
     #: Half-width of the action space that is declared to RL libraries where the actions have no bounds. It tells
     #: them where to explore (they need finite bounds) and clamps nothing.
     nominal_action: ClassVar[float] = 1.0
+
+    #: Names of options that may differ from sample to sample, see `with_parameters`; none unless a class says so.
+    parameters: ClassVar[tuple[str, ...]]
 
     #: Unit of time, of `dt`; empty where time has none.
     time_unit: ClassVar[str] = "s"
@@ -152,6 +172,13 @@ class System(metaclass=_InOwnSurroundings):
 
     def observe(self, state: Tensor) -> Tensor:
         """What a controller sees of `state`, (B, *observation_shape): the state itself unless overridden."""
+        return state
+
+    def at_start(self, state: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """States at the start of an episode, (B, *state_shape), from states of the physics: they are the same.
+
+        See `Task.at_start`, whose states hold more.
+        """
         return state
 
     @property
@@ -251,6 +278,52 @@ class System(metaclass=_InOwnSurroundings):
         return (low + high) / 2 + (high - low) / 2 * share
 
     @property
+    def parameter_names(self) -> tuple[str, ...]:
+        """Those of `parameters` that are options of this class: one derived from it may have others."""
+        return _parameter_names(type(self))
+
+    def with_parameters(self, **values: float | Tensor) -> Self:
+        """A copy of the system with other parameters, which may differ from sample to sample.
+
+        Gradients by them go through all that the system computes: so systems are identified from data.
+
+        Args:
+            values: by name, each a number, a tensor () for all samples, or (B,), with a value for each of the B samples
+                that the system is then called with. They are not compared with what the option takes.
+
+        Raises:
+            ValueError: if the system declares no parameter of that name, or a value is of another shape or kind.
+        """
+        for name, value in values.items():
+            if name not in self.parameter_names:
+                raise ValueError(self.no_parameter(name))
+            if not isinstance(value, Tensor):
+                finite(name, value)
+            elif value.dim() > 1 or not value.is_floating_point():
+                shape = f"{value.dtype}, {tuple(value.shape)}"
+                raise ValueError(f"{name} must be a number or a tensor of floats, () or (B,); got {shape}.")
+        twin = copy.copy(self)
+        for name, value in values.items():
+            setattr(twin, name, value)
+        return twin
+
+    def rebuilt(self, **changes: Any) -> Self:
+        """A system of the same class, made anew with the same options but for `changes`."""
+        return type(self)(**vars(self).get(MADE_WITH, {}) | changes)
+
+    def no_parameter(self, name: str) -> str:
+        """What is said to a name that is none of the parameters."""
+        names = self.parameter_names
+        words = f"Its parameters: {', '.join(names)}." if names else "It declares none, by a tuple `parameters`."
+        return f"{self.class_name} has no parameter {name!r}.{nearest(name, names)} {words}"
+
+    def for_samples(self, rows: slice) -> Self:
+        """The system for some of the samples that its parameters are of."""
+        own = ((name, getattr(self, name)) for name in self.parameter_names)
+        some = {name: value[rows] for name, value in own if isinstance(value, Tensor) and value.dim()}
+        return self.with_parameters(**some) if some else self
+
+    @property
     def dense_jacobians(self) -> bool:
         """Whether the fast engine asks for `linearize` rather than for products with `pullback`.
 
@@ -280,7 +353,7 @@ class System(metaclass=_InOwnSurroundings):
         def pull(rows: slice, vectors: Tensor) -> tuple[Tensor, Tensor]:
             with torch.enable_grad():
                 leaves = (state[rows].detach().requires_grad_(), action[rows].detach().requires_grad_())
-                following = self.step(*leaves).flatten(1)
+                following = self.for_samples(rows).step(*leaves).flatten(1)
                 products = [
                     torch.autograd.grad(  # of one number: for vectors apart from it torch would import sympy
                         (following * vector).sum(), leaves, retain_graph=True, materialize_grads=True, allow_unused=True
@@ -334,6 +407,12 @@ class System(metaclass=_InOwnSurroundings):
 
 
 @functools.lru_cache(maxsize=256)
+def _parameter_names(kind: type[System]) -> tuple[str, ...]:
+    declared = getattr(kind, "parameters", ())  # of a system that is a torch module, too, they are a method
+    return () if callable(declared) else tuple(name for name in declared if name in kind.options())
+
+
+@functools.lru_cache(maxsize=256)
 def _memory(constant: Tensor) -> np.ndarray | None:
     """What a small constant holds, now and later; None of a large one and of one on another device."""
     small = constant.device.type == "cpu" and constant.numel() <= SMALL_CONSTANT
@@ -359,6 +438,11 @@ def constant_like(constant: Tensor, like: Tensor) -> Tensor:
     if memory is not None:
         return _moved(constant, memory.tobytes(), like.device, like.dtype)
     return _moved(constant, 0 if constant.is_inference() else constant._version, like.device, like.dtype)
+
+
+def broadcast(parameter: float | Tensor, dims: int = 1) -> Any:
+    """A parameter as it meets tensors (B, ...) with `dims` dimensions after the batch: a tensor (B,) as (B, 1, ...)."""
+    return parameter[(..., *[None] * dims)] if isinstance(parameter, Tensor) else parameter
 
 
 def replaced(system: System, name: str) -> str:

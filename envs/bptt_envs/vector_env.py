@@ -49,7 +49,7 @@ class DifferentiableVectorEnv(Differentiable, VectorEnv[np.ndarray, np.ndarray, 
         compile: make one compiled program of the step, for this number of environments: equal within rounding, and
             faster. Needs a C++ compiler; takes some seconds the first time and is kept on disk. `step_differentiable`
             is not compiled.
-        options: options of the system, and `observe_time` (see `Timed`).
+        options: options of the system, and those of every environment (see `Task`).
 
     Raises:
         ValueError: if an option is unknown or out of range.

@@ -147,5 +147,5 @@ def test_a_hidden_memory_is_refused_with_the_way_to_do_it():
 
 
 def test_diagnostics_say_that_they_need_one_without_memory():
-    with pytest.raises(ValueError, match="diagnostics need a controller without memory; got a GRU"):
+    with pytest.raises(ValueError, match="diagnostics need a controller without memory and noise; got a GRU"):
         Trainer(system(), config=replace(TINY, record=("diagnostics",)))

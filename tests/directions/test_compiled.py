@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from bptt_envs import Timed
+from bptt_envs import Task
 from bptt_envs.program import CACHE_VARIABLE, CompilerError, Program, _digest, cache_folder
 from bptt_envs.systems import CartPole, Guidance, QuantumControl, guidance
 from bptt_trainers import MLP, TrainConfig, Trainer, default_controller
@@ -51,7 +51,7 @@ def assert_same(found, expected, tolerance):
         CartPole(horizon=5, max_force=3.0, objective="continuous"),
         QuantumControl(horizon=3, n_points=6),
         Guidance(horizon=3, n_drivers=2, n_evaders=3),
-        Timed(CartPole(horizon=4)),
+        Task(CartPole(horizon=4), observe_time=True),
     ],
     ids=lambda system: type(system).__name__,
 )

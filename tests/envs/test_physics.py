@@ -107,6 +107,17 @@ def test_the_force_is_all_that_changes_momentum_and_energy(dynamics, n_poles):
     torch.testing.assert_close(rate(energy, q, v, acc), (forces * v[:, :1])[:, 0], rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize(("dynamics", "n_poles"), [("paper", 1), ("exact", 1), ("exact", 3)])
+def test_other_lengths_masses_and_gravity_are_those_of_the_lagrangian_too(dynamics, n_poles, monkeypatch):
+    for name, value in {"G": 3.7, "CART": 2.5, "POLE": 0.4, "HALF": 0.8}.items():
+        monkeypatch.setattr(f"{__name__}.{name}", value)
+    system = MultiPole(n_poles=n_poles, dynamics=dynamics, gravity=3.7, cart_mass=2.5, pole_mass=0.4, pole_length=0.8)
+    states = random_states(n_poles)
+    forces = 20.0 * torch.randn(8, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    expected = torch.func.vmap(lagrangian_accelerations)(*coordinates(states), forces)
+    torch.testing.assert_close(accelerations(system, states, forces), expected, rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.parametrize("n_poles", [1, 2, 4])
 def test_paper_cart_feels_its_poles_with_a_total_mass_of_1_1(n_poles):
     states = random_states(n_poles)

@@ -5,14 +5,14 @@ import numpy as np
 import pytest
 import torch
 
-from bptt_envs import Timed
+from bptt_envs import Task
 from bptt_envs.systems import LQR, Guidance, Integrator, MultiPole, QuantumControl
 
 
 def defined_loss(system, states, actions):
     """The loss of trajectories (T + 1, B, state) with actions (T, B, action), by its definition, (B,)."""
     states, actions = (np.asarray(x, dtype=np.float64) for x in (states, actions))
-    if isinstance(system, Timed):
+    if isinstance(system, Task):
         states = states[..., :-1].reshape(*states.shape[:-1], *system.system.state_shape)
         return defined_loss(system.system, states, actions)
     if isinstance(system, LQR):

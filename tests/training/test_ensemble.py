@@ -235,8 +235,8 @@ def test_a_compiled_engine_is_asked_for_few_numbers_of_members(calls, monkeypatc
         assert member.epoch == config.epochs
 
 
-def uncompiled(*arguments, compile=False):
-    return stacked_engine(*arguments)
+def uncompiled(*arguments, compile=False, **others):
+    return stacked_engine(*arguments, **others)
 
 
 # Who drops out

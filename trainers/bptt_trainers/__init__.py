@@ -3,8 +3,10 @@
 from bptt_trainers.analysis.diagnostics import Diagnosis, diagnose
 from bptt_trainers.controllers.controller import Controller
 from bptt_trainers.controllers.defaults import default_controller
+from bptt_trainers.controllers.gaussian import Gaussian
 from bptt_trainers.controllers.networks import MLP, ConvNet, Squash
 from bptt_trainers.controllers.recurrent import GRU, LSTM
+from bptt_trainers.directions.augmented import draw_noise
 from bptt_trainers.directions.policy_gradient import PolicyGradient, policy_gradient
 from bptt_trainers.directions.rollout import Trajectory, losses, rollout
 from bptt_trainers.directions.rules import RULES, Feedback, Rule
@@ -30,6 +32,7 @@ __all__ = [
     "Diagnosis",
     "Ensemble",
     "Feedback",
+    "Gaussian",
     "NonFiniteError",
     "PolicyGradient",
     "ProgressBar",
@@ -42,6 +45,7 @@ __all__ = [
     "Trajectory",
     "default_controller",
     "diagnose",
+    "draw_noise",
     "from_preset",
     "held_out_states",
     "losses",

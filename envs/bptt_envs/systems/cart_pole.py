@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from bptt_envs.checks import in_memory, one_of, positive, positive_integer
+from bptt_envs.checks import in_memory, not_negative, one_of, positive, positive_integer
 from bptt_envs.rendering import BACKGROUND, CYCLE, FAINT, INK
-from bptt_envs.system import System
+from bptt_envs.system import System, broadcast
 
 if TYPE_CHECKING:
     from bptt_envs.rendering import Canvas
@@ -46,11 +46,15 @@ class MultiPole(System):
     Args:
         objective: "final" or "continuous".
         n_poles: number of poles, 1 or more.
-        dynamics: "paper" (each pole feels the cart as if it were alone on it, total mass 1.1 kg whatever
-            the number of poles) or "exact" (the Lagrangian of n poles on one cart of 1 kg). For one pole the
-            two are the same.
+        dynamics: "paper" (each pole feels the cart as if it were alone on it, total mass that of cart and
+            one pole, 1.1 kg, whatever the number of poles) or "exact" (the Lagrangian of n poles on one cart of
+            1 kg). For one pole the two are the same.
         observation: "state", "cos_sin" (x, x', cos theta_i, sin theta_i, theta_i', pole by pole) or "positions" (x,
             cos theta_i, sin theta_i: no velocities, which a controller with memory can find out).
+        pole_length: from the hinge to a pole's centre of mass, half of the pole, in m: the l of the equations.
+        pole_mass: mass of each pole, in kg.
+        cart_mass: mass of the cart, in kg.
+        gravity: in m/s^2.
         max_force: the force is clamped to [-max_force, max_force], in N; None leaves it unbounded.
         horizon: steps of an episode.
         dt: duration of a step, in s.
@@ -59,6 +63,7 @@ class MultiPole(System):
     action_shape = (1,)
     action_labels = ("force [N]",)
     nominal_action = 50.0
+    parameters = ("pole_length", "pole_mass", "cart_mass", "gravity")
 
     def __init__(
         self,
@@ -67,6 +72,10 @@ class MultiPole(System):
         n_poles: int = 2,
         dynamics: str = "paper",
         observation: str = "state",
+        pole_length: float = HALF_LENGTH,
+        pole_mass: float = POLE_MASS,
+        cart_mass: float = CART_MASS,
+        gravity: float = GRAVITY,
         max_force: float | None = None,
         horizon: int = 100,
         dt: float = 0.01,
@@ -77,6 +86,10 @@ class MultiPole(System):
         in_memory("n_poles", self.n_poles, self.n_poles)  # the mass matrix
         self.dynamics = one_of("dynamics", dynamics, DYNAMICS)
         self.observation = one_of("observation", observation, OBSERVATIONS)
+        self.pole_length = positive("pole_length", pole_length)
+        self.pole_mass = positive("pole_mass", pole_mass)
+        self.cart_mass = positive("cart_mass", cart_mass)
+        self.gravity = not_negative("gravity", gravity)
         self.state_shape = (2 + 2 * self.n_poles,)
         poles = [""] if self.n_poles == 1 else [f"_{i}" for i in range(1, self.n_poles + 1)]
         self.state_labels = (
@@ -113,15 +126,16 @@ class MultiPole(System):
 
     def draw(self, canvas: Canvas, state: Tensor, action: Tensor | None) -> None:
         x, thetas = float(state[0]), state[2::2].tolist()
+        length = 2 * float(self.pole_length)
         slack = 1.2  # m that the cart moves about the middle of the picture before the view follows it
         canvas.view(x - max(-slack, min(slack, x)), 0.05, height=3.1)
         canvas.ruler(-1.2, "m")
         canvas.line([(canvas.left, 0.0), (canvas.right, 0.0)], FAINT, 5)
-        canvas.line([(x, 0.0), (x, 2 * HALF_LENGTH)], FAINT, 3)  # where a pole is upright
-        canvas.circle((x, 2 * HALF_LENGTH), 0.07, FAINT, 3)
+        canvas.line([(x, 0.0), (x, length)], FAINT, 3)  # where a pole is upright
+        canvas.circle((x, length), 0.07, FAINT, 3)
         canvas.rectangle((x, 0.0), 0.5, 0.24, INK, rounding=0.06)
         for i, theta in enumerate(thetas):
-            tip = (x + 2 * HALF_LENGTH * math.sin(theta), 2 * HALF_LENGTH * math.cos(theta))
+            tip = (x + length * math.sin(theta), length * math.cos(theta))
             width = 15 - 10 * i / max(1, self.n_poles - 1)  # each narrower than those behind it: none is hidden
             canvas.line([(x, 0.0), tip], CYCLE[i % len(CYCLE)], width)
         canvas.circle((x, 0.0), 0.04, BACKGROUND)
@@ -166,7 +180,15 @@ class MultiPole(System):
         return by_state, by_action
 
     # A rollout is some ten thousand small operations, so that their number is its time: products with constants
-    # ride along in torch.add and torch.addcmul, and w * w is cheaper than w.square().
+    # ride along in torch.add and torch.addcmul, and w * w is cheaper than w.square(). Constants are numbers or, where
+    # they differ from sample to sample, (B, 1).
+
+    def _constants(self) -> tuple[Any, Any, Any, Any]:
+        """m, l, g and the mass of the cart."""
+        m, l, g, cart = self.pole_mass, self.pole_length, self.gravity, self.cart_mass
+        if type(m) is type(l) is type(g) is type(cart) is float:
+            return m, l, g, cart
+        return broadcast(m), broadcast(l), broadcast(g), broadcast(cart)
 
     def _paper(self, s: Tensor, c: Tensor, w: Tensor, f: Tensor) -> Tensor:
         """Accelerations (x'', theta_i''), (B, 1 + n), of arXiv 2405.02041; s, c, w: (B, n), f: (B, 1).
@@ -174,21 +196,21 @@ class MultiPole(System):
         With M the mass of cart and pole: A = (f + m l s w^2) / M, theta'' = (g s - c A) / (l (4/3 - m/M c^2)) and
         x'' = (f + m l sum_i (s_i w_i^2 - theta_i'' c_i)) / M.
         """
-        m, l, g = POLE_MASS, HALF_LENGTH, GRAVITY
-        M = CART_MASS + POLE_MASS
+        m, l, g, cart = self._constants()
+        M = cart + m
         sww = w * w * s
         f = f * (1 / M)
-        A = torch.add(f, sww, alpha=m * l / M)
-        inertia = torch.rsub(c * c, 4 / 3 * l, alpha=m * l / M)
+        A = _plus(f, m * l / M, sww)
+        inertia = _plus(4 / 3 * l, -(m * l / M), c * c)
         theta_acc = torch.addcmul(g * s, c, A, value=-1) / inertia
         pull = torch.addcmul(sww, theta_acc, c, value=-1)
         pull = pull if self.n_poles == 1 else pull.sum(-1, keepdim=True)
-        x_acc = torch.add(f, pull, alpha=m * l / M)
+        x_acc = _plus(f, m * l / M, pull)
         return torch.cat([x_acc.mT, theta_acc.mT]).mT
 
     def _paper_slopes(self, s: Tensor, c: Tensor, w: Tensor, f: Tensor) -> Slopes:
-        m, l, g = POLE_MASS, HALF_LENGTH, GRAVITY
-        M = CART_MASS + POLE_MASS
+        m, l, g, cart = self._constants()
+        M = cart + m
         A = (f + m * l * s * w.square()) / M
         A_theta, A_w = m * l / M * c * w.square(), 2 * m * l / M * s * w
         D = l * (4 / 3 - m / M * c.square())
@@ -212,18 +234,18 @@ class MultiPole(System):
         The mass matrix is an arrow: eliminating theta_i'' = 3/(4l) (g s_i - c_i x'') leaves one equation
         in x'', so n poles cost O(n).
         """
-        m, l, g = POLE_MASS, HALF_LENGTH, GRAVITY
-        M = CART_MASS + self.n_poles * POLE_MASS
-        pull = s * torch.add(w * w, c, alpha=-3 / 4 * g / l)  # that of a pole on the cart, over m l
-        forces = torch.add(f, pull.sum(-1, keepdim=True), alpha=m * l)
-        inertia = torch.rsub((c * c).sum(-1, keepdim=True), M, alpha=3 / 4 * m)
+        m, l, g, cart = self._constants()
+        M = cart + self.n_poles * m
+        pull = s * _plus(w * w, -3 / 4 * g / l, c)  # that of a pole on the cart, over m l
+        forces = _plus(f, m * l, pull.sum(-1, keepdim=True))
+        inertia = _plus(M, -(3 / 4 * m), (c * c).sum(-1, keepdim=True))
         x_acc = forces / inertia
         theta_acc = 3 / (4 * l) * torch.addcmul(g * s, c, x_acc, value=-1)
         return torch.cat([x_acc.mT, theta_acc.mT]).mT
 
     def _exact_slopes(self, s: Tensor, c: Tensor, w: Tensor, f: Tensor) -> Slopes:
-        m, l, g = POLE_MASS, HALF_LENGTH, GRAVITY
-        M = CART_MASS + self.n_poles * POLE_MASS
+        m, l, g, cart = self._constants()
+        M = cart + self.n_poles * m
         forces = f + (m * l * s * w.square() - 3 / 4 * m * g * s * c).sum(-1, keepdim=True)
         inertia = M - 3 / 4 * m * c.square().sum(-1, keepdim=True)
         x_acc = forces / inertia
@@ -233,8 +255,8 @@ class MultiPole(System):
         x_acc_f = 1 / inertia
         k = 3 / (4 * l)
         c_column = c.unsqueeze(-1)
-        theta_acc_theta = k * (torch.diag_embed(g * c + s * x_acc) - c_column * x_acc_theta.unsqueeze(-2))
-        theta_acc_w = -k * c_column * x_acc_w.unsqueeze(-2)
+        theta_acc_theta = broadcast(k) * (torch.diag_embed(g * c + s * x_acc) - c_column * x_acc_theta.unsqueeze(-2))
+        theta_acc_w = -broadcast(k) * c_column * x_acc_w.unsqueeze(-2)
         return Slopes(
             by_position=_with_cart_row(x_acc_theta, theta_acc_theta),
             by_velocity=_with_cart_row(x_acc_w, theta_acc_w),
@@ -250,13 +272,34 @@ class CartPole(MultiPole):
         *,
         objective: str = "final",
         observation: str = "state",
+        pole_length: float = HALF_LENGTH,
+        pole_mass: float = POLE_MASS,
+        cart_mass: float = CART_MASS,
+        gravity: float = GRAVITY,
         max_force: float | None = None,
         horizon: int = 100,
         dt: float = 0.01,
     ) -> None:
         super().__init__(
-            objective=objective, n_poles=1, observation=observation, max_force=max_force, horizon=horizon, dt=dt
+            objective=objective,
+            n_poles=1,
+            observation=observation,
+            pole_length=pole_length,
+            pole_mass=pole_mass,
+            cart_mass=cart_mass,
+            gravity=gravity,
+            max_force=max_force,
+            horizon=horizon,
+            dt=dt,
         )
+
+
+def _plus(a: Any, factor: Any, b: Tensor) -> Tensor:
+    """The sum a + factor * b; a number as factor rides along."""
+    if isinstance(factor, float):
+        return torch.rsub(b, a, alpha=-factor) if isinstance(a, float) else torch.add(a, b, alpha=factor)
+    summed: Tensor = a + factor * b
+    return summed
 
 
 def _with_cart_row(cart_row: Tensor, pole_rows: Tensor) -> Tensor:

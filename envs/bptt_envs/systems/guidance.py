@@ -12,7 +12,7 @@ from torch import Tensor
 from bptt_envs.charts import Chart, Curves, NamedCurves, Paths
 from bptt_envs.checks import finite_pair, in_memory, not_negative, one_of, positive, positive_integer
 from bptt_envs.rendering import ACTION, CYCLE, MUTED, SIZE, Point, round_up
-from bptt_envs.system import Pullback, System, constant_like
+from bptt_envs.system import Pullback, System, broadcast, constant_like
 
 if TYPE_CHECKING:
     from bptt_envs.rendering import Canvas
@@ -57,6 +57,7 @@ class Guidance(System):
         dt: duration of a step, in s.
     """
 
+    parameters = ("control_weight", "repulsion_floor")
     nominal_action = 12.0  # the range in which PPO did best; docs/environments/guidance.md
 
     def __init__(
@@ -168,7 +169,7 @@ class Guidance(System):
     def step(self, state: Tensor, action: Tensor) -> Tensor:
         p, v = state.unbind(2)
         r, length = _differences(p)
-        d = self.repulsion_floor + length
+        d = broadcast(self.repulsion_floor, 2) + length
         strength = (constant_like(self._inverse_square, d) / d + constant_like(self._inverse, d)) / d
         acc = (strength.unsqueeze(1) * r).sum(-1).mT - constant_like(self._friction, d) * v
         acc = torch.cat([acc[:, : self.n_drivers] + self._control(p, action), acc[:, self.n_drivers :]], dim=1)
@@ -222,7 +223,7 @@ class Guidance(System):
             if not first <= start <= stop <= last:
                 samples = max(1, stop - start)
                 first, last = max(0, stop - samples * max(1, self._samples_at_once // samples)), stop
-                slopes = self._force_slopes(state[first:last], action[first:last])
+                slopes = self.for_samples(slice(first, last))._force_slopes(state[first:last], action[first:last])
             return slopes[start - first : stop - first]
 
         @torch.no_grad()
@@ -248,8 +249,9 @@ class Guidance(System):
         A row is a coordinate of F, agent before coordinate; a column is one of the positions, coordinate before
         agent, or a component of the action.
         """
-        parts = zip(state[:, :, 0].split(self._samples_at_once), action.split(self._samples_at_once), strict=True)
-        slopes = [self._some_slopes(p, some) for p, some in parts]
+        starts = range(0, max(1, len(state)), self._samples_at_once)
+        some = [slice(start, start + self._samples_at_once) for start in starts]
+        slopes = [self.for_samples(rows)._some_slopes(state[rows, :, 0], action[rows]) for rows in some]
         return (slopes[0] if len(slopes) == 1 else torch.cat(slopes)).view(len(state), 2 * self.n_agents, -1)
 
     def _some_slopes(self, p: Tensor, action: Tensor) -> Tensor:
@@ -275,7 +277,7 @@ class Guidance(System):
     def _pair_slopes(self, p: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Slopes of dt times the forces between agents: of x by x, x by y (as y by x), y by y, (N, agents, agents)."""
         r, length = _differences(p)
-        d = self.repulsion_floor + length
+        d = broadcast(self.repulsion_floor, 2) + length
         a, b = self.dt * constant_like(self._inverse_square, d), self.dt * constant_like(self._inverse, d)
         strength, strength_d = (a / d + b) / d, -(2 * a / d + b) / d.square()
         # By p_k: d (strength r) / dr = strength + strength_d r r^T / |r|

@@ -35,6 +35,7 @@ class Integrator(System):
     state_labels = ("x",)
     action_labels = ("u",)
     time_unit = ""
+    parameters = ("target",)
 
     def __init__(
         self,

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from bptt_envs import System, checks
 from bptt_trainers.analysis.planes import Plane
+from bptt_trainers.directions.augmented import augmented
 from bptt_trainers.directions.policy_gradient import stacked_engine
-from bptt_trainers.directions.remembering import remembering
 from bptt_trainers.directions.rules import MODIFIED, REGULAR, RULES, Directions, combined
 from bptt_trainers.records.files import RunFolderError, read_text
 from bptt_trainers.records.tables import csv_text
@@ -67,7 +67,7 @@ def rules_sample(system: System, controller: nn.Module, initial_states: Tensor) 
 def vectors_at_once(system: System, controller: nn.Module, episodes: int) -> int:
     """How many parameter vectors to evaluate at once, from `episodes` start states each."""
     numbers = sum(p.numel() for p in controller.parameters() if p.requires_grad)
-    trajectory = episodes * system.horizon * remembering(system, controller).state_size
+    trajectory = episodes * system.horizon * augmented(system, controller).state_size
     return max(1, min(EPISODES // episodes, STATE_NUMBERS // trajectory, PARAMETER_NUMBERS // numbers))
 
 

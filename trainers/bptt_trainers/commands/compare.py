@@ -10,19 +10,20 @@ from typing import Annotated, Any
 
 from tyro.conf import OmitArgPrefixes, UseAppendAction, arg
 
-from bptt_envs import Timed
+from bptt_envs import Task
 from bptt_envs.checks import positive
 from bptt_trainers.commands.environment import EnvOptions, Module, parse_options
 from bptt_trainers.commands.exits import Interrupted, checking_arguments
 from bptt_trainers.commands.output import aligned, file_list
 from bptt_trainers.comparison.compare import Comparison, ComparisonConfig, compare, member_folder
-from bptt_trainers.controllers.defaults import default_controller
 from bptt_trainers.directions.rollout import rollout
 from bptt_trainers.figures.animation import save_animation
 from bptt_trainers.host.threads import available_cores
 from bptt_trainers.presets.presets import parse_overrides
+from bptt_trainers.rl.view import RLView
+from bptt_trainers.training.bptt import initial_controller
 from bptt_trainers.training.run_folder import RunFolder
-from bptt_trainers.training.start_states import WEIGHTS, held_out_states, stream_seed
+from bptt_trainers.training.start_states import held_out_states
 
 FILES = {
     "methods.md": "the table, for readers",
@@ -175,17 +176,17 @@ def draw(config: ComparisonConfig) -> Path:
     run, ppo = RunFolder(C), load_rl(PPO)
     settings = run.train_config()
     system = run.make_env().system
-    untrained = default_controller(
-        system, stream_seed(WEIGHTS, settings.seed), settings.hidden, settings.controller, squash=settings.squash
-    )
+    untrained = initial_controller(system, settings)
     start = held_out_states(system, config.test_states)[:1]
     trajectories = {
         "untrained": rollout(system, untrained, start),
         "rule C": rollout(system, run.load_controller(system, "last")[0], start),
     }
-    if isinstance(system, Timed):  # is drawn as the system within
-        trajectories = {name: replace(one, states=system.inner(one.states)) for name, one in trajectories.items()}
-    system = ppo.config.judged_system()
+    judged = ppo.config.judged_system()
+    if isinstance(system, Task) and system.observe_time:  # is drawn as the system that PPO is judged on
+        within = RLView(judged).inner
+        trajectories = {name: replace(one, states=within(one.states)) for name, one in trajectories.items()}
+    system = judged
     start = held_out_states(system, config.test_states)[:1]
     trajectories["PPO"] = ppo.controller.rollout(system, start)
     out = config.out / "swing-up.gif"

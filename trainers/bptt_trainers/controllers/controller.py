@@ -11,7 +11,7 @@ from torch import nn
 
 from bptt_envs.checks import real_array, shape, shown
 from bptt_envs.surroundings import own_surroundings
-from bptt_trainers.directions.remembering import memory_shape_of
+from bptt_trainers.directions.augmented import memory_shape_of, noise_shape_of
 from bptt_trainers.directions.snapshot import evaluating
 
 
@@ -22,7 +22,9 @@ class Controller(nn.Module):
     evaluate it too. A subclass implements `forward`.
 
     A controller with memory has a `memory_shape`, and its `forward` maps observations and memories, (B, *memory_shape),
-    to actions and the next memories. A memory starts at zero in every episode.
+    to actions and the next memories. A memory starts at zero in every episode. One with noise has a `noise_shape`, and
+    its `forward` is handed standard normal numbers, (B, *noise_shape), after these. If it `gives_entropy`, the entropy
+    of each action's distribution, (B,), is the last of what it returns.
 
     Args:
         observation_shape: shape of one observation.
@@ -33,6 +35,8 @@ class Controller(nn.Module):
     """
 
     memory_shape: tuple[int, ...] = ()
+    noise_shape: tuple[int, ...] = ()
+    gives_entropy: bool = False
 
     def __init__(self, observation_shape: Sequence[int], action_shape: Sequence[int]) -> None:
         super().__init__()
@@ -55,7 +59,8 @@ class Controller(nn.Module):
             state: what was handed back by the call before, of a controller with memory; None: an episode begins. Handed
                 back as it came by one without.
             episode_start: (N,), which of the episodes begin here, so that nothing of them is remembered; None: none.
-            deterministic: not used; the controller is deterministic.
+            deterministic: of a controller with noise, whether to act without it; otherwise it is drawn by torch's
+                random numbers.
 
         Returns:
             Actions, (*action_shape) or (N, *action_shape), and what is remembered, ((N, *memory_shape),).
@@ -71,16 +76,26 @@ class Controller(nn.Module):
             what = shown(observation) if got is None else got
             raise ValueError(f"observation must be numbers of shape ({expected}) or (N, {expected}); got {what}.")
         parameter = next(self.parameters())
+        noise = self._noise(1 if single else len(array), deterministic)
         with own_surroundings(parameter.dtype, parameter.device), torch.no_grad(), evaluating(self):
             batch = torch.as_tensor(array, dtype=parameter.dtype, device=parameter.device)
             batch = batch.unsqueeze(0) if single else batch
+            handed = [self._memory(state, episode_start, batch)] if memory_shape_of(self) else []
+            handed += [] if noise is None else [noise.to(batch)]
+            answer = self(batch, *handed)
+            given = answer if isinstance(answer, (tuple, list)) else (answer,)
             if memory_shape_of(self):
-                action, memory = self(batch, self._memory(state, episode_start, batch))
-                state = (memory.cpu().numpy(),)
-            else:
-                action = self(batch)
-            actions: np.ndarray = action.cpu().numpy()
+                state = (given[1].cpu().numpy(),)
+            actions: np.ndarray = given[0].cpu().numpy()
         return (actions[0] if single else actions), state
+
+    def _noise(self, count: int, deterministic: bool) -> torch.Tensor | None:
+        """What so many episodes are handed, (N, *noise_shape), zeros if `deterministic`; None without a noise_shape."""
+        shape = noise_shape_of(self)
+        if not shape:
+            return None
+        with own_surroundings():
+            return torch.zeros(count, *shape) if deterministic else torch.randn(count, *shape)
 
     def _memory(self, state: Any, episode_start: Any, like: torch.Tensor) -> torch.Tensor:
         """What is remembered of each episode, (N, *memory_shape): zeros where one begins."""

@@ -11,17 +11,20 @@ from bptt_envs import System, checks
 from bptt_envs.surroundings import own_surroundings
 from bptt_envs.systems import QuantumControl
 from bptt_trainers.controllers.controller import Controller
+from bptt_trainers.controllers.gaussian import NETWORKS, Gaussian
 from bptt_trainers.controllers.networks import MLP, ConvNet
-from bptt_trainers.controllers.recurrent import GRU, LSTM, Recurrent
+from bptt_trainers.controllers.recurrent import Recurrent
 
-CONTROLLERS: dict[str, type[MLP | ConvNet | Recurrent]] = {"mlp": MLP, "conv": ConvNet, "gru": GRU, "lstm": LSTM}
-"""The controllers that settings and run folders name."""
+CONTROLLERS: tuple[type[MLP | ConvNet | Recurrent | Gaussian], ...] = (*NETWORKS.values(), Gaussian)
+"""The controllers that run folders name."""
 
 DEFAULTS: dict[type[System], str] = {QuantumControl: "conv"}
 """The paper's controller for each system; an MLP for those that are not here."""
 
 ControllerName = Literal["default", "mlp", "conv", "gru", "lstm"]
 CONTROLLER_NAMES = get_args(ControllerName)
+
+DeviationName = Literal["none", "constant", "state"]
 
 
 def default_controller(
@@ -31,6 +34,8 @@ def default_controller(
     kind: ControllerName = "default",
     *,
     squash: bool = False,
+    deviation: DeviationName = "none",
+    initial_deviation: float = 0.1,
 ) -> Controller:
     """The paper's controller for `system`, in float32 on the CPU: an MLP 100-100, for quantum control a ConvNet 60-60.
 
@@ -41,6 +46,8 @@ def default_controller(
             one cell of 32.
         kind: "default", "mlp", "conv", or one with memory, "gru" or "lstm".
         squash: whether to bend its actions by tanh within `system.action_range`, see `Squash`.
+        deviation: "none", or that of a `Gaussian` around what the network gives.
+        initial_deviation: of that, as a share of half of `system.action_range`.
 
     Raises:
         TypeError: if `system` is none.
@@ -58,4 +65,12 @@ def default_controller(
         given["squash"] = system.action_range
     with own_surroundings():
         generator = torch.Generator().manual_seed(checks.seed("seed", seed))
-        return CONTROLLERS[name](system.observation_shape, system.action_shape, generator=generator, **given)
+        shapes = system.observation_shape, system.action_shape
+        checks.one_of("deviation", deviation, get_args(DeviationName))
+        if deviation == "none":
+            return NETWORKS[name](*shapes, generator=generator, **given)
+        low, high = system.action_range
+        reach = checks.positive("initial_deviation", initial_deviation) * (high - low) / 2
+        return Gaussian(
+            *shapes, network=name, deviation=deviation, initial_deviation=reach, generator=generator, **given
+        )

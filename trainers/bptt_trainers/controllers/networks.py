@@ -174,6 +174,14 @@ class Squash(nn.Module):
         bent: Tensor = self.mid + self.reach * self.tanh((action - self.mid) / self.reach)
         return bent
 
+    def log_slope(self, action: Tensor) -> Tensor:
+        """The logarithm of the slope of what it does, at actions (B, *action_shape) before they are bent, likewise.
+
+        1 - tanh(y)^2 = 4 / (exp(y) + exp(-y))^2, so that the logarithm is finite where the slope rounds to 0.
+        """
+        y = (action - self.mid) / self.reach
+        return 2.0 * (math.log(2.0) - y - nn.functional.softplus(-2.0 * y))
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Squash:
         """Move it, to another dtype with the bounds as they were given: not as the dtype before had rounded them."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch leaves it untyped

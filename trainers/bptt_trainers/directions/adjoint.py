@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from bptt_envs import System
+from bptt_trainers.directions.augmented import acting, memory_size_of
 from bptt_trainers.directions.linear_layer import LinearLayer, is_linear
 from bptt_trainers.directions.parameter_hooks import after_hooks, unhooked
 from bptt_trainers.directions.recursion import SegmentSlopes, Sweep, dense_sweep, product_sweep
-from bptt_trainers.directions.remembering import acting, memory_size_of
 from bptt_trainers.directions.rollout import Trajectory, losses, rollout
 from bptt_trainers.directions.rules import Directions, Feedback
 
@@ -72,14 +72,17 @@ class AdjointEngine:
         in_layers = {name for layer in self.layers for name in (layer.weight, layer.bias)}
         self.others = [name for name in self.names if name not in in_layers]
 
-    def __call__(self, initial_states: Tensor, passes: Sequence[Feedback]) -> tuple[Tensor, dict[Feedback, Directions]]:
+    def __call__(
+        self, initial_states: Tensor, passes: Sequence[Feedback], noise: Tensor | None = None
+    ) -> tuple[Tensor, dict[Feedback, Directions]]:
         """The loss of each episode, (B,), and the directions of every pass for their mean.
 
         Args:
             initial_states: (B, *state_shape).
             passes: which paths each backward pass takes.
+            noise: see `rollout`.
         """
-        trajectory = self.rollout(initial_states)
+        trajectory = self.rollout(initial_states, noise)
         return losses(self.system, trajectory), self.backward(trajectory, passes)
 
     @property
@@ -87,9 +90,9 @@ class AdjointEngine:
         """The engine itself."""
         return self
 
-    def rollout(self, initial_states: Tensor) -> Trajectory:
-        """Run one episode from each of `initial_states`, (B, *state_shape)."""
-        return rollout(self.system, self.controller, initial_states, inference=self.inference)
+    def rollout(self, initial_states: Tensor, noise: Tensor | None = None) -> Trajectory:
+        """Run one episode from each of `initial_states`, (B, *state_shape), with noise (T, B, *noise_shape) if any."""
+        return rollout(self.system, self.controller, initial_states, noise=noise, inference=self.inference)
 
     def backward(
         self, trajectory: Trajectory, passes: Sequence[Feedback], watch: Callable[[Sweep], object] | None = None

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from bptt_trainers.directions.adjoint import AdjointEngine, ControllerTape, NotServedError, bound_with_slope, deviation
+from bptt_trainers.directions.augmented import with_noise
 from bptt_trainers.directions.compiled import CompiledEngine
 from bptt_trainers.directions.parameter_hooks import unhooked
 from bptt_trainers.directions.rollout import Trajectory, losses
@@ -20,7 +21,11 @@ ROUNDING = {torch.float32: 1e-3, torch.float64: 1e-9}  # of parts that are zero 
 
 
 def watched(
-    engine: AdjointEngine | CompiledEngine, initial_states: Tensor, passes: Sequence[Feedback], look: bool
+    engine: AdjointEngine | CompiledEngine,
+    initial_states: Tensor,
+    passes: Sequence[Feedback],
+    look: bool,
+    noise: Tensor | None = None,
 ) -> tuple[Tensor, dict[Feedback, Directions]]:
     """The losses and directions of an engine, if they can be trusted.
 
@@ -32,12 +37,13 @@ def watched(
         initial_states: (B, *state_shape).
         passes: which paths each backward pass takes.
         look: whether to compare the parts, which takes as long as a fifth of a small update.
+        noise: that of all steps, (T, B, *noise_shape), for a controller that is handed any; None: zeros.
 
     Raises:
         NotServedError: if they cannot be trusted.
     """
     allowed = SLACK * tolerance(initial_states)
-    trajectory = engine.rollout(initial_states)
+    trajectory = engine.rollout(initial_states, noise)
     if look:
         different = disagreement(engine.uncompiled, trajectory, allowed)
         if different is not None:
@@ -84,7 +90,7 @@ def disagreement(engine: AdjointEngine, trajectory: Trajectory, tolerance: float
     if different is not None:
         return f"{different} differs from autograd's"
     found, expected = _physics_parts(engine, state, action)
-    if float(deviation(expected.pop(STATES), next_state.flatten(1))) > tolerance:
+    if float(deviation(expected.pop(STATES), with_noise(system, next_state, None).flatten(1))) > tolerance:
         return f"{system.class_name}.step gives other states when it is run again on the same states and actions"
     different = _different(found, expected, tolerance)
     how = "linearize" if system.dense_jacobians else "pullback"

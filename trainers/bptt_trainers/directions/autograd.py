@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bptt_envs import System
-from bptt_trainers.directions.remembering import Remembering, acting
+from bptt_trainers.directions.augmented import AugmentedSystem, acting, with_noise
 from bptt_trainers.directions.rollout import check_actions
 from bptt_trainers.directions.rules import Directions, Feedback
 from bptt_trainers.directions.snapshot import left_as_it_was
@@ -31,19 +31,22 @@ class AutogradEngine:
         self.system = system
         self.controller = controller
 
-    def __call__(self, initial_states: Tensor, passes: Sequence[Feedback]) -> tuple[Tensor, dict[Feedback, Directions]]:
+    def __call__(
+        self, initial_states: Tensor, passes: Sequence[Feedback], noise: Tensor | None = None
+    ) -> tuple[Tensor, dict[Feedback, Directions]]:
         """The loss of each episode, (B,), and the directions of every pass for their mean.
 
         Args:
             initial_states: (B, *state_shape).
             passes: which paths each backward pass takes.
+            noise: that of all steps, (T, B, *noise_shape), for a controller that is handed any; None: zeros.
         """
         parameters = {n: p for n, p in self.controller.named_parameters() if p.requires_grad}
         directions = {}
         for i, feedback in enumerate(passes):
             # A rule compares its passes, so all of them see the same random numbers and buffers
             with left_as_it_was(self.controller) if i + 1 < len(passes) else nullcontext():
-                losses = self.unrolled_losses(initial_states, feedback)
+                losses = self.unrolled_losses(initial_states, feedback, noise)
                 gradients: Sequence[Tensor] = [torch.zeros_like(p) for p in parameters.values()]
                 if losses.requires_grad:
                     gradients = torch.autograd.grad(
@@ -52,11 +55,12 @@ class AutogradEngine:
             directions[feedback] = {name: one.detach() for name, one in zip(parameters, gradients, strict=True)}
         return losses.detach(), directions
 
-    def unrolled_losses(self, initial_states: Tensor, feedback: Feedback) -> Tensor:
+    def unrolled_losses(self, initial_states: Tensor, feedback: Feedback, noise: Tensor | None = None) -> Tensor:
         """The loss of each episode, (B,), with a graph that carries exactly the paths of `feedback`."""
         system, act = self.system, acting(self.system, self.controller)
         state, total = initial_states, initial_states.new_zeros(initial_states.shape[0])
         for t in range(system.horizon):
+            state = state if noise is None else with_noise(system, state, noise[t])
             action = act(system.observe(_seen(system, state, feedback)))
             if t == 0:
                 check_actions(system, action, initial_states)
@@ -69,6 +73,6 @@ class AutogradEngine:
 
 def _seen(system: System, state: Tensor, feedback: Feedback) -> Tensor:
     """The state, detached where a pass does not go back through the controller."""
-    if isinstance(system, Remembering):
+    if isinstance(system, AugmentedSystem):
         return system.without_gradients(state, of_state=not feedback.controller, of_memory=not feedback.memory)
     return state if feedback.controller else state.detach()

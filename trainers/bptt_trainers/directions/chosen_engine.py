@@ -13,10 +13,11 @@ from bptt_envs import System
 from bptt_envs.fingerprint import Onlooker, Token, fingerprint
 from bptt_trainers.directions.adjoint import AdjointEngine, NotServedError
 from bptt_trainers.directions.agreement import LOOK_EVERY, watched
+from bptt_trainers.directions.augmented import AugmentedSystem, at_start, augmented, memory_size_of
 from bptt_trainers.directions.autograd import AutogradEngine
 from bptt_trainers.directions.compiled import CompiledEngine
 from bptt_trainers.directions.probe import Verdict, examine
-from bptt_trainers.directions.remembering import Remembering, at_start, memory_size_of, remembering
+from bptt_trainers.directions.rollout import check_noise
 from bptt_trainers.directions.rules import Directions, Feedback
 from bptt_trainers.directions.surroundings import computing
 
@@ -78,15 +79,21 @@ class ChosenEngine(Onlooker):
         controller: from observations (B, *observation_shape) to actions (B, *action_shape).
         engine: "autograd", "adjoint" or "auto", as in `policy_gradient`.
         compile: compile the loops of the adjoint engine, see `CompiledEngine`.
+        entropy: weight of the entropy of the controller's actions, which is subtracted from the loss.
 
     Attributes:
         reason: why the engine of the last call, or of `choose`.
     """
 
     def __init__(
-        self, system: System, controller: nn.Module, engine: EngineName = "auto", compile: bool = False
+        self,
+        system: System,
+        controller: nn.Module,
+        engine: EngineName = "auto",
+        compile: bool = False,
+        entropy: float = 0.0,
     ) -> None:
-        self.system = remembering(system, controller)
+        self.system = augmented(system, controller, entropy)
         self.controller = controller
         self.reason = "asked for"
         self._asked = engine
@@ -131,7 +138,7 @@ class ChosenEngine(Onlooker):
             if before is not None and before.verdict == verdict and form == self._form:
                 return
             self._form = form
-            what = "observation and memory" if isinstance(self.system, Remembering) else "observation"
+            what = "observation and what is handed it" if isinstance(self.system, AugmentedSystem) else "observation"
             asked = "asked for" if self._asked == "adjoint" else f"the controller acts on each {what} alone"
             layers = "" if verdict.by_layer else "; its layers need a vector-Jacobian product for each rule"
             self.reason = f"{asked}{layers}{'; compiled' if self._compile else ''}"
@@ -149,13 +156,19 @@ class ChosenEngine(Onlooker):
         self._step_aside(verdict.obstacle)
 
     def __call__(
-        self, initial_states: Tensor, passes: tuple[Feedback, ...], *, look: bool | None = None
+        self,
+        initial_states: Tensor,
+        passes: tuple[Feedback, ...],
+        *,
+        noise: Tensor | None = None,
+        look: bool | None = None,
     ) -> tuple[Tensor, dict[Feedback, Directions]]:
         """The loss of each episode, (B,), and the directions of every pass for their mean.
 
         Args:
             initial_states: (B, *state_shape).
             passes: which paths each backward pass takes.
+            noise: that of all steps, (T, B, *noise_shape), for a controller that is handed any; None: zeros.
             look: whether to compare the engine's parts with autograd's, as a trainer has it done once an epoch. None:
                 in the first call and then in every 32nd.
         """
@@ -164,18 +177,21 @@ class ChosenEngine(Onlooker):
             if initial_states.is_inference():
                 initial_states = initial_states.clone()
             initial_states = at_start(self.system, initial_states)
+            check_noise(self.system, noise, self.system.horizon, initial_states)
+            if noise is not None and noise.is_inference():
+                noise = noise.clone()
             if self._fast is not None:
                 assert self._judgement is not None
                 due = self._judgement.calls % LOOK_EVERY == 0 if look is None else look
                 try:
-                    answer = watched(self._fast, initial_states, passes, due)
+                    answer = watched(self._fast, initial_states, passes, due, noise)
                 except NotServedError as error:
                     self._step_aside(str(error))
                 else:
                     self._judgement.calls += 1
                     self._settle()
                     return answer
-            return self._autograd(initial_states, passes)
+            return self._autograd(initial_states, passes, noise)
 
     def _settle(self) -> None:
         """Take what a run itself leaves in the controller, such as a cache or its last action, for no change."""

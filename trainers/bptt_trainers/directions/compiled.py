@@ -10,7 +10,8 @@ from torch.func import functional_call
 
 from bptt_envs.program import Program, Tensors
 from bptt_trainers.directions.adjoint import AdjointEngine, by_pass
-from bptt_trainers.directions.rollout import Trajectory, losses, rollout
+from bptt_trainers.directions.augmented import with_noise
+from bptt_trainers.directions.rollout import Trajectory, check_noise, losses, rollout
 from bptt_trainers.directions.rules import Directions, Feedback
 
 # Steps in a program, at most; on the way back also half a segment of the uncompiled engine, and numbers in the slopes.
@@ -45,42 +46,55 @@ class CompiledEngine:
         self.deviation: Tensor
         self._programs: dict[object, Program] = {}
 
-    def __call__(self, initial_states: Tensor, passes: Sequence[Feedback]) -> tuple[Tensor, dict[Feedback, Directions]]:
+    def __call__(
+        self, initial_states: Tensor, passes: Sequence[Feedback], noise: Tensor | None = None
+    ) -> tuple[Tensor, dict[Feedback, Directions]]:
         """The loss of each episode, (B,), and the directions of every pass for their mean.
 
         Args:
             initial_states: (B, *state_shape).
             passes: which paths each backward pass takes.
+            noise: see `rollout`.
 
         Raises:
             CompilerError: if the programs cannot be compiled.
         """
-        trajectory = self.rollout(initial_states)
+        trajectory = self.rollout(initial_states, noise)
         return losses(self.uncompiled.system, trajectory), self.backward(trajectory, passes)
 
     @torch.no_grad()
-    def rollout(self, initial_states: Tensor) -> Trajectory:
-        """Run one episode from each of `initial_states`, (B, *state_shape)."""
-        horizon = self.uncompiled.system.horizon
+    def rollout(self, initial_states: Tensor, noise: Tensor | None = None) -> Trajectory:
+        """Run one episode from each of `initial_states`, (B, *state_shape), with noise (T, B, *noise_shape) if any."""
+        system, horizon = self.uncompiled.system, self.uncompiled.system.horizon
+        check_noise(system, noise, horizon, initial_states)
         length = _length(horizon, STEPS_THERE)
         initial_states = initial_states.contiguous()
         tensors = _tensors(self.uncompiled.controller).values()
+
+        def drawn(start: int, steps: int) -> list[Tensor]:
+            return [] if noise is None else [noise[start : start + steps].contiguous()]
+
         program = self._program(
-            ("there", length, *_kind(initial_states)),
+            ("there", length, noise is None, *_kind(initial_states)),
             _There(self.uncompiled, length),
-            [initial_states],
+            [initial_states, *drawn(0, length)],
         )
         states, actions = [initial_states.unsqueeze(0)], []
         for i in range(horizon // length):
             run = program if i == 0 else program.again
-            some_states, some_actions = run(states[-1][-1], *tensors)
+            some_states, some_actions = run(states[-1][-1], *drawn(i * length, length), *tensors)
             states.append(some_states)
             actions.append(some_actions)
         if horizon % length:
-            rest = rollout(self.uncompiled.system, self.uncompiled.controller, states[-1][-1], horizon % length)
+            steps = horizon % length
+            left = None if noise is None else noise[-steps:]
+            rest = rollout(system, self.uncompiled.controller, states[-1][-1], steps, noise=left)
             states.append(rest.states[1:])
             actions.append(rest.actions)
-        return Trajectory(torch.cat(states), torch.cat(actions))
+        through = torch.cat(states)
+        if noise is not None:  # a program gives back the states after its steps, the last of them without noise
+            through = torch.cat([with_noise(system, through[:-1], noise), through[-1:]])
+        return Trajectory(through, torch.cat(actions))
 
     @torch.no_grad()
     def backward(self, trajectory: Trajectory, passes: Sequence[Feedback]) -> dict[Feedback, Directions]:
@@ -147,14 +161,14 @@ class _Recorded(nn.Module):
 
 
 class _There(_Recorded):
-    """Some steps of a rollout: (B, *state_shape) -> the states after each, the actions."""
+    """Some steps of a rollout: (B, *state_shape), the noise of each -> the states after each, the actions."""
 
     def __init__(self, engine: AdjointEngine, steps: int) -> None:
         super().__init__(engine)
         self.steps = steps
 
-    def forward(self, state: Tensor) -> Tensors:
-        some = rollout(self.engine.system, self.controller, state, self.steps)
+    def forward(self, state: Tensor, noise: Tensor | None = None) -> Tensors:
+        some = rollout(self.engine.system, self.controller, state, self.steps, noise=noise)
         return some.states[1:].clone(), some.actions
 
 

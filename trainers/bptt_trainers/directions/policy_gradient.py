@@ -12,9 +12,15 @@ from bptt_envs import System, checks
 from bptt_envs.differentiable import check_batch
 from bptt_envs.fingerprint import fingerprint
 from bptt_trainers.directions.adjoint import AdjointEngine
+from bptt_trainers.directions.augmented import (
+    at_start,
+    augmented,
+    draw_noise,
+    memory_shape_of,
+    noise_shape_of,
+)
 from bptt_trainers.directions.chosen_engine import ChosenEngine, EngineName, judgement
 from bptt_trainers.directions.probe import Verdict
-from bptt_trainers.directions.remembering import at_start, memory_shape_of, remembering
 from bptt_trainers.directions.rules import COMBINE, Combine, Directions, Feedback, Rule, combined, get_rule
 from bptt_trainers.directions.stacked import StackedEngine
 from bptt_trainers.directions.surroundings import computing
@@ -61,6 +67,8 @@ def policy_gradient(
     engine: EngineName = "auto",
     *,
     combine: Combine = "modified",
+    entropy: float = 0.0,
+    noise: Tensor | None = None,
     generator: Generator | None = None,
 ) -> PolicyGradient:
     """Loss and update direction of `controller` for one batch of episodes.
@@ -72,14 +80,19 @@ def policy_gradient(
     Args:
         env: an environment of this package, or its system.
         controller: any torch module from observations (B, *observation_shape) to actions (B, *action_shape); with a
-            `memory_shape`, from those and memories (B, *memory_shape) to both.
+            `memory_shape`, from those and memories (B, *memory_shape) to both; with a `noise_shape`, from those and
+            noise (B, *noise_shape).
         initial_states: (B, *state_shape), in the dtype and on the device of the controller.
         rule: a name of `RULES`, such as "R", "M", "S" or "C", or a `Rule`.
         engine: "autograd" (the definition), "adjoint" (fast) or "auto" (adjoint where it can serve the
             controller; warns once where it cannot).
         combine: the component that rule C keeps where signs agree, "modified" or "regular"; "random": that of M,
             at as many random places of each parameter; "turned": that of M everywhere, with the sign of R's.
-        generator: on the CPU, of the random places. None: torch's random numbers.
+        entropy: weight of the entropy of a stochastic controller's actions, the mean over steps and episodes of which
+            is subtracted from the loss.
+        noise: that of all steps, (T, B, *noise_shape), for a controller with a `noise_shape`; the same for every pass.
+            None: drawn.
+        generator: on the CPU, of noise that is drawn and of the random places. None: torch's random numbers.
 
     Raises:
         ValueError: if a name is unknown, a shape is wrong, nothing is trainable, or engine="adjoint" cannot
@@ -89,8 +102,11 @@ def policy_gradient(
     rule = get_rule(rule)
     checks.one_of("combine", combine, COMBINE)
     checks.generator("generator", generator)
-    choice = choose_engine(system, controller, initial_states, engine)
-    losses, passes = choice.engine(initial_states, rule.passes)
+    choice = choose_engine(system, controller, initial_states, engine, entropy=entropy)
+    if noise is None:
+        with computing(initial_states):
+            noise = draw_noise(controller, system.horizon, initial_states, generator)
+    losses, passes = choice.engine(initial_states, rule.passes, noise=noise)
     with computing(initial_states):
         directions = combined(rule, passes, combine, generator)
         return PolicyGradient(losses.mean(), directions, passes, choice.engine.name, choice.reason)
@@ -103,6 +119,7 @@ def choose_engine(
     engine: EngineName = "auto",
     *,
     compile: bool = False,
+    entropy: float = 0.0,
 ) -> Choice:
     """The engine of that name for `controller`, see `ChosenEngine`.
 
@@ -113,17 +130,19 @@ def choose_engine(
         engine: as in `policy_gradient`.
         compile: compile the loops of the adjoint engine at its first call, see `CompiledEngine`; keep the engine,
             as each one reads its programs from the disk again. They are made anew when anything changes.
+        entropy: as in `policy_gradient`.
 
     Raises:
         ValueError: as `policy_gradient`, and if `compile` is asked for and the adjoint engine is not the choice.
     """
     checks.one_of("engine", engine, ENGINES)
+    entropy = checks.not_negative("entropy", entropy)
     _check_states(system, controller, initial_states)
     if engine == "autograd" and compile:
         raise ValueError(
             "compile=True compiles the adjoint engine; engine must be 'adjoint' or 'auto', not 'autograd'."
         )
-    chosen = ChosenEngine(system, controller, engine, compile)
+    chosen = ChosenEngine(system, controller, engine, compile, entropy)
     chosen.choose(initial_states)
     return Choice(chosen)
 
@@ -140,14 +159,20 @@ def adjoint_engine(system: System, controller: nn.Module, initial_states: Tensor
     Raises:
         ValueError: if it cannot serve the controller.
     """
-    if memory_shape_of(controller):
-        raise ValueError(f"{purpose} need a controller without memory; got a {type(controller).__name__}.")
+    if memory_shape_of(controller) or noise_shape_of(controller):
+        raise ValueError(f"{purpose} need a controller without memory and noise; got a {type(controller).__name__}.")
     verdict = _served(system, controller, initial_states, purpose)
     return AdjointEngine(system, controller, by_layer=verdict.by_layer, inference=verdict.inference)
 
 
 def stacked_engine(
-    system: System, controller: nn.Module, initial_states: Tensor, purpose: str, *, compile: bool = False
+    system: System,
+    controller: nn.Module,
+    initial_states: Tensor,
+    purpose: str,
+    *,
+    compile: bool = False,
+    entropy: float = 0.0,
 ) -> StackedEngine:
     """The adjoint engine for many parameter vectors of `controller` at once.
 
@@ -157,18 +182,21 @@ def stacked_engine(
         initial_states: (B, *state_shape).
         purpose: what needs it, for the message.
         compile: compile its loops, see `CompiledEngine`.
+        entropy: as in `policy_gradient`.
 
     Raises:
         ValueError: if it cannot serve the controller.
     """
-    verdict = _served(system, controller, initial_states, purpose)
-    system = remembering(system, controller)
+    verdict = _served(system, controller, initial_states, purpose, entropy)
+    system = augmented(system, controller, entropy)
     return StackedEngine(system, controller, by_layer=verdict.by_layer, inference=verdict.inference, compile=compile)
 
 
-def _served(system: System, controller: nn.Module, initial_states: Tensor, purpose: str) -> Verdict:
+def _served(
+    system: System, controller: nn.Module, initial_states: Tensor, purpose: str, entropy: float = 0.0
+) -> Verdict:
     _check_states(system, controller, initial_states)
-    system = remembering(system, controller)
+    system = augmented(system, controller, entropy)
     verdict = judgement(system, controller, at_start(system, initial_states), fingerprint(controller, system)).verdict
     if verdict.obstacle is not None:
         raise ValueError(

@@ -15,8 +15,8 @@ from bptt_envs.contract import linear_backward
 from bptt_envs.fingerprint import fingerprint
 from bptt_trainers.directions.adjoint import AdjointEngine, NotServedError
 from bptt_trainers.directions.agreement import disagreement, tolerance
+from bptt_trainers.directions.augmented import Act, acting
 from bptt_trainers.directions.parameter_hooks import unhooked
-from bptt_trainers.directions.remembering import Act, acting
 from bptt_trainers.directions.rollout import Trajectory, check_actions
 from bptt_trainers.directions.snapshot import left_as_it_was, random_state
 

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from bptt_envs import System, checks
 from bptt_envs.differentiable import check_batch
 from bptt_envs.surroundings import own_surroundings
-from bptt_trainers.directions.remembering import Remembering, acting, memory_shape_of
+from bptt_trainers.directions.augmented import AugmentedSystem, acting, augmented, with_noise
 
 Policy = Callable[..., Any]
 """From observations (B, *observation_shape) to actions (B, *action_shape): any torch module is one.
 
 One that has a `memory_shape` is called with memories, (B, *memory_shape), too, and gives the next ones beside its
-actions.
+actions; one that has a `noise_shape` with noise, (B, *noise_shape), after these.
 """
 
 
@@ -30,6 +30,7 @@ class Trajectory:
     states: Tensor  # (T + 1, B, *state_shape)
     actions: Tensor  # (T, B, *action_shape), as the controller gave them, before any bound
     memories: Tensor | None = None  # (T + 1, B, *memory_shape), what a controller with memory had in mind
+    noise: Tensor | None = None  # (T, B, *noise_shape), what one that is handed noise was handed; None: zeros
 
     @property
     def horizon(self) -> int:
@@ -38,7 +39,13 @@ class Trajectory:
 
 
 def rollout(
-    system: System, policy: Policy, initial_states: Tensor, steps: int | None = None, *, inference: bool = False
+    system: System,
+    policy: Policy,
+    initial_states: Tensor,
+    steps: int | None = None,
+    *,
+    noise: Tensor | None = None,
+    inference: bool = False,
 ) -> Trajectory:
     """Run one episode from each of `initial_states`, (B, *state_shape); of it, the first `steps` if given.
 
@@ -49,6 +56,8 @@ def rollout(
         policy: from observations to actions.
         initial_states: (B, *state_shape).
         steps: of the horizon, those to run. None: all.
+        noise: for a policy that is handed noise, that of all steps, (T, B, *noise_shape), see `draw_noise`. None:
+            zeros, with which a stochastic controller takes the middle of its distribution.
         inference: run in torch's inference mode, which saves a tenth of the time of small operations, but for the first
             step: what either of them keeps from its first call can be differentiated through later. For policies and
             systems that take no gradients of their own.
@@ -58,8 +67,10 @@ def rollout(
             (B, *action_shape) or another dtype than the states.
     """
     checks.instance("system", system, System, "a System, such as env.unwrapped.system")
-    if memory_shape_of(policy) and not isinstance(system, Remembering):
-        return _remembered(Remembering(system, memory_shape_of(policy)), policy, initial_states, steps, inference)
+    larger = augmented(system, policy)
+    if larger is not system:
+        assert isinstance(larger, AugmentedSystem)
+        return _parted(larger, policy, initial_states, steps, noise, inference)
     if not callable(policy):
         raise TypeError(f"policy must be a torch module or another function; got {checks.shown(policy)}.")
     check_batch("initial_states", initial_states, system.state_shape)
@@ -68,12 +79,15 @@ def rollout(
         raise ValueError(f"initial_states must be on {parameter.device} like the policy; got {initial_states.device}.")
     steps = system.horizon if steps is None else checks.positive_integer("steps", steps)
     checks.in_memory("steps", steps + 1, initial_states.shape[0] * system.state_size)
+    check_noise(system, noise, steps, initial_states)
     states: list[Tensor] = []
     actions: list[Tensor] = []
     act = acting(system, policy)
 
     def advance(count: int) -> None:
         for _ in range(count):
+            if noise is not None:
+                states[-1] = with_noise(system, states[-1], noise[len(actions)])
             action = act(system.observe(states[-1]))
             if not actions:
                 check_actions(system, action, initial_states)
@@ -88,15 +102,21 @@ def rollout(
         return Trajectory(torch.stack(states), torch.stack(actions))
 
 
-def _remembered(
-    system: Remembering, policy: Policy, initial_states: Tensor, steps: int | None, inference: bool
+def _parted(
+    system: AugmentedSystem,
+    policy: Policy,
+    initial_states: Tensor,
+    steps: int | None,
+    noise: Tensor | None,
+    inference: bool,
 ) -> Trajectory:
-    """The trajectory of a controller with memory, with what it remembers apart."""
+    """The trajectory of a controller with memory or noise, with these apart."""
     check_batch("initial_states", initial_states, system.system.state_shape)
     with own_surroundings(initial_states.dtype, initial_states.device), torch.no_grad():
         initial_states = initial_states.clone() if initial_states.is_inference() else initial_states
-        both = rollout(system, policy, system.at_start(initial_states), steps, inference=inference)
-        return Trajectory(system.inner(both.states), system.action(both.actions), system.memory(both.states))
+        whole = rollout(system, policy, system.at_start(initial_states), steps, noise=noise, inference=inference)
+        memories = system.memory(whole.states) if system.memory_size else None
+        return Trajectory(system.inner(whole.states), system.action(whole.actions), memories, noise)
 
 
 def losses(system: System, trajectory: Trajectory) -> Tensor:
@@ -124,3 +144,19 @@ def check_actions(system: System, action: Any, states: Tensor) -> None:
         )
     if action.dtype is not states.dtype:
         raise ValueError(f"the controller must give actions in {states.dtype}, as the states are; got {action.dtype}.")
+
+
+def check_noise(system: System, noise: Any, steps: int, states: Tensor) -> None:
+    """Raise ValueError unless `noise` is None or that of so many steps from `states`, (B, *state_shape)."""
+    if noise is None:
+        return
+    shape = system.noise_shape if isinstance(system, AugmentedSystem) else ()
+    if not shape:
+        raise ValueError("noise must be None for a controller without a noise_shape.")
+    wanted = (steps, len(states), *shape)
+    alike = isinstance(noise, Tensor) and noise.dtype is states.dtype and noise.device == states.device
+    if not alike or tuple(noise.shape) != wanted:
+        raise ValueError(
+            f"noise must be a tensor of shape (steps, B, *noise_shape), here {wanted}, {states.dtype} on "
+            f"{states.device}; got {checks.shown(noise)}."
+        )

@@ -14,9 +14,9 @@ from torch.func import functional_call, vmap
 from bptt_envs import System
 from bptt_trainers.directions.adjoint import AdjointEngine
 from bptt_trainers.directions.agreement import LOOK_EVERY, watched
+from bptt_trainers.directions.augmented import acting, at_start, gives_entropy, memory_shape_of, noise_shape_of
 from bptt_trainers.directions.compiled import CompiledEngine
 from bptt_trainers.directions.linear_layer import StackedLinear, is_linear
-from bptt_trainers.directions.remembering import acting, at_start, memory_shape_of
 from bptt_trainers.directions.rollout import losses, rollout
 from bptt_trainers.directions.rules import Directions, Feedback
 from bptt_trainers.directions.snapshot import forked_rng
@@ -39,6 +39,8 @@ class StackedController(nn.Module):
         self.members = len(next(iter(parameters.values())))
         template = copy.deepcopy(controller)
         self.memory_shape = memory_shape_of(controller)
+        self.noise_shape = noise_shape_of(controller)
+        self.gives_entropy = gives_entropy(controller)
         self._layered = _layered(template, parameters) if by_layer else None
         if self._layered is not None:
             self._parameters_of = {n: p for n, p in self._layered.named_parameters() if n in parameters}
@@ -53,7 +55,7 @@ class StackedController(nn.Module):
         return self._layered is not None
 
     def forward(self, *given: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """Observations (E B, ...) -> actions (E B, ...); with a memory, both with memories (E B, ...) beside them."""
+        """Observations (E B, ...) and what else is handed a controller, likewise -> all that it gives, likewise."""
         if self._layered is not None:
             answer: Tensor | tuple[Tensor, ...] = self._layered(*given)
             return answer
@@ -115,6 +117,7 @@ class StackedEngine:
         initial_states: Tensor,
         passes: Sequence[Feedback],
         *,
+        noise: Tensor | None = None,
         look: bool | None = None,
     ) -> tuple[Tensor, dict[Feedback, Directions]]:
         """Losses and directions.
@@ -123,6 +126,7 @@ class StackedEngine:
             parameters: by name, (E, *shape) each.
             initial_states: (E, B, *state_shape).
             passes: which paths each backward pass takes.
+            noise: that of all steps, (T, E, B, *noise_shape), for controllers that are handed any; None: zeros.
             look: as that of `ChosenEngine`.
 
         Returns:
@@ -134,7 +138,9 @@ class StackedEngine:
         """
         stack, engine = self._loaded(parameters, initial_states)
         due = self._calls % LOOK_EVERY == 0 if look is None else look
-        episode_losses, directions = watched(engine, at_start(self.system, initial_states.flatten(0, 1)), passes, due)
+        states = at_start(self.system, initial_states.flatten(0, 1))
+        together = None if noise is None else noise.flatten(1, 2)
+        episode_losses, directions = watched(engine, states, passes, due, together)
         self._calls += 1
         by_name = {feedback: stack.by_name(direction) for feedback, direction in directions.items()}
         return episode_losses.view(initial_states.shape[:2]), by_name

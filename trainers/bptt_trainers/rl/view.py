@@ -5,15 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bptt_envs import System, Timed, checks
+from bptt_envs import System, checks
+from bptt_envs.task import with_time
 from bptt_trainers.directions.rollout import Trajectory
 
 
 class RLView(System):
     """Another face of a system; the physics and the costs are the system's own.
 
-    State and observation: those of `Timed`, with the share of the horizon that is over; a system that is timed already
-    (`observe_time=True`) shows it once.
+    State and observation: those of the system as a `Task` that shows the share of the horizon that is over; one that
+    shows it already (`observe_time=True`) shows it once.
     Action: the system's, as a share of its range (of `nominal_action` where it has no bounds), from -1 to 1.
     Loss: the system's. With `dense` the final cost is paid step by step, each step paying by how much it
     raised the cost of the state: the sum differs by the cost of the start state, which no action changes, so
@@ -29,7 +30,7 @@ class RLView(System):
         checks.instance("system", system, System, "a System, such as env.unwrapped.system")
         super().__init__(horizon=system.horizon, dt=system.dt, objective=system.objective, max_action=1.0)
         self.system = system
-        self.timed = system if isinstance(system, Timed) else Timed(system)
+        self.timed = with_time(system)
         self.dense = checks.flag("dense", dense)
         self.state_shape = self.timed.state_shape
         self.action_shape = system.action_shape
@@ -66,13 +67,17 @@ class RLView(System):
         """(observation_size + 1,)."""
         return self.timed.observation_shape
 
-    def at_start(self, state: Tensor) -> Tensor:
+    def at_start(self, state: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """The view's state at the start of an episode from the system's, (B, *state_shape) -> (B, state_size + 1)."""
-        return state if self.system is self.timed else self.timed.at_start(state)
+        state = self.system.at_start(state, generator)
+        return state if self.system is self.timed else torch.nn.functional.pad(state.flatten(1), (0, 1))
 
     def inner(self, state: Tensor) -> Tensor:
         """The system's state in the view's, (..., state_size + 1) -> (..., *state_shape)."""
-        return state if self.system is self.timed else self.timed.inner(state)
+        if self.system is self.timed:
+            return state
+        inner: Tensor = state[..., :-1].contiguous().unflatten(-1, self.system.state_shape)  # a system may take views
+        return inner
 
     def inner_action(self, action: Tensor) -> Tensor:
         """The system's action, in its units, (..., *action_shape)."""

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from bptt_envs import System, check_system
+from bptt_trainers.controllers.controller import Controller
 from bptt_trainers.controllers.defaults import default_controller
 from bptt_trainers.controllers.networks import Squash
+from bptt_trainers.directions.augmented import draw_noise
 from bptt_trainers.directions.memory import refuse_memory
 from bptt_trainers.directions.policy_gradient import Choice, check_parameters, choose_engine
 from bptt_trainers.directions.rollout import Trajectory, rollout
@@ -28,6 +30,7 @@ from bptt_trainers.training.optimizer import Optimizer, Schedule
 from bptt_trainers.training.queries import DirectionQuery, Query, answer_comparisons, answer_directions, flattened
 from bptt_trainers.training.start_states import (
     MASKS,
+    NOISE,
     WEIGHTS,
     Draw,
     StartStates,
@@ -72,8 +75,11 @@ class BPTTLearner(Learner):
         self.device = available_device(config.device)
         self._on_cuda = self.device.type == "cuda"
         if controller is None:
-            controller = default_controller(
-                system, stream_seed(WEIGHTS, config.seed), config.hidden, config.controller, squash=config.squash
+            controller = initial_controller(system, config)
+        elif config.deviation != "none":
+            raise ValueError(
+                "deviation is for the controllers that TrainConfig names; give one of your own a noise_shape, as "
+                f"bptt_trainers.Gaussian has; got {config.deviation!r} for a {type(controller).__name__}."
             )
         elif config.squash and not isinstance(getattr(controller, "squash", None), Squash):
             raise ValueError(
@@ -96,7 +102,12 @@ class BPTTLearner(Learner):
             self.test_states = checked_states("test_states", judged, system).to(parameter)
             self.trained_system = with_extra_cost(system, extra_cost, self.train_states)  # its loss is trained on
             self.choice: Choice = choose_engine(
-                self.trained_system, controller, self.train_states, config.engine, compile=config.compile
+                self.trained_system,
+                controller,
+                self.train_states,
+                config.engine,
+                compile=config.compile,
+                entropy=config.entropy,
             )
             if regularizer is not None:
                 regularizer_gradient(regularizer, self.controller, self.parameters.values())
@@ -176,19 +187,19 @@ class BPTTLearner(Learner):
     def answer(self, query: DirectionQuery) -> None:
         """Let the engine compute the direction that a query asks for."""
         begin = time.perf_counter()
-        batch_losses, passes = self._passes(query.states, query.rule.passes, look=query.compare)
+        batch_losses, passes = self._passes(query, query.rule.passes, look=query.compare)
         answer_directions([query], batch_losses, passes, begin)
         if query.compare:
             if not {REGULAR, MODIFIED} <= passes.keys():
                 with left_as_it_was(self.controller):
-                    _, passes = self._passes(query.states, (REGULAR, MODIFIED), look=False)
+                    _, passes = self._passes(query, (REGULAR, MODIFIED), look=False)
             answer_comparisons([query], passes)
 
     def _passes(
-        self, states: Tensor, wanted: tuple[Feedback, ...], look: bool
+        self, query: DirectionQuery, wanted: tuple[Feedback, ...], look: bool
     ) -> tuple[Tensor, dict[Feedback, Tensor]]:
         """Losses (1, B), and directions (1, n) of each pass."""
-        batch_losses, passes = self.choice.engine(states, wanted, look=look)
+        batch_losses, passes = self.choice.engine(query.states, wanted, noise=query.noise, look=look)
         stacks = {feedback: {n: d.unsqueeze(0) for n, d in one.items()} for feedback, one in passes.items()}
         return batch_losses.unsqueeze(0), flattened(stacks, self.parameters)
 
@@ -207,11 +218,13 @@ class BPTTLearner(Learner):
         self.parameters = found
 
     def _direction_query(self, states: Tensor, number: int, compare: bool) -> DirectionQuery:
-        generator = None
-        if self.config.combine == "random":  # made anew, so that a resumed run draws the same
-            generator = torch.Generator().manual_seed(stream_seed(MASKS, self.config.seed, number))
+        def drawing(stream: int) -> torch.Generator:  # made anew, so that a resumed run draws the same
+            return torch.Generator().manual_seed(stream_seed(stream, self.config.seed, number))
+
+        places = drawing(MASKS) if self.config.combine == "random" else None
         sizes = [parameter.numel() for parameter in self.parameters.values()]
-        return DirectionQuery(states, self.rule, self.config.combine, compare, sizes, generator)
+        noise = draw_noise(self.controller, self.system.horizon, states, drawing(NOISE))
+        return DirectionQuery(states, self.rule, self.config.combine, compare, sizes, places, noise)
 
     def _regularize(self, query: DirectionQuery) -> None:
         """Add the gradient of the regularizer to the direction of a query."""
@@ -248,6 +261,19 @@ class BPTTLearner(Learner):
         super().set_random_state(state)
         if self._on_cuda and "cuda_rng_state" in state:  # not if the run was on the CPU so far
             torch.cuda.set_rng_state(state["cuda_rng_state"], self.device)
+
+
+def initial_controller(system: System, config: TrainConfig) -> Controller:
+    """The untrained controller that a configuration names."""
+    return default_controller(
+        system,
+        stream_seed(WEIGHTS, config.seed),
+        config.hidden,
+        config.controller,
+        squash=config.squash,
+        deviation=config.deviation,
+        initial_deviation=config.initial_deviation,
+    )
 
 
 def available_device(name: str) -> torch.device:

@@ -12,7 +12,7 @@ from tyro.conf import Suppress
 
 from bptt_envs.checks import finite, mapping, shown
 from bptt_envs.settings import By, Count, Decay, NotNegative, Positive, Seed, among, read
-from bptt_trainers.controllers.defaults import ControllerName
+from bptt_trainers.controllers.defaults import ControllerName, DeviationName
 from bptt_trainers.controllers.networks import widths
 from bptt_trainers.directions.chosen_engine import EngineName
 from bptt_trainers.directions.rules import RULES, Combine
@@ -146,6 +146,16 @@ class TrainConfig:
     squash: bool = False
     """Bend its actions by tanh within their bounds, in place of the clamp, which has no slope beyond them."""
 
+    deviation: DeviationName = "none"
+    """Noise in its actions while it learns, of a deviation that is learned, too: none, the same in every state
+    (constant) or the network's (state). It is judged by the mean, without noise."""
+
+    initial_deviation: Positive = 0.1
+    """The deviation at the start, as a share of half the range of the actions."""
+
+    entropy: NotNegative = 0.0
+    """Weight of the entropy of its actions, whose mean over the steps is subtracted from the loss; 0 for none."""
+
     seed: Seed = 0
     """Seeds the controller's weights and the training states."""
 
@@ -187,6 +197,8 @@ class TrainConfig:
                 f"final_learning_rate must be at most learning_rate ({self.learning_rate}); "
                 f"got {self.final_learning_rate}."
             )
+        if self.deviation == "none":
+            left_at_default(self, ("initial_deviation",), "deviation is 'none'")
         if self.batch_size > self.train_states:
             raise ValueError(f"batch_size must be at most train_states ({self.train_states}); got {self.batch_size}.")
 

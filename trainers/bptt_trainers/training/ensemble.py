@@ -20,6 +20,7 @@ from bptt_envs.fingerprint import Token, fingerprint
 from bptt_envs.settings import Positive, Seed, read_value
 from bptt_trainers.directions.adjoint import NotServedError
 from bptt_trainers.directions.agreement import tolerance
+from bptt_trainers.directions.augmented import draw_noise
 from bptt_trainers.directions.chosen_engine import remember
 from bptt_trainers.directions.parameter_hooks import after_hooks, hooked
 from bptt_trainers.directions.policy_gradient import policy_gradient, stacked_engine
@@ -41,7 +42,7 @@ from bptt_trainers.training.queries import (
 from bptt_trainers.training.run import NonFiniteError
 from bptt_trainers.training.trainer import Trainer
 
-SHARED = ("controller", "hidden", "squash", "engine", "compile", "device")
+SHARED = ("controller", "hidden", "squash", "deviation", "initial_deviation", "entropy", "engine", "compile", "device")
 """Settings in which the members of an ensemble do not differ."""
 
 TRAJECTORY_NUMBERS = 2**25  # of the states that are kept at once when losses are computed: 128 MiB in float32
@@ -188,10 +189,13 @@ class Ensemble:
         wanted = {feedback for query in queries for feedback in query.rule.passes}
         compared = any(query.compare for query in queries)
         wanted |= {REGULAR, MODIFIED} if compared else set()
-        states = torch.stack([query.states for query in [*queries, *[queries[-1]] * (len(filled) - len(queries))]])
+        asked = [*queries, *[queries[-1]] * (len(filled) - len(queries))]
+        states = torch.stack([query.states for query in asked])
+        drawn = [query.noise for query in asked if query.noise is not None]
+        noise = torch.stack(drawn, dim=1) if drawn else None
         # In one order whatever the members' rules: a compiled program is of passes in their order
         passes = sorted(wanted, key=lambda one: (one.physics, one.controller, bool(one.memory)), reverse=True)
-        losses, directions = _computed_together(engine, filled, states, passes, look=compared)
+        losses, directions = _computed_together(engine, filled, states, passes, noise=noise, look=compared)
         flat = {feedback: of[: len(queries)] for feedback, of in directions.items()}
         answer_directions(queries, losses[: len(queries)], flat, begin)
         answer_comparisons(queries, flat)
@@ -225,7 +229,12 @@ class Ensemble:
                 if kind is LossQuery:
                     template.eval()
                 engine = stacked_engine(
-                    first.system, template, first.train_states, PURPOSE, compile=first.config.compile
+                    first.system,
+                    template,
+                    first.train_states,
+                    PURPOSE,
+                    compile=first.config.compile,
+                    entropy=first.config.entropy if kind is DirectionQuery else 0.0,
                 )
                 if kind is DirectionQuery and self._engines:
                     _check_members(members)
@@ -268,14 +277,16 @@ def _check_members(members: Sequence[Trainer]) -> None:
     states = torch.stack([member.train_states[:1] for member in members])
     try:
         engine = stacked_engine(short, first.controller, states[0], PURPOSE)
-        _, passes = _computed_together(engine, members, states, [REGULAR])
+        noise = draw_noise(first.controller, PROBE_STEPS, states[0], torch.Generator().manual_seed(0))
+        together = None if noise is None else noise.unsqueeze(1).expand(-1, len(members), *noise.shape[1:])
+        _, passes = _computed_together(engine, members, states, [REGULAR], noise=together)
     except _NO_COPY as error:
         raise CannotStackError(
             f"controllers of type {type(first.controller).__name__} cannot be stacked "
             f"({str(error).splitlines()[0]}). {_ONE_BY_ONE}"
         ) from error
     for i, member in enumerate(members):
-        alone = policy_gradient(short, member.controller, states[i], "R", "adjoint").directions
+        alone = policy_gradient(short, member.controller, states[i], "R", "adjoint", noise=noise).directions
         expected = torch.cat([direction.flatten() for direction in alone.values()])
         difference = (passes[REGULAR][i] - expected).norm()
         if expected.isfinite().all() and not difference <= tolerance(expected) * expected.norm():
@@ -286,11 +297,16 @@ def _check_members(members: Sequence[Trainer]) -> None:
 
 
 def _computed_together(
-    engine: StackedEngine, members: Sequence[Trainer], states: Tensor, passes: Sequence[Feedback], look: bool = True
+    engine: StackedEngine,
+    members: Sequence[Trainer],
+    states: Tensor,
+    passes: Sequence[Feedback],
+    noise: Tensor | None = None,
+    look: bool = True,
 ) -> tuple[Tensor, dict[Feedback, Tensor]]:
     """Losses (E, B), and directions (E, n) of each pass, as the hooks of each member's parameters change them."""
     parameters = _stacked(members)
-    losses, directions = engine(parameters, states, passes, look=look)
+    losses, directions = engine(parameters, states, passes, noise=noise, look=look)
     for by_name in directions.values():
         for i, member in enumerate(members):
             if hooked(member.controller):

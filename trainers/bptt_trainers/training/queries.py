@@ -35,6 +35,7 @@ class DirectionQuery:
         compare: whether to measure how R and M differ, too.
         sizes: numbers in each parameter, n in all.
         generator: of the random places, if that is what C keeps.
+        noise: that of all steps, (T, B, *noise_shape), for a controller that is handed any.
         loss: mean over the episodes.
         direction: (n,), every parameter's components, one parameter after the other.
         norm: of the direction.
@@ -48,6 +49,7 @@ class DirectionQuery:
     compare: bool
     sizes: list[int]
     generator: torch.Generator | None
+    noise: Tensor | None = None
     loss: float = _NAN
     direction: Tensor = field(init=False)
     norm: float = _NAN

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 import bptt_envs
-from bptt_envs import DifferentiableEnv, System, Timed, make_env
+from bptt_envs import DifferentiableEnv, System, Task, make_env
 from bptt_envs.registration import ENTRIES, system_class
+from bptt_envs.system import MADE_WITH
 from bptt_trainers.controllers.defaults import CONTROLLERS
 from bptt_trainers.directions.policy_gradient import system_of
 from bptt_trainers.records.claim import in_words, plain_differences, same
@@ -61,16 +62,19 @@ def describe(env: Any, controller: nn.Module, config: TrainConfig, own: Mapping[
     system = system_of(env)
     spec = getattr(getattr(env, "unwrapped", None), "spec", None)  # a wrapper's is a deep copy
     given = {} if spec is None else spec.kwargs
-    timed = {"observe_time": True} if isinstance(system, Timed) else {}
-    system = system.system if isinstance(system, Timed) else system
+    asked = system.asked if isinstance(system, Task) else {}
+    system = system.system if isinstance(system, Task) else system
     options = type(system).env_options()
     settings = {k: plain(v) for k, v in vars(system).items() if k in options or _is_scalar(v)}
+    for name in system.parameter_names:  # a system may come to declare more of them: those of old are the defaults
+        if settings.get(name) == options.get(name):
+            settings.pop(name, None)
     environment: Config = {
         "id": None if spec is None else spec.id,
         "options": {k: plain(v) for k, v in given.items() if k in options},
         "system": type(system).__name__,
-        "settings": settings | timed,
-        "content": content(system, apart=settings),
+        "settings": settings | {k: plain(v) for k, v in asked.items()},
+        "content": content(system, apart=(*settings, MADE_WITH)),
     }
     parameters = dict(controller.named_parameters())
     description: Config = {
@@ -80,7 +84,7 @@ def describe(env: Any, controller: nn.Module, config: TrainConfig, own: Mapping[
         "parts": _parts(controller),
         "tensors": tensors(controller),
     }
-    if type(controller) in CONTROLLERS.values():
+    if type(controller) in CONTROLLERS:
         description["settings"] = controller.settings
     return {
         "environment": environment,
@@ -255,7 +259,7 @@ class RunFolder(Books):
         """
         with self.understanding("config.json"):
             stored = self.read_config()["controller"]
-            known = {kind.__name__: kind for kind in CONTROLLERS.values()}
+            known = {kind.__name__: kind for kind in CONTROLLERS}
             if stored["type"] in known and "settings" not in stored:
                 raise RunFolderError(
                     f"{self.path} was made by an earlier version; its controller cannot be rebuilt here."

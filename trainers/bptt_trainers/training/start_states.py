@@ -8,11 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bptt_envs import System, Timed, checks
-from bptt_envs.differentiable import check_batch
+from bptt_envs import System, checks
+from bptt_envs.differentiable import start_states
 from bptt_trainers.training.config import TrainConfig
 
-WEIGHTS, TRAINING, HELD_OUT, MASKS, VALIDATION, FRESH, ORDER = range(7)  # streams of random numbers that never meet
+WEIGHTS, TRAINING, HELD_OUT, MASKS, VALIDATION, FRESH, ORDER, NOISE = range(8)
+"""Streams of random numbers that never meet."""
 
 Draw = Callable[[int, torch.Generator], Tensor]
 """Draws (count, *state_shape) start states by a generator on the CPU."""
@@ -103,7 +104,7 @@ class StartStates:
 def checked_states(name: str, states: Tensor, system: System, count: int | None = None) -> Tensor:
     """Return `states` as start states, (N, *state_shape), finite and cut off from any graph.
 
-    Those of the system within one that shows the time are taken at step 0.
+    Those of the system within a task are taken at the start of an episode.
 
     Args:
         name: of the argument, for the message.
@@ -114,9 +115,7 @@ def checked_states(name: str, states: Tensor, system: System, count: int | None 
     Raises:
         TypeError, ValueError: if they are anything else.
     """
-    if isinstance(system, Timed) and isinstance(states, Tensor) and states.shape[1:] == system.system.state_shape:
-        states = system.at_start(states)
-    check_batch(name, states, system.state_shape)
+    states = start_states(name, states, system)
     if len(states) == 0 or not bool(states.isfinite().all()):
         raise ValueError(f"{name} must be one or more finite states; got {checks.shown(states)}.")
     if count is not None and len(states) != count:

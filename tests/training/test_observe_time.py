@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from bptt_envs import Timed
+from bptt_envs import Task
 from bptt_envs.registration import ENTRIES
 from bptt_envs.systems import CartPole, Integrator
 from bptt_trainers import (
@@ -102,7 +102,7 @@ def test_a_run_comes_back_with_the_time(tmp_path):
     assert described["settings"].items() >= {"horizon": 5, "max_action": 3.0, "observe_time": True}.items()
     folder = RunFolder(tmp_path)
     env = folder.make_env()
-    assert type(env.system) is Timed
+    assert type(env.system) is Task
     controller, _ = folder.load_controller(env.system)
     assert controller(env.observe(env.initial_states(2))).shape == (2, 1)
     Trainer(make(horizon=5, max_force=3.0), config=replace(TINY, out=tmp_path, epochs=3)).fit()
@@ -119,7 +119,7 @@ def test_the_command_line_takes_it(tmp_path, capsys):
     options = "--env-option horizon=5 --env-option observe_time=true"
     tiny = "--epochs 1 --train-states 8 --test-states 4 --batch-size 4 --hidden 4 --record pictures"
     assert main(f"train {options} {tiny} --out {tmp_path / 'run'}".split()) == 0
-    assert type(RunFolder(tmp_path / "run").make_env().system) is Timed
+    assert type(RunFolder(tmp_path / "run").make_env().system) is Task
     assert main(["evaluate", str(tmp_path / "run")]) == 0
     assert main(["envs", "DiffCartPole-v0"]) == 0
     assert "  observe_time: bool, default False\n      show the controller" in capsys.readouterr().out
@@ -133,7 +133,7 @@ def test_the_command_line_takes_it(tmp_path, capsys):
 @pytest.mark.parametrize("dense", [False, True])
 def test_the_view_of_reinforcement_learning_shows_the_time_once(dense):
     system = CartPole(horizon=5)
-    views = [RLView(system, dense=dense), RLView(Timed(system), dense=dense)]
+    views = [RLView(system, dense=dense), RLView(Task(system, observe_time=True), dense=dense)]
     trajectories = [rollout(view, lambda seen: seen[:, -1:] - seen[:, :1], start(view)) for view in views]
     assert [view.observation_shape for view in views] == [(5,), (5,)]
     assert torch.equal(trajectories[0].states, trajectories[1].states)
@@ -153,7 +153,7 @@ def test_it_learns_the_same_whether_or_not_the_environment_shows_the_time(tmp_pa
     plain, shown = run("plain"), run("shown", observe_time=True)
     assert [point.test_loss for point in shown.curve] == [point.test_loss for point in plain.curve]
     systems = [one.config.judged_system() for one in (plain, shown)]
-    assert [type(system) for system in systems] == [CartPole, Timed]
+    assert [type(system) for system in systems] == [CartPole, Task]
     expected = plain.controller.evaluate(systems[0], start(systems[0], dtype=torch.float32))
     loaded = load_rl(tmp_path / "shown").controller
     for controller in (shown.controller, plain.controller, loaded):
@@ -164,7 +164,7 @@ def test_it_learns_the_same_whether_or_not_the_environment_shows_the_time(tmp_pa
 
 def test_stable_baselines3_starts_from_states_of_the_environment():
     system = Integrator(horizon=4)
-    for given, state in ((system, [0.5]), (Timed(system), [0.5, 0.0])):
+    for given, state in ((system, [0.5]), (Task(system, observe_time=True), [0.5, 0.0])):
         env = SB3VecEnv(given, 1)
         env.set_options([{"state": state}])
         assert np.array_equal(env.reset(), [[0.5, 0.0]])

@@ -12,8 +12,9 @@ import torch
 from gymnasium.utils.env_checker import check_env
 
 import bptt_envs
-from bptt_envs import DifferentiableEnv, System, Timed, check_system
+from bptt_envs import DifferentiableEnv, System, Task, check_system
 from bptt_envs.registration import ENTRIES, build_system, system_class
+from bptt_envs.system import ENV_OPTIONS
 from bptt_envs.systems import LQR, CartPole, Integrator, QuantumControl
 
 BATCH = 5
@@ -68,12 +69,12 @@ def states_and_actions(timed, dtype=torch.float64):
 
 @pytest.fixture
 def system(system):
-    return system.system if isinstance(system, Timed) else system
+    return system.system if isinstance(system, Task) else system
 
 
 @pytest.fixture
 def timed(system):
-    return Timed(system)
+    return Task(system, observe_time=True)
 
 
 def test_it_keeps_the_contract_of_a_system(timed):
@@ -138,21 +139,21 @@ def test_what_it_declares_is_the_systems(system, timed):
 
 
 def test_bounds_of_each_component_and_views_of_the_state_are_served():
-    timed = Timed(Grid())
+    timed = Task(Grid(), observe_time=True)
     check_system(timed)
     assert timed.state_labels == ("first", *(f"state {i}" for i in range(1, 6)), "steps")
     assert timed.bound(torch.full((1, 2, 1), 9.0)).flatten().tolist() == [2.0, 0.5]
     assert timed.action_range[0].tolist() == [[-1.0], [-1.0]]
     timed.system.max_action = 0.25  # counts before the two
     assert timed.bound(torch.full((1, 2, 1), 9.0)).flatten().tolist() == [0.25, 0.25]
-    assert Timed(timed.system).bound(torch.full((1, 2, 1), 9.0)).flatten().tolist() == [0.25, 0.25]
+    assert Task(timed.system, observe_time=True).bound(torch.full((1, 2, 1), 9.0)).flatten().tolist() == [0.25, 0.25]
     timed.max_action = None
     assert timed.system.bound(torch.full((1, 2, 1), 9.0)).flatten().tolist() == [2.0, 0.5]
 
 
 def test_settings_are_shared_but_for_those_of_a_copy():
     system = CartPole(objective="continuous")
-    timed = Timed(system)
+    timed = Task(system, observe_time=True)
     timed.horizon, system.max_action = 20, 3.0
     assert (system.horizon, timed.step_weight, timed.max_action, timed.action_high) == (20, 1 / 20, 3.0, 3.0)
     short = copy.copy(timed)
@@ -218,26 +219,27 @@ def test_a_state_handed_in_is_the_views():
 def test_every_registered_id_takes_it_also_as_a_default():
     for env_id in ("TestGrid-v0", *ENTRIES):
         system = gym.make(env_id, observe_time=True).unwrapped.system
-        assert type(system) is Timed
+        assert type(system) is Task
         assert type(system.system) is system_class(env_id)
         assert type(gym.make(env_id, observe_time=False).unwrapped.system) is system_class(env_id)
-    assert type(gym.make("TestTimed-v0").unwrapped.system) is Timed
+    assert type(gym.make("TestTimed-v0").unwrapped.system) is Task
     assert type(gym.make("TestTimed-v0", observe_time=False).unwrapped.system) is Grid
     env = gym.make("TestGrid-v0", observe_time=True, width=2)
     again = gym.make(gym.envs.registration.EnvSpec.from_json(env.spec.to_json())).unwrapped.system
-    assert (type(again), again.system.width) == (Timed, 2)
+    assert (type(again), again.system.width) == (Task, 2)
 
 
 @pytest.mark.usefixtures("own_ids")
 def test_a_systems_own_option_of_the_name_counts():
     system = gym.make("TestOwn-v0", observe_time="always").unwrapped.system
     assert (type(system), system.observe_time) == (Own, "always")
-    assert Own.env_options() == {"observe_time": "never", "horizon": 4}
+    assert Own.env_options() == {**{name: default for name, (default, _) in ENV_OPTIONS.items()}, **Own.options()}
+    assert Own.env_options()["observe_time"] == "never"
 
 
 @pytest.mark.usefixtures("own_ids")
 def test_build_system_takes_ids_with_their_defaults_and_import_paths():
-    assert type(build_system("TestTimed-v0", {"width": 1}, "tests")) is Timed
+    assert type(build_system("TestTimed-v0", {"width": 1}, "tests")) is Task
     assert type(build_system("TestTimed-v0", {"observe_time": False}, "tests")) is Grid
     assert build_system(f"{__name__}:Grid", {"width": 7}, "tests").width == 7
     with pytest.raises(ValueError, match=r"tests has no option 'widht'\. Did you mean 'width'.*observe_time"):
@@ -251,10 +253,10 @@ def test_what_is_no_truth_value_is_refused(value):
 
 
 def test_the_time_is_shown_once():
-    with pytest.raises(ValueError, match="does not show the time yet"):
-        Timed(Timed(CartPole()))
+    with pytest.raises(ValueError, match="system must be one without a task"):
+        Task(Task(CartPole()))
     with pytest.raises(TypeError, match="system must be a System"):
-        Timed(3)
+        Task(3)
 
 
 def test_what_is_wrong_with_a_system_is_said_of_it():
@@ -263,13 +265,13 @@ def test_what_is_wrong_with_a_system_is_said_of_it():
             return super().step(state, action).detach()
 
     with pytest.raises(ValueError, match=r"Broken\.step depends on component"):
-        check_system(Timed(Broken()))
+        check_system(Task(Broken(), observe_time=True))
     with pytest.raises(ValueError, match=r"CartPole\.step .* not finite .*; dt=10000000000\.0 is too extreme"):
         DifferentiableEnv("bptt_envs.systems:CartPole", dt=1e10, observe_time=True)
 
 
 @pytest.mark.parametrize("system", [LQR(clock=True), QuantumControl(n_points=32)], ids=["clock", "products"])
 def test_a_system_with_a_clock_or_without_dense_jacobians_is_one_like_others(system):
-    timed = Timed(system)
+    timed = Task(system, observe_time=True)
     check_system(timed)
     assert timed.dense_jacobians == system.dense_jacobians
