@@ -6,7 +6,7 @@ import copy
 import random
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -83,11 +83,9 @@ class SB3Learner(Learner):
         statistics = _observed(self._normalize)
         return RLController(self._model.policy, statistics.mean.copy(), statistics.var.copy())
 
-    @contextmanager
-    def session(self) -> Iterator[None]:
+    def session(self) -> AbstractContextManager[None]:
         """Run stable-baselines3 apart from the caller's surroundings, and leave the random numbers that it seeds."""
-        with apart():
-            yield
+        return apart()
 
     def begin(self) -> None:
         """Build the model, seeded, and start the first episodes."""

@@ -32,7 +32,7 @@ __all__ = ["RLConfig", "RLController", "RLRun", "load_rl", "train_rl"]
 
 @dataclass(frozen=True)
 class RLRun:
-    """A finished run."""
+    """A run, as far as it went."""
 
     config: RLConfig
     controller: RLController
