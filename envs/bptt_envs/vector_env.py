@@ -220,6 +220,36 @@ class DifferentiableVectorEnv(Differentiable, VectorEnv[np.ndarray, np.ndarray, 
             frames.append(self._viewer.show(self.system, state[i], action, caption))
         return tuple(frame for frame in frames if frame is not None)
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """Where the episodes stand, and the random numbers that later ones are drawn by.
+
+        Raises:
+            ResetNeeded: before the first reset.
+        """
+        state = self._current_state().clone()
+        assert self._generator is not None
+        counts = {"steps": torch.from_numpy(self._steps.copy()), "losses": torch.from_numpy(self._losses.copy())}
+        return {"state": state, "generator": self._generator.get_state(), **counts}
+
+    def load_state_dict(self, stored: dict[str, Tensor]) -> None:
+        """Go on from where the episodes of another vector environment of this kind stood.
+
+        Args:
+            stored: what its `state_dict` gave.
+
+        Raises:
+            ResetNeeded: before the first reset.
+            ValueError: if they are episodes of another number or system.
+        """
+        if stored["state"].shape != self._current_state().shape or stored["steps"].shape != self._steps.shape:
+            raise ValueError(
+                f"stored must hold states {tuple(self._current_state().shape)}; got {tuple(stored['state'].shape)}."
+            )
+        assert self._generator is not None
+        self._generator.set_state(stored["generator"])
+        self._state, self._action = stored["state"].clone(), None
+        self._steps, self._losses = stored["steps"].numpy().copy(), stored["losses"].numpy().copy()
+
     def close_extras(self, **kwargs: Any) -> None:
         """Free what drawing took."""
         self._viewer.close()

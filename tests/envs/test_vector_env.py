@@ -13,7 +13,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from bptt_envs import DifferentiableVectorEnv
 from bptt_envs.program import CACHE_VARIABLE
-from bptt_envs.systems import LQR
+from bptt_envs.systems import LQR, CartPole
 
 HORIZON, NUM_ENVS = 5, 3
 
@@ -298,3 +298,31 @@ def test_batches_can_be_pickled(make_vec):
     for ours, theirs in zip(again.step(actions)[:2], envs.step(actions)[:2], strict=True):
         np.testing.assert_array_equal(ours, theirs)
     np.testing.assert_array_equal(again.reset()[0], envs.reset()[0])
+
+
+# Where episodes stand
+
+
+def test_episodes_go_on_from_where_those_of_another_stood():
+    def steps(env, count, seed):
+        actions = np.random.default_rng(seed).uniform(-1, 1, (count, NUM_ENVS, 1)).astype(np.float32)
+        return [env.step(action)[:4] for action in actions]
+
+    first, other = (
+        DifferentiableVectorEnv(CartPole(horizon=HORIZON), NUM_ENVS, autoreset_mode=AutoresetMode.SAME_STEP)
+        for _ in range(2)
+    )
+    with pytest.raises(ResetNeeded):
+        first.state_dict()
+    first.reset(seed=1)
+    other.reset(seed=2)
+    steps(first, 3, 0)
+    stored = first.state_dict()
+    expected = steps(first, 2 * HORIZON, 1)  # over the ends of episodes
+    other.load_state_dict(stored)
+    for one, two in zip(expected, steps(other, 2 * HORIZON, 1), strict=True):
+        assert all(np.array_equal(*pair) for pair in zip(one, two, strict=True))
+    more = DifferentiableVectorEnv(CartPole(horizon=HORIZON), NUM_ENVS + 1)
+    more.reset(seed=0)
+    with pytest.raises(ValueError, match=r"stored must hold states \(4, 4\); got \(3, 4\)"):
+        more.load_state_dict(stored)

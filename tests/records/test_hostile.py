@@ -374,26 +374,38 @@ def test_any_damage_of_the_metrics_is_an_error_in_words_or_no_matter(run):
 
 def test_a_folder_of_reinforcement_learning_is_safe_too(tmp_path):
     small = {"num_envs": 2, "n_steps": 8, "batch_size": 8, "n_epochs": 1}
-    config = RLConfig(env="DiffIntegrator-v0", steps=16, evaluations=1, test_states=2, overrides=small)
+    config = RLConfig(env="DiffIntegrator-v0", steps=16, evaluations=1, test_states=2, overrides=small, record=())
     run = tmp_path / "run"
     expected = train_rl(config, run, progress=False).controller
     found = load_rl(run).controller
+    rows = RunFolder(run).rewind_metrics(9)
+    first = (rows[0].train_loss, rows[0].test_loss)
     observation = np.ones((1, 2), np.float32)
     assert found.predict(observation)[0] == expected.predict(observation)[0]
-    stored, policy = json.loads((run / "config.json").read_text()), torch.load(run / "policy.pt")
+    stored, policy = json.loads((run / "config.json").read_text()), torch.load(run / "last.pt")
     names = ("method", "env", "env_options", "steps", "seed", "evaluations", "test_states", "overrides")
     for change in [{name: value} for name in names for value in (None, "x", [1], {"a": 1}, {"hidden": [10**9]})]:
         (run / "config.json").write_text(json.dumps(stored | change))
         with contextlib.suppress(RunFolderError):  # or it does not matter for what is loaded
             assert load_rl(run).controller.predict(observation)[0] == expected.predict(observation)[0]
     (run / "config.json").write_text(json.dumps(stored))
-    means = (policy | {"mean": mean} for mean in (None, torch.zeros(9)))
-    for one in (None, {}, {"policy": {}}, *means, policy | {"policy": {}}):
-        torch.save(one, run / "policy.pt")
+    acts = policy["controller"]
+    others = [acts | {"mean": mean} for mean in (None, torch.zeros(9))] + [None, {}, acts | {"policy": {}}]
+    for one in (None, {}, {"controller": {}}, *(policy | {"controller": other} for other in others)):
+        torch.save(one, run / "last.pt")
         with pytest.raises(RunFolderError):
             load_rl(run)
-    for name in ("config.json", "policy.pt", "curve.csv"):
-        torch.save(policy, run / "policy.pt")
+    learner = policy["learner"]
+    worse = [None, {}, *({name: one for name, one in learner.items() if name != left} for left in ("env", "counts"))]
+    worse += [learner | {"counts": {}}, learner | {"arrays": dict.fromkeys(learner["arrays"])}]
+    for one in worse:  # what goes on from it says so
+        torch.save(
+            policy | {"learner": one, "epoch": 0, "train_loss": first[0], "test_loss": first[1]}, run / "last.pt"
+        )
+        with pytest.raises(RunFolderError, match=r"last\.pt"):
+            train_rl(config, run, progress=False)
+    for name in ("config.json", "last.pt", "metrics.csv"):
+        torch.save(policy, run / "last.pt")
         (run / name).rename(tmp_path / name)
         os.mkfifo(run / name)
         with pytest.raises(RunFolderError, match="a FIFO"):

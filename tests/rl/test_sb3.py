@@ -291,10 +291,10 @@ def test_same_seed_gives_the_same_run_and_leaves_torchs_generator_alone():
 
 
 def test_a_finished_run_is_loaded_and_not_computed_again(tmp_path):
-    config = RLConfig(**INTEGRATOR, steps=256, overrides=TINY)
+    config = RLConfig(**INTEGRATOR, steps=256, overrides=TINY, record=())
     run = train_rl(config, tmp_path / "run", progress=False)
     files = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()}
-    assert sorted(files) == ["config.json", "curve.csv", "policy.pt"]
+    assert sorted(files) == ["best.pt", "config.json", "last.pt", "metrics.csv"]
     again = train_rl(config, tmp_path / "run", progress=False)
     assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()} == files
     assert again.curve == run.curve
@@ -306,20 +306,17 @@ def test_a_finished_run_is_loaded_and_not_computed_again(tmp_path):
         )
 
 
-def test_an_interrupted_run_starts_again(tmp_path):
-    config = RLConfig(**INTEGRATOR, steps=256, overrides=TINY)
+def test_a_folder_without_its_last_checkpoint_is_an_error_in_words(tmp_path):
+    config = RLConfig(**INTEGRATOR, steps=256, overrides=TINY, record=())
     train_rl(config, tmp_path, progress=False)
-    for name in ("curve.csv", "policy.pt"):  # the order in which they are missing after a kill
-        (tmp_path / name).unlink()
-        with pytest.raises(RunFolderError, match=r"no finished run|cannot read"):
-            load_rl(tmp_path)
-        train_rl(config, tmp_path, progress=False)
-        assert (tmp_path / "curve.csv").exists()
-        (tmp_path / "curve.csv").unlink()
+    (tmp_path / "last.pt").unlink()
+    for go_on in (lambda: load_rl(tmp_path), lambda: train_rl(config, tmp_path, progress=False)):
+        with pytest.raises(RunFolderError, match=r"no last\.pt"):
+            go_on()
 
 
 def test_a_folder_of_another_run_is_refused_with_the_difference(tmp_path):
-    train_rl(RLConfig(**INTEGRATOR, steps=256, overrides=TINY), tmp_path, progress=False)
+    train_rl(RLConfig(**INTEGRATOR, steps=256, overrides=TINY, record=()), tmp_path, progress=False)
     with pytest.raises(RunFolderError, match="seed: 0 in the folder, 1 asked for"):
         train_rl(RLConfig(**INTEGRATOR, steps=256, seed=1, overrides=TINY), tmp_path, progress=False)
     changed = RLConfig(**INTEGRATOR, steps=256, overrides=TINY | {"gamma": 0.9})
@@ -333,10 +330,12 @@ class Hostile:
 
 
 def test_a_policy_from_a_stranger_runs_no_code(tmp_path):
-    train_rl(RLConfig(**INTEGRATOR, steps=256, overrides=TINY), tmp_path, progress=False)
-    (tmp_path / "policy.pt").write_bytes(pickle.dumps(Hostile()))
-    with pytest.raises(RunFolderError, match=r"cannot read .*policy\.pt"):
-        load_rl(tmp_path)
+    config = RLConfig(**INTEGRATOR, steps=256, overrides=TINY, record=())
+    train_rl(config, tmp_path, progress=False)
+    (tmp_path / "last.pt").write_bytes(pickle.dumps(Hostile()))
+    for go_on in (lambda: load_rl(tmp_path), lambda: train_rl(config, tmp_path, progress=False)):
+        with pytest.raises(RunFolderError, match=r"cannot read .*last\.pt"):
+            go_on()
 
 
 def test_stable_baselines3_is_imported_only_where_it_is_used():
@@ -346,7 +345,7 @@ def test_stable_baselines3_is_imported_only_where_it_is_used():
 
 
 def test_a_run_is_loaded_with_its_own_settings_when_the_presets_have_changed(tmp_path, monkeypatch):
-    config = RLConfig(**INTEGRATOR, steps=256, overrides=TINY)
+    config = RLConfig(**INTEGRATOR, steps=256, overrides=TINY, record=())
     before = train_rl(config, tmp_path, progress=False)
     monkeypatch.setitem(PRESETS["PPO"], "activation", "tanh")
     loaded = load_rl(tmp_path)

@@ -227,6 +227,15 @@ def test_a_folder_names_no_code_to_run(module, capsys):
 # On the command line, and in folders of earlier versions
 
 
+def test_a_module_of_ones_own_registers_names_for_the_command_line(module):
+    with (module / "own_recorders.py").open("a") as file:
+        file.write("import bptt_trainers; bptt_trainers.register_recorder('log', 'own_recorders:Log')\n")
+    command = "train --module own_recorders --env DiffIntegrator-v0 --preset paper --train-states 8 --test-states 4"
+    assert main([*command.split(), "--epochs", "1", "--out", "run", "--record", "log"]) == 0
+    assert main(["resume", "run", "--epochs", "2"]) == 0
+    assert len((module / "run" / "log.txt").read_text().splitlines()) == 2
+
+
 def test_the_command_line_names_several(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     command = "train --env DiffIntegrator-v0 --preset paper --train-states 8 --test-states 4 --epochs 1 --out run"

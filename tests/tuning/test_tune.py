@@ -250,19 +250,15 @@ def test_training_validation_and_held_out_states_are_disjoint():
 
 
 def test_trials_never_see_the_held_out_states(tmp_path, monkeypatch):
-    from bptt_trainers.rl import sb3
+    from bptt_trainers.rl.learner import SB3Learner
     from bptt_trainers.training import trainer
 
     seen = []
     monkeypatch.setattr(
         trainer.Trainer, "evaluate", lambda self, states: seen.append(states) or float(states.square().mean())
     )
-    judged = sb3.RLController.evaluate
-    monkeypatch.setattr(
-        sb3.RLController,
-        "evaluate",
-        lambda self, system, states: seen.append(states) or judged(self, system, states),
-    )
+    judged = SB3Learner.evaluate
+    monkeypatch.setattr(SB3Learner, "evaluate", lambda self, states: seen.append(states) or judged(self, states))
     config = tiny(tmp_path / "study", methods=("C", "PPO"), trials=1)
     tune(config, progress=False)
     held_out = held_out_states(config.budget.make_env().system, 8)
@@ -641,7 +637,7 @@ def test_every_method_can_be_searched_on_every_id_and_what_is_printed_trains_wit
             read, trained = read_command(words[1], words[2:]), METHODS[method]
             if isinstance(trained, BPTT):
                 whole = trained.config(config.budget, settings)
-                assert replace(read.training, test_states=256, record=("pictures",)) == whole
+                assert replace(read.training, test_states=256, record=()) == whole
                 seen = parse_options(env, read.env_option)
                 assert {name: settings[name] for name in seen} == seen
             else:

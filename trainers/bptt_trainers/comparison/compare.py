@@ -19,7 +19,7 @@ from bptt_envs.checks import each_once, one_of
 from bptt_envs.registration import ENTRIES, system_class
 from bptt_envs.settings import Count, Positive, Seed, among, read
 from bptt_trainers.comparison.figure import curves_figure
-from bptt_trainers.comparison.methods import BPTT, METHODS, Budget, learning_curve, settings_of_today
+from bptt_trainers.comparison.methods import BPTT, METHODS, Budget, settings_of_today
 from bptt_trainers.comparison.summary import RunSummary, method_rows, run_rows, summarize, to_markdown
 from bptt_trainers.figures.style import plain_text, save_figure
 from bptt_trainers.host.processes import end_with_parent, pool
@@ -33,11 +33,12 @@ from bptt_trainers.records.plain import plain
 from bptt_trainers.records.progress import progress_bar
 from bptt_trainers.records.tables import to_csv
 from bptt_trainers.training.callbacks import ProgressBar
-from bptt_trainers.training.config import TrainConfig
+from bptt_trainers.training.config import Record, TrainConfig
 from bptt_trainers.training.ensemble import SHARED, CannotStackError, Ensemble
+from bptt_trainers.training.metrics import learning_curve
 
-# Settings that do not change a run: a comparison may be continued with others.
-CHANGEABLE = ("methods", "seeds", "losses", "together", "jobs", "preset")  # what the preset amounts to is compared
+# Settings that do not change a run: a comparison may be continued with others. (What a preset amounts to is compared.)
+CHANGEABLE = ("methods", "seeds", "losses", "together", "jobs", "preset", "record")
 
 DEFAULTS = json.loads(json.dumps(asdict(TrainConfig())))  # of settings that are younger than a folder
 
@@ -93,6 +94,9 @@ class ComparisonConfig:
     jobs: Count = 1
     """Processes that train single runs at once, with so many threads each."""
 
+    record: Record = ("pictures",)
+    """What each run keeps beside metrics and checkpoints: tensorboard, csv, pictures; diagnostics, of the rules."""
+
     out: Path = Path("runs/comparison")
     """Folder of the comparison."""
 
@@ -109,7 +113,9 @@ class ComparisonConfig:
     @property
     def budget(self) -> Budget:
         """What every run has in common."""
-        return Budget(self.env, self.env_options, self.steps, self.evaluations, self.test_states, self.preset)
+        return Budget(
+            self.env, self.env_options, self.steps, self.evaluations, self.test_states, self.preset, self.record
+        )
 
     def settings(self) -> dict[str, dict[str, Any]]:
         """All settings of each method, by name."""

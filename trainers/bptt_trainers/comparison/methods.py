@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -25,7 +25,7 @@ from bptt_trainers.presets.presets import (
 from bptt_trainers.records.curve import Curve, CurvePoint
 from bptt_trainers.training.callbacks import ProgressBar
 from bptt_trainers.training.config import TrainConfig
-from bptt_trainers.training.metrics import EpochMetrics
+from bptt_trainers.training.metrics import learning_curve
 from bptt_trainers.training.run_folder import of_today
 from bptt_trainers.training.start_states import held_out_states
 from bptt_trainers.training.trainer import Trainer
@@ -41,6 +41,7 @@ class Budget:
     evaluations: int  # of reinforcement learning, while it learns
     test_states: int  # held-out start states
     preset: PresetName = "tuned"  # whose settings a method has, but for its own changes and overrides
+    record: tuple[str, ...] = ()  # names of recorders of each run
 
     def make_env(self, **seen: Any) -> DifferentiableEnv:
         """The environment on whose objective every method is judged.
@@ -122,7 +123,7 @@ class BPTT:
             ValueError: as `settings`.
         """
         # A non-finite update is skipped and counted: one bad update should not take a run out of the table.
-        row = {"on_nonfinite": "skip", "record": ("pictures",), **self._row(budget, overrides)}
+        row = {"on_nonfinite": "skip", "record": budget.record, **self._row(budget, overrides)}
         given |= {"rule": self.rule, "test_states": budget.test_states}
         config = TrainConfig(**{**{name: value for name, value in row.items() if name not in SEEN}, **given})
         steps_an_epoch = config.train_states * budget.make_env().horizon
@@ -158,11 +159,6 @@ def settings_of_today(method: str, stored: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in of_today(stored).items() if name not in BPTT.HOW}
 
 
-def learning_curve(history: Sequence[EpochMetrics]) -> Curve:
-    """The learning curve of a run of the trainer."""
-    return [CurvePoint(row.simulator_steps, row.seconds, row.test_loss) for row in history]
-
-
 @dataclass(frozen=True)
 class RL:
     """Reinforcement learning by stable-baselines3; its settings are those of the table `PRESETS`.
@@ -187,8 +183,9 @@ class RL:
         return preset(self.method, budget.env, changes, name=budget.preset, options=budget.env_options)
 
     def run(self, budget: Budget, overrides: Mapping[str, Any], seed: int, folder: Path, title: str | None) -> Curve:
-        """Train, or load the finished run in `folder`."""
-        from bptt_trainers.rl.sb3 import RLConfig, train_rl  # slow to import, and not always needed
+        """Train, continue or load the run in `folder`."""
+        from bptt_trainers.rl.config import RLConfig
+        from bptt_trainers.rl.sb3 import train_rl  # slow to import, and not always needed
 
         config = RLConfig(
             method=self.method,
@@ -200,6 +197,7 @@ class RL:
             test_states=budget.test_states,
             preset=budget.preset,
             overrides={**self.changes, **overrides},
+            record=tuple(name for name in budget.record if name != "diagnostics"),  # those are of the update rules
         )
         return train_rl(config, folder, progress=title is not None).curve
 

@@ -80,6 +80,15 @@ class SB3VecEnv(VecEnv):
             self._lengths[dones] = 0
         return observations, rewards.astype(np.float32), dones, infos
 
+    def state_dict(self) -> dict[str, Any]:
+        """Where the episodes stand: tensors."""
+        return {"env": self.env.state_dict(), "returns": torch.from_numpy(self._returns.copy())}
+
+    def load_state_dict(self, stored: dict[str, Any]) -> None:
+        """Go on from what `state_dict` gave, after a first `reset`."""
+        self.env.load_state_dict(stored["env"])
+        self._returns = stored["returns"].numpy().copy()
+
     def close(self) -> None:
         """Close the native environment."""
         self.env.close()

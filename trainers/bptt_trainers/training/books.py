@@ -11,7 +11,7 @@ from typing import Any
 
 from bptt_envs import checks
 from bptt_trainers.records.checkpoints import packed, unpacked
-from bptt_trainers.records.claim import Claim, locked, same
+from bptt_trainers.records.claim import Claim, locked, plain_differences, same
 from bptt_trainers.records.files import (
     RunFolderError,
     append,
@@ -56,10 +56,10 @@ class Books:
     Args:
         path: the folder; made when first written to.
         differences: from what config.json says and what is wanted to a line for each way in which they are different
-            runs.
+            runs. By default every setting counts.
     """
 
-    def __init__(self, path: Path, differences: Callable[[Config, Config], list[str]]) -> None:
+    def __init__(self, path: Path, differences: Callable[[Config, Config], list[str]] = plain_differences) -> None:
         self.path = checks.path("path", path)
         self.metrics_path = self.path / "metrics.csv"
         self.config_path = self.path / "config.json"

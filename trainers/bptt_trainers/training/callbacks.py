@@ -7,8 +7,9 @@ from typing import Any
 
 from tqdm import tqdm
 
+from bptt_trainers.records.curve import Report
 from bptt_trainers.records.progress import progress_bar
-from bptt_trainers.training.metrics import EpochMetrics
+from bptt_trainers.training.metrics import EpochMetrics, learning_curve
 
 
 class Callback:
@@ -84,3 +85,18 @@ class ProgressBar(Callback):
         elif self._bar is not None:
             self._bar.close()
             self._bar = None
+
+
+class Reporting(Callback):
+    """Hands each evaluation on, and ends the run if the answer is False, but for that of the untrained controller."""
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+
+    def on_fit_start(self, trainer: Any) -> None:
+        """Report the untrained controller."""
+        self._report(learning_curve(trainer.history)[-1])
+
+    def on_epoch_end(self, trainer: Any, metrics: EpochMetrics) -> bool | None:
+        """Report an epoch."""
+        return self._report(learning_curve([metrics])[0])

@@ -47,16 +47,13 @@ class Learner(ABC):
 
     Attributes:
         system: the physics, whose loss judges.
-        test_states: held-out start states, (N, *state_shape).
+        train_states: start states over which the training loss is taken, (N, *state_shape).
+        test_states: held-out start states, (M, *state_shape).
     """
 
     system: System
+    train_states: Tensor
     test_states: Tensor
-
-    @property
-    @abstractmethod
-    def train_states(self) -> Tensor:
-        """Start states over which the training loss is taken, (N, *state_shape)."""
 
     @property
     @abstractmethod

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
+from bptt_trainers.records.curve import Curve, CurvePoint
 from bptt_trainers.records.files import RunFolderError
 from bptt_trainers.records.tables import csv_text, read_appended
 
@@ -61,3 +62,8 @@ def read_csv(path: Path) -> list[EpochMetrics]:
         ]
     except (FileNotFoundError, ValueError) as error:
         raise RunFolderError(f"cannot read {path}: {error}.") from error
+
+
+def learning_curve(history: Sequence[EpochMetrics]) -> Curve:
+    """The learning curve of a run."""
+    return [CurvePoint(row.simulator_steps, row.seconds, row.test_loss) for row in history]

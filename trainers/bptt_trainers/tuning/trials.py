@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from bptt_trainers.comparison.methods import BPTT, METHODS, RL, Budget, learning_curve
+from bptt_trainers.comparison.methods import BPTT, METHODS, RL, Budget
 from bptt_trainers.host.user_code import raised_by_user
 from bptt_trainers.records.curve import Curve, Report
-from bptt_trainers.training.callbacks import Callback
-from bptt_trainers.training.metrics import EpochMetrics
+from bptt_trainers.training.callbacks import Reporting
+from bptt_trainers.training.metrics import learning_curve
 from bptt_trainers.training.run import NonFiniteError
 from bptt_trainers.training.start_states import validation_states
 from bptt_trainers.training.trainer import Trainer
@@ -60,11 +60,12 @@ def _learn_by_rule(method: BPTT, budget: Budget, settings: Mapping[str, Any], se
     config = method.config(budget, settings, seed=seed)
     env = method.make_env(budget, settings)
     judged = validation_states(env.system, budget.test_states)
-    return learning_curve(Trainer(env, config=config, callbacks=[_Reporting(report)], test_states=judged).fit())
+    return learning_curve(Trainer(env, config=config, callbacks=[Reporting(report)], test_states=judged).fit())
 
 
 def _learn_by_rl(method: RL, budget: Budget, settings: Mapping[str, Any], seed: int, report: Report) -> Curve:
-    from bptt_trainers.rl.sb3 import RLConfig, train_rl  # slow to import, and not always needed
+    from bptt_trainers.rl.config import RLConfig
+    from bptt_trainers.rl.sb3 import train_rl  # slow to import, and not always needed
 
     config = RLConfig(
         method=method.method,
@@ -78,18 +79,3 @@ def _learn_by_rl(method: RL, budget: Budget, settings: Mapping[str, Any], seed: 
     )
     states = validation_states(config.judged_system(), budget.test_states)
     return train_rl(config, progress=False, judged_states=states, report=report).curve
-
-
-class _Reporting(Callback):
-    """Hands each epoch on, and ends the run if the answer is False."""
-
-    def __init__(self, report: Report) -> None:
-        self._report = report
-
-    def on_fit_start(self, trainer: Trainer) -> None:
-        """Report the untrained controller."""
-        self._report(learning_curve(trainer.history)[-1])
-
-    def on_epoch_end(self, trainer: Trainer, metrics: EpochMetrics) -> bool | None:
-        """Report an epoch."""
-        return self._report(learning_curve([metrics])[0])
