@@ -228,8 +228,9 @@ class DifferentiableVectorEnv(Differentiable, VectorEnv[np.ndarray, np.ndarray, 
         """
         state = self._current_state().clone()
         assert self._generator is not None
-        counts = {"steps": torch.from_numpy(self._steps.copy()), "losses": torch.from_numpy(self._losses.copy())}
-        return {"state": state, "generator": self._generator.get_state(), **counts}
+        books = {"steps": self._steps, "losses": self._losses, "over": self._over}
+        copies = {name: torch.from_numpy(one.copy()) for name, one in books.items()}
+        return {"state": state, "generator": self._generator.get_state(), **copies}
 
     def load_state_dict(self, stored: dict[str, Tensor]) -> None:
         """Go on from where the episodes of another vector environment of this kind stood.
@@ -248,7 +249,7 @@ class DifferentiableVectorEnv(Differentiable, VectorEnv[np.ndarray, np.ndarray, 
         assert self._generator is not None
         self._generator.set_state(stored["generator"])
         self._state, self._action = stored["state"].clone(), None
-        self._steps, self._losses = stored["steps"].numpy().copy(), stored["losses"].numpy().copy()
+        self._steps, self._losses, self._over = (stored[one].numpy().copy() for one in ("steps", "losses", "over"))
 
     def close_extras(self, **kwargs: Any) -> None:
         """Free what drawing took."""

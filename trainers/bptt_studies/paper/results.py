@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from bptt_trainers.records.files import RunFolderError, read_text, write_atomic
-from bptt_trainers.records.tables import to_csv
+from bptt_trainers.records.files import RunFolderError, write_atomic
+from bptt_trainers.records.tables import Line, cells_of, columns_of, read_rows, reader_of, to_csv
 
 DIGITS = 5  # significant, of what is measured
 
@@ -203,13 +201,13 @@ def read_results(folder: Path, experiment: str) -> dict[Member, Result]:
         RunFolderError: if the file cannot be read, has other columns or a member twice.
     """
     path = results_path(folder, experiment)
-    members = _read(path, RESULT_COLUMNS, lambda row: Member(**_cells(Member, row)))
-    results = _read(path, RESULT_COLUMNS, lambda row: _cells(Result, row))
-    names = [member.name for member in members]
+    member, result = reader_of(Member), cells_of(Result, _columns(Result))
+    rows = _read(path, RESULT_COLUMNS, lambda line: Result(member=member(line), **result(line)))
+    names = [row.member.name for row in rows]
     for name in names:
         if names.count(name) > 1:
             raise RunFolderError(f"{path} has {name!r} in {names.count(name)} lines; leave one.")
-    return {member: Result(member=member, **result) for member, result in zip(members, results, strict=True)}
+    return {row.member: row for row in rows}
 
 
 def read_curves(folder: Path, experiment: str) -> dict[str, list[Point]]:
@@ -219,8 +217,8 @@ def read_curves(folder: Path, experiment: str) -> dict[str, list[Point]]:
         RunFolderError: if the file cannot be read or has other columns.
     """
     curves: dict[str, list[Point]] = {}
-    path = curves_path(folder, experiment)
-    for name, point in _read(path, CURVE_COLUMNS, lambda row: (row["member"], Point(**_cells(Point, row)))):
+    path, point_of = curves_path(folder, experiment), reader_of(Point)
+    for name, point in _read(path, CURVE_COLUMNS, lambda line: (line["member"], point_of(line))):
         curves.setdefault(name, []).append(point)
     return curves
 
@@ -245,19 +243,12 @@ def write(folder: Path, results: Sequence[Result], curves: Mapping[str, Sequence
 
 
 def _columns(kind: type) -> tuple[str, ...]:
-    return tuple(field.name for field in fields(kind) if field.name != "member")
+    return tuple(name for name in columns_of(kind) if name != "member")
 
 
 RESULT_COLUMNS = (*_columns(Member), *_columns(Result))
 CURVE_COLUMNS = ("member", *_columns(Point))
-_READERS = {"int": int, "float": float, "str": str}
 _T = TypeVar("_T")
-
-
-def _cells(kind: type, row: Mapping[str, str]) -> dict[str, Any]:
-    """The columns of a class, each read as its type."""
-    types = {field.name: str(field.type) for field in fields(kind)}
-    return {name: _READERS[types[name]](row[name]) for name in _columns(kind)}
 
 
 def _shortened(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -267,23 +258,6 @@ def _shortened(row: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _read(path: Path, columns: Sequence[str], make: Callable[[Mapping[str, str]], _T]) -> list[_T]:
-    if not path.exists():
-        return []
-    try:
-        reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
-        if tuple(reader.fieldnames or ()) != tuple(columns):
-            raise ValueError(f"its columns are {', '.join(reader.fieldnames or ())}, not {', '.join(columns)}")
-        made = []
-        for row in reader:
-            if None in row or None in row.values():
-                raise ValueError(f"line {reader.line_num} has not {len(columns)} cells")
-            try:
-                made.append(make(row))
-            except ValueError as error:
-                raise ValueError(f"line {reader.line_num}: {error}") from error
-        return made
-    except (FileNotFoundError, ValueError, csv.Error) as error:
-        raise RunFolderError(
-            f"cannot read {path}: {error}. A line that is mended or deleted has its run taken up again."
-        ) from error
+def _read(path: Path, columns: Sequence[str], make: Callable[[Line], _T]) -> list[_T]:
+    remedy = "A line that is mended or deleted has its run taken up again."
+    return read_rows(path, make, columns=columns, missing_ok=True, remedy=remedy)

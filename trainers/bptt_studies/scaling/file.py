@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bptt_trainers.records.files import RunFolderError, read_text, write_atomic
-from bptt_trainers.records.tables import to_csv
+from bptt_trainers.records.files import write_atomic
+from bptt_trainers.records.tables import columns_of, read_rows, reader_of, to_csv
 
 
 @dataclass(frozen=True)
@@ -75,9 +74,7 @@ class Measurement:
         ]
 
 
-COLUMNS = tuple(field.name for field in fields(Measurement))
-_READERS = {"int": int, "float": float, "str": str}
-_KINDS = {field.name: _READERS[str(field.type)] for field in fields(Measurement)}
+COLUMNS = columns_of(Measurement)
 
 
 def read_measurements(path: Path) -> list[Measurement]:
@@ -86,15 +83,7 @@ def read_measurements(path: Path) -> list[Measurement]:
     Raises:
         RunFolderError: if it cannot be read or has other columns.
     """
-    try:
-        header, *rows = csv.reader(read_text(path).splitlines())
-        if tuple(header) != COLUMNS:
-            raise ValueError(f"its columns are {', '.join(header)}, not {', '.join(COLUMNS)}")
-        return [Measurement(**{n: _KINDS[n](v) for n, v in zip(COLUMNS, row, strict=True)}) for row in rows]
-    except FileNotFoundError:
-        return []
-    except (ValueError, csv.Error) as error:
-        raise RunFolderError(f"cannot read {path}: {error}.") from error
+    return read_rows(path, reader_of(Measurement), columns=COLUMNS, missing_ok=True)
 
 
 def write_measurements(path: Path, measurements: Sequence[Measurement]) -> None:

@@ -6,7 +6,6 @@ a gradient has no rotation there; those of M and C need not be one.
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,8 +19,7 @@ from bptt_trainers.analysis.planes import Plane
 from bptt_trainers.directions.augmented import augmented
 from bptt_trainers.directions.policy_gradient import stacked_engine
 from bptt_trainers.directions.rules import MODIFIED, REGULAR, RULES, Directions, combined
-from bptt_trainers.records.files import RunFolderError, read_text
-from bptt_trainers.records.tables import csv_text
+from bptt_trainers.records.tables import csv_text, read_rows
 
 SHOWN_RULES = ("R", "M", "C")
 OF_A_RULE = ("a", "b", "norm", "curl", "rotation")
@@ -169,15 +167,9 @@ def read_csv(path: Path) -> dict[int, Table]:
     Raises:
         RunFolderError: if it cannot be read or has other columns.
     """
-    try:
-        header, *rows = csv.reader(read_text(path).splitlines())
-        if tuple(header) != ("epoch", *COLUMNS):
-            raise ValueError("its columns are others")
-        values = np.array([[float(cell) for cell in row] for row in rows]).reshape(-1, len(header))
-    except FileNotFoundError:
-        return {}
-    except (ValueError, csv.Error) as error:
-        raise RunFolderError(f"cannot read {path}: {error}.") from error
+    columns = ("epoch", *COLUMNS)
+    rows = read_rows(path, lambda line: [float(cell) for cell in line.values()], columns=columns, missing_ok=True)
+    values = np.array(rows).reshape(-1, len(columns))
     epochs = values[:, 0].astype(int)
     return {
         epoch: {name: values[epochs == epoch, 1 + i] for i, name in enumerate(COLUMNS)}

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
-from bptt_trainers.records.files import RunFolderError, read_text
-from bptt_trainers.records.tables import csv_text
+from bptt_trainers.records.files import RunFolderError
+from bptt_trainers.records.tables import columns_of, csv_text, read_rows, reader_of
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ Curve = Sequence[CurvePoint]
 Report = Callable[[CurvePoint], bool]
 """Called at each evaluation of a run; False ends it there."""
 
-COLUMNS = tuple(field.name for field in fields(CurvePoint))
+COLUMNS = columns_of(CurvePoint)
 
 
 def curve_to_csv(curve: Curve) -> str:
@@ -44,17 +43,7 @@ def read_curve(path: Path) -> list[CurvePoint]:
     Raises:
         RunFolderError: if it cannot be read, lacks a column or holds no evaluation.
     """
-    try:
-        rows = list(csv.DictReader(read_text(path).splitlines()))
-        if any(None in row or None in row.values() for row in rows):
-            raise ValueError("a line of it has not as many cells as there are columns")
-        curve = [
-            CurvePoint(int(row["simulator_steps"]), float(row["seconds"]), float(row["test_loss"])) for row in rows
-        ]
-    except KeyError as error:
-        raise RunFolderError(f"cannot read {path}: it has no column {error}. {_REMEDY}") from error
-    except (FileNotFoundError, ValueError, TypeError, csv.Error) as error:
-        raise RunFolderError(f"cannot read {path}: {error}. {_REMEDY}") from error
+    curve = read_rows(path, reader_of(CurvePoint), remedy=_REMEDY)
     if not curve:
         raise RunFolderError(f"{path} holds no evaluation. {_REMEDY}")
     return curve

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from bptt_trainers.records.files import RunFolderError, read_text
 
@@ -14,6 +15,10 @@ Cell = str | int | float
 Row = dict[str, Cell]
 Line = dict[str, str]
 """A row as a CSV file holds it. An empty cell is a number that there is not."""
+
+T = TypeVar("T")
+
+_READERS = {"int": int, "float": float, "str": str}
 
 
 def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -32,37 +37,77 @@ def csv_text(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, header: b
 
 
 def read_lines(path: Path) -> list[Line]:
-    """The rows of a CSV file; none where there is no file.
+    """The rows of a CSV file of any columns; none where there is no file.
 
     Raises:
         RunFolderError: if it cannot be read.
     """
-    try:
-        lines = list(csv.DictReader(io.StringIO(read_text(path))))
-    except FileNotFoundError:
-        return []
-    except csv.Error as error:
-        raise RunFolderError(f"cannot read {path}: {error}.") from error
-    for i, line in enumerate(lines, start=2):
-        if None in line or None in line.values():
-            raise RunFolderError(f"cannot read {path}: line {i} has not as many cells as there are columns.")
-    return lines
+    return read_rows(path, dict, missing_ok=True)
 
 
-def read_appended(path: Path, columns: Sequence[str]) -> list[Line]:
-    """The rows of a CSV file that is written line by line; a last one that a kill cut short is left out.
+def read_rows(
+    path: Path,
+    make: Callable[[Line], T],
+    *,
+    columns: Sequence[str] | None = None,
+    missing_ok: bool = False,
+    cut_short: bool = False,
+    remedy: str = "",
+) -> list[T]:
+    """The rows of a CSV file, as what is made of each.
+
+    Args:
+        path: the file.
+        make: from a line to a row, such as `reader_of` a dataclass; ValueError says that the line is none.
+        columns: all that the file must have, in this order. None: any.
+        missing_ok: take no file for one without rows.
+        cut_short: leave out a last line that does not end, as a kill may leave it.
+        remedy: a sentence on what to do about a file that cannot be read.
 
     Raises:
-        FileNotFoundError: if there is none.
-        RunFolderError: if it cannot be read or has other columns.
+        RunFolderError: if it cannot be read, has other columns, or a line is not what it should be.
     """
     try:
-        header, *rows = csv.reader(read_text(path).rpartition("\n")[0].splitlines())
-        if header != list(columns):
-            raise ValueError(f"its columns are {header}, not {list(columns)}")
-        return [dict(zip(columns, row, strict=True)) for row in rows]
+        text = read_text(path)
+        reader = csv.DictReader(io.StringIO(text.rpartition("\n")[0] if cut_short else text, newline=""))
+        found = list(reader.fieldnames or ())
+        if columns is not None and found != list(columns):
+            raise ValueError(f"its columns are {', '.join(found) or 'none'}, not {', '.join(columns)}")
+        rows = []
+        for line in reader:
+            if None in line or None in line.values():
+                raise ValueError(f"line {reader.line_num} has not as many cells as there are columns")
+            try:
+                rows.append(make(line))
+            except KeyError as error:
+                raise ValueError(f"it has no column {error}") from error
+            except ValueError as error:
+                raise ValueError(f"line {reader.line_num}: {error}") from error
+        return rows
+    except FileNotFoundError as error:
+        if missing_ok:
+            return []
+        raise RunFolderError(f"cannot read {path}: {error}. {remedy}".rstrip()) from error
     except (ValueError, csv.Error) as error:
-        raise RunFolderError(f"cannot read {path}: {error}.") from error
+        raise RunFolderError(f"cannot read {path}: {error}. {remedy}".rstrip()) from error
+
+
+def columns_of(kind: type) -> tuple[str, ...]:
+    """The columns of a table of a dataclass: its fields."""
+    return tuple(field.name for field in fields(kind))
+
+
+def cells_of(kind: Any, columns: Sequence[str]) -> Callable[[Line], dict[str, Any]]:
+    """From a line to its cells in those columns, each read as the field of a dataclass: numbers and texts."""
+    types = {field.name: str(field.type) for field in fields(kind)}
+    readers = {name: _READERS[types[name]] for name in columns}
+    return lambda line: {name: read(line[name]) for name, read in readers.items()}
+
+
+def reader_of(kind: Callable[..., T]) -> Callable[[Line], T]:
+    """From a line to a dataclass whose fields are numbers and texts; columns of other names do not matter."""
+    cells = cells_of(kind, [field.name for field in fields(kind)])  # type: ignore[arg-type]
+    return lambda line: kind(**cells(line))
 
 
 def matches(line: Mapping[str, Cell], wanted: Mapping[str, Cell]) -> bool:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from bptt_trainers.records.curve import Curve, CurvePoint
-from bptt_trainers.records.files import RunFolderError
-from bptt_trainers.records.tables import csv_text, read_appended
+from bptt_trainers.records.tables import columns_of, csv_text, read_rows, reader_of
 
 
 @dataclass(frozen=True)
@@ -40,8 +39,7 @@ class EpochMetrics:
     seconds: float
 
 
-COLUMNS = tuple(field.name for field in fields(EpochMetrics))
-_WHOLE = {field.name for field in fields(EpochMetrics) if field.type == "int"}
+COLUMNS = columns_of(EpochMetrics)
 
 
 def to_csv(rows: Sequence[EpochMetrics], header: bool = True) -> str:
@@ -55,13 +53,7 @@ def read_csv(path: Path) -> list[EpochMetrics]:
     Raises:
         RunFolderError: if it cannot be read or has other columns.
     """
-    try:
-        return [
-            EpochMetrics(**{n: int(v) if n in _WHOLE else float(v) for n, v in line.items()})  # type: ignore[arg-type]
-            for line in read_appended(path, COLUMNS)
-        ]
-    except (FileNotFoundError, ValueError) as error:
-        raise RunFolderError(f"cannot read {path}: {error}.") from error
+    return read_rows(path, reader_of(EpochMetrics), columns=COLUMNS, cut_short=True)
 
 
 def learning_curve(history: Sequence[EpochMetrics]) -> Curve:

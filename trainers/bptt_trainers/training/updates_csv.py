@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bptt_trainers.records.files import append, exists, understanding, write_atomic
-from bptt_trainers.records.tables import csv_text, read_appended
+from bptt_trainers.records.files import append, understanding, write_atomic
+from bptt_trainers.records.tables import csv_text, read_rows
 from bptt_trainers.training.callbacks import Callback
 from bptt_trainers.training.recorders import folder_of
 
@@ -31,7 +31,7 @@ class UpdatesCSV(Callback):
 
     def on_fit_start(self, trainer: Run) -> None:
         """Begin the file, or take it up after the last finished epoch."""
-        lines = read_appended(self._path, COLUMNS) if exists(self._path) else []
+        lines = read_rows(self._path, dict, columns=COLUMNS, missing_ok=True, cut_short=True)
         with understanding(self._path):
             kept = [list(line.values()) for line in lines if int(line["epoch"]) <= trainer.epoch]
         data = csv_text(COLUMNS, kept).encode()
