@@ -314,7 +314,7 @@ class System(metaclass=_InOwnSurroundings):
             if name not in self.parameter_names:
                 raise ValueError(self.no_parameter(name))
             if not isinstance(value, Tensor):
-                finite(name, value)
+                values[name] = finite(name, value)
             elif value.dim() > 1 or not value.is_floating_point():
                 shape = f"{value.dtype}, {tuple(value.shape)}"
                 raise ValueError(f"{name} must be a number or a tensor of floats, () or (B,); got {shape}.")
