@@ -634,6 +634,39 @@ def test_states_of_a_view_are_the_tasks():
         assert view.ended(begun).tolist() == [False, False, False, True]
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_whatever_is_asked_losses_are_those_of_each_episode_by_itself(seed):
+    generator = torch.Generator().manual_seed(seed)
+
+    def uniform(*shape):
+        return torch.rand(shape, generator=generator, dtype=torch.float64)
+
+    system = MultiPole(n_poles=1 + seed % 3, dynamics=("paper", "exact")[seed % 2], objective="continuous", horizon=8)
+    chosen = [name for name in system.parameter_names if uniform(1) < 0.7] or ["gravity"]
+    ranges = {}
+    for name in chosen:
+        low, high = sorted((getattr(system, name) * (0.3 + 2 * uniform(2))).tolist())
+        ranges[name] = low, high
+    limit = float(0.1 + uniform(1))
+
+    def too_far(state):
+        return state[:, 0].abs() > limit
+
+    own = {"running_cost": effort} if seed % 4 < 2 else {}
+    task = Task(system, randomize=ranges, terminated=too_far, observe_time=seed % 3 == 0, **own)
+    states = task.initial_states(6, generator, torch.float64)
+    weight = 20 * uniform(system.state_size, 1) - 10
+    trajectory = rollout(task, lambda seen: seen[:, : system.state_size] @ weight, states)
+    found, values = losses(task, trajectory), task.parameters_of(states)
+    for i in range(6):
+        built = system.rebuilt(**{name: float(value[i]) for name, value in values.items()})
+        built.terminated = too_far
+        built.running_cost = own.get("running_cost", built.running_cost)
+        begin = task.inner(states)[i : i + 1]
+        alone, _ = losses_one_by_one(built, lambda seen: seen @ weight, begin)
+        torch.testing.assert_close(found[i : i + 1], alone, rtol=1e-9, atol=1e-12)
+
+
 def test_a_copy_has_settings_of_its_own():
     task = Task(Integrator(horizon=8), final_cost=distance)
     short = copy.copy(task)
