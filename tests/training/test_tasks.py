@@ -50,7 +50,7 @@ def test_a_run_folder_holds_what_a_task_asks_and_builds_it_again(tmp_path):
     again = Trainer(gym.make("DiffCartPole-v0", horizon=5, **ASKED), config=replace(config, epochs=3))
     assert len(again.fit()) == 4
     for other in ({}, ASKED | {"randomize": {"pole_length": (0.4, 0.7)}}, ASKED | {"show_parameters": False}):
-        with pytest.raises(RunFolderError, match="pole_length|show_parameters|randomize"):
+        with pytest.raises(RunFolderError, match=r"pole_length|show_parameters|randomize"):
             Trainer(gym.make("DiffCartPole-v0", horizon=5, **other), config=config).fit()
 
 
