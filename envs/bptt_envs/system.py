@@ -425,7 +425,7 @@ class System(metaclass=_InOwnSurroundings):
 @functools.lru_cache(maxsize=256)
 def _parameter_names(kind: type[System]) -> tuple[str, ...]:
     declared = getattr(kind, "parameters", ())  # of a system that is a torch module, too, they are a method
-    return () if callable(declared) else tuple(name for name in declared if name in kind.options())
+    return tuple(name for name in declared if name in kind.options()) if isinstance(declared, tuple) else ()
 
 
 @functools.lru_cache(maxsize=256)

@@ -244,6 +244,41 @@ def test_a_class_that_has_other_options_has_the_parameters_among_them():
     check_system(Fixed())
 
 
+def test_a_system_of_before_may_have_things_of_these_names():
+    class Model(torch.nn.Linear):
+        pass
+
+    class Learned(System, Model):
+        state_shape = (2,)
+        action_shape = (1,)
+
+        def __init__(self, *, gain=1.0):
+            Model.__init__(self, 3, 2)
+            super().__init__(horizon=3, dt=0.1)
+            self.gain = gain
+
+        def step(self, state, action):
+            return state + self.dt * self.gain * Model.forward(self, torch.cat([state, action], dim=1))
+
+        def initial_states(self, batch, generator, dtype=torch.float32):
+            return torch.randn(batch, 2, generator=generator, dtype=dtype)
+
+        def state_cost(self, state):
+            return state.square().sum(-1)
+
+    class Told(Integrator):
+        def __init__(self, *, horizon=4):
+            super().__init__(horizon=horizon)
+            self.terminated, self.parameters = False, ["none"]
+
+    learned = Learned()
+    assert learned.parameter_names == ()
+    assert len(list(learned.parameters())) == 2
+    check_system(learned)
+    assert as_task(Told()).parameter_names == ()
+    assert DifferentiableEnv(Told()).reset(seed=0)[0].shape == (1,)
+
+
 @pytest.mark.parametrize("system", [Swing(friction=0.1), CartPole(), MultiPole(n_poles=3, dynamics="exact")])
 def test_each_sample_has_its_own_value_and_gradients_by_it(system):
     for name in system.parameter_names:
