@@ -275,6 +275,19 @@ def test_an_option_of_a_system_is_a_plain_value_of_its_type_or_refused_by_name(v
 
 NUMBERS = {"1", "np.int64", "IntEnum"}
 SEEDS = NUMBERS | {"0", "2**62", "2**40"}
+FLOATS = SEEDS | {
+    "-1",
+    "0.5",
+    "1.0",
+    "-0.0",
+    "np.float32",
+    "np.float16",
+    "np.longdouble",
+    "np.uint64",
+    "2**63",
+    "2**64",
+}
+FLOATS |= {"tensor()", "tensor with gradient", "tensor [1]", "parameter"}
 TEXTS = {"no", "text 1", "text 1.5", "surrogate", "long text", "np.str_", "str Enum"}
 ONE_NUMBER = {"[1]", "tensor [1]", "array [1]", "parameter"}
 
@@ -397,6 +410,12 @@ DOORS = [
     ("system", lambda v: RLView(v), set()),
     ("system", lambda v: Task(v), set()),
     ("observe_time", lambda v: gym.make("DiffIntegrator-v0", observe_time=v), {"True", "False", "np.True_"}),
+    ("show_parameters", lambda v: gym.make("DiffIntegrator-v0", show_parameters=v), {"False"}),
+    ("randomize", lambda v: gym.make("DiffIntegrator-v0", randomize=v), {"None", "{}"}),
+    ("randomize", lambda v: gym.make("DiffIntegrator-v0", randomize={"target": v}), {"(1, 2)"}),
+    ("target", lambda v: Integrator().with_parameters(target=v), FLOATS),
+    ("terminated", lambda v: Task(CartPole(), terminated=v), {"None", "lambda", "type", "nn.Module"}),
+    ("final_cost", lambda v: Task(CartPole(), final_cost=v), {"None", "lambda", "type", "nn.Module"}),
     ("dense", lambda v: RLView(CartPole(), dense=v), {"True", "False", "np.True_"}),
     ("trajectory", lambda v: losses(CartPole(), v), set()),
     ("physics", lambda v: Feedback(v, True), {"True", "False", "np.True_"}),

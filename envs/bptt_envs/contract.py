@@ -555,7 +555,8 @@ def _check_closed_forms(probe: _Probe) -> None:
 def _check_parameters(probe: _Probe) -> None:
     """Raise ValueError unless each parameter does in `with_parameters` what it does as an option, sample by sample."""
     declared = vars(type(probe.system)).get("parameters", ())
-    for name in dict.fromkeys([*(() if callable(declared) else declared), *probe.system.parameter_names]):
+    own = declared if isinstance(declared, tuple) else ()
+    for name in dict.fromkeys([*own, *probe.system.parameter_names]):
         value = getattr(probe.system.rebuilt(), name, None)
         wrong = name not in probe.system.parameter_names or isinstance(value, bool)
         if wrong or not isinstance(value, (int, float)):

@@ -314,7 +314,7 @@ class System(metaclass=_InOwnSurroundings):
             if name not in self.parameter_names:
                 raise ValueError(self.no_parameter(name))
             if not isinstance(value, Tensor):
-                finite(name, value)
+                values[name] = finite(name, value)
             elif value.dim() > 1 or not value.is_floating_point():
                 shape = f"{value.dtype}, {tuple(value.shape)}"
                 raise ValueError(f"{name} must be a number or a tensor of floats, () or (B,); got {shape}.")
@@ -425,7 +425,7 @@ class System(metaclass=_InOwnSurroundings):
 @functools.lru_cache(maxsize=256)
 def _parameter_names(kind: type[System]) -> tuple[str, ...]:
     declared = getattr(kind, "parameters", ())  # of a system that is a torch module, too, they are a method
-    return () if callable(declared) else tuple(name for name in declared if name in kind.options())
+    return tuple(name for name in declared if name in kind.options()) if isinstance(declared, tuple) else ()
 
 
 @functools.lru_cache(maxsize=256)

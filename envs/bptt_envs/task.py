@@ -76,7 +76,7 @@ class Task(System):
         final_cost: instead of the system's, the cost of the last state, (B,), a function of (B, *state_shape).
         terminated: instead of the system's, whether an episode ends in a state, (B,) of bool, a function of (B,
             *state_shape). The first state for which it is true is the last one: its `final_cost` counts, and no running
-            cost after it. No gradient goes through when that is.
+            cost after it. No gradient goes through the time at which that is.
         randomize: parameters of the system that are drawn anew for each episode, uniformly, and held through it:
             {name: (low, high)}. Which ones a system has, its class says (`System.parameters`). No gradient goes through
             them; for that, see `System.with_parameters`.
@@ -205,6 +205,7 @@ class Task(System):
             low, high = self.randomize[name]
             if low == high:
                 raise ValueError(f"{name} is {low:g} in all episodes, by randomize; it cannot be given.")
+            value = value if isinstance(value, Tensor) else checks.finite(name, value)
             columns[name] = torch.zeros_like(columns[name]) + (2 * value - low - high) / (high - low)
         return torch.stack(list(columns.values()), dim=-1) if columns else drawn
 
@@ -340,7 +341,8 @@ class Task(System):
 
 def ends_by_itself(system: System) -> bool:
     """Whether a system says that episodes end early; a task counts as what it is of."""
-    return getattr(system.terminated, "__func__", None) is not System.terminated
+    own = system.terminated
+    return callable(own) and getattr(own, "__func__", None) is not System.terminated
 
 
 def as_task(system: System) -> System:
