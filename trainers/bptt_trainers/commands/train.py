@@ -30,7 +30,7 @@ from bptt_trainers.training.callbacks import Callback, ProgressBar
 from bptt_trainers.training.config import Clip, OnNonfinite, TrainConfig
 from bptt_trainers.training.ensemble import Ensemble, variations
 from bptt_trainers.training.run import NonFiniteError
-from bptt_trainers.training.run_folder import RunFolder
+from bptt_trainers.training.run_folder import CHANGEABLE, RunFolder
 from bptt_trainers.training.trainer import Trainer
 
 OptimizerOptions = Annotated[tuple[str, ...], UseAppendAction, arg(metavar="NAME=VALUE")]
@@ -167,8 +167,7 @@ class Resume:
 
     def run(self) -> None:
         """Go on."""
-        named = ("epochs", "compile", "device", "on_nonfinite", "keep_every", "record")
-        changes = {name: getattr(self, name) for name in named}
+        changes = {name: getattr(self, name) for name in CHANGEABLE if name != "out"}
         folder = RunFolder(self.run_folder)
         with checking_arguments():
             folder.check_complete(self.record)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 from tyro.conf import Suppress
 
@@ -58,6 +58,23 @@ def _option(name: str, value: Any) -> Any:
     return value
 
 
+class Mark:
+    """Marks the annotation of a setting, Annotated[kind, mark], with what holds of it."""
+
+
+ANY_TIME = Mark()
+"""It does not change what has been computed so far: a run may be continued with another value."""
+
+TOGETHER = Mark()
+"""The members of an ensemble, which are computed together, do not differ in it."""
+
+
+def marked(mark: Mark) -> tuple[str, ...]:
+    """The settings of `TrainConfig` that have a mark, in order."""
+    kinds = get_type_hints(TrainConfig, include_extras=True)
+    return tuple(one.name for one in fields(TrainConfig) if mark in getattr(kinds[one.name], "__metadata__", ()))
+
+
 Device = Annotated[str, By(_device)]
 RuleName = Annotated[str, among(RULES)]
 Record = Annotated[tuple[str, ...], By(recorder_names)]
@@ -87,7 +104,7 @@ class TrainConfig:
     clip_threshold: Positive = 1.0
     """To where clipping goes: components to [-threshold, threshold], or the norm to at most the threshold."""
 
-    epochs: Count = 1000
+    epochs: Annotated[Count, ANY_TIME] = 1000
     """Passes over the training states, or over as many fresh ones."""
 
     batch_size: Count = 8
@@ -137,49 +154,49 @@ class TrainConfig:
     average: Decay = 0.0
     """Decay an update of a moving average of the weights, which is judged and kept in their place; 0 for none."""
 
-    controller: ControllerName = "default"
+    controller: Annotated[ControllerName, TOGETHER] = "default"
     """The controller, unless one is given: the paper's for the environment (default), mlp, conv, gru or lstm."""
 
-    hidden: Hidden = None
+    hidden: Annotated[Hidden, TOGETHER] = None
     """Widths of its hidden layers. None: the paper's, 100 100 for mlp and 60 60 channels for conv; one cell of 32."""
 
-    squash: bool = False
+    squash: Annotated[bool, TOGETHER] = False
     """Bend its actions by tanh within their bounds, in place of the clamp, which has no slope beyond them."""
 
-    deviation: DeviationName = "none"
+    deviation: Annotated[DeviationName, TOGETHER] = "none"
     """Noise in its actions while it learns, of a deviation that is learned, too: none, the same in every state
     (constant) or the network's (state). It is judged by the mean, without noise."""
 
-    initial_deviation: Positive = 0.1
+    initial_deviation: Annotated[Positive, TOGETHER] = 0.1
     """The deviation at the start, as a share of half the range of the actions."""
 
-    entropy: NotNegative = 0.0
+    entropy: Annotated[NotNegative, TOGETHER] = 0.0
     """Weight of the entropy of its actions, whose mean over the steps is subtracted from the loss; 0 for none."""
 
     seed: Seed = 0
     """Seeds the controller's weights and the training states."""
 
-    engine: EngineName = "auto"
+    engine: Annotated[EngineName, TOGETHER] = "auto"
     """How directions are computed: autograd (the definition), adjoint (fast) or auto (chooses)."""
 
-    compile: bool = False
+    compile: Annotated[bool, ANY_TIME, TOGETHER] = False
     """Compile the loops of the adjoint engine: needs a C++ compiler and keeps the code on disk; a GPU needs none."""
 
-    device: Device = "cpu"
+    device: Annotated[Device, ANY_TIME, TOGETHER] = "cpu"
     """Where to compute: cpu, cuda or, of several GPUs, one such as cuda:1."""
 
-    on_nonfinite: OnNonfinite = "stop"
+    on_nonfinite: Annotated[OnNonfinite, ANY_TIME] = "stop"
     """At a non-finite loss or direction: stop the run, or skip the update and count it."""
 
-    keep_every: Count | None = None
+    keep_every: Annotated[Count | None, ANY_TIME] = None
     """Keep the untrained controller and that after every so many epochs in checkpoints/; None keeps none."""
 
-    record: Record = BY_DEFAULT
+    record: Annotated[Record, ANY_TIME] = BY_DEFAULT
     """What to keep in the run folder beside metrics and checkpoints: tensorboard (events), csv (a line an update),
     pictures (learning curve and trajectories, at the end), diagnostics (after each epoch, how the rules differ and how
     feedback grows backwards); or MODULE:NAME of a recorder of your own."""
 
-    out: Path | None = None
+    out: Annotated[Path | None, ANY_TIME] = None
     """The run folder. None: in Python, everything stays in memory; bptt train makes one in runs/ and names it."""
 
     def __post_init__(self) -> None:

@@ -29,7 +29,7 @@ from bptt_trainers.directions.stacked import StackedEngine
 from bptt_trainers.directions.surroundings import computing
 from bptt_trainers.training.books import Checkpoint
 from bptt_trainers.training.callbacks import Callback
-from bptt_trainers.training.config import Clip, RuleName, TrainConfig
+from bptt_trainers.training.config import TOGETHER, Clip, RuleName, TrainConfig, marked
 from bptt_trainers.training.metrics import EpochMetrics
 from bptt_trainers.training.queries import (
     DirectionQuery,
@@ -42,7 +42,7 @@ from bptt_trainers.training.queries import (
 from bptt_trainers.training.run import NonFiniteError
 from bptt_trainers.training.trainer import Trainer
 
-SHARED = ("controller", "hidden", "squash", "deviation", "initial_deviation", "entropy", "engine", "compile", "device")
+SHARED = marked(TOGETHER)
 """Settings in which the members of an ensemble do not differ."""
 
 TRAJECTORY_NUMBERS = 2**25  # of the states that are kept at once when losses are computed: 128 MiB in float32

@@ -22,20 +22,11 @@ from bptt_trainers.records.claim import in_words, plain_differences, same
 from bptt_trainers.records.files import DATA_LIMIT, RunFolderError
 from bptt_trainers.records.plain import EVAL, code_line, content, objects_in, parts, plain, tensor_line, tensors
 from bptt_trainers.training.books import Books, Checkpoint, Config
-from bptt_trainers.training.config import TrainConfig
+from bptt_trainers.training.config import ANY_TIME, TrainConfig, marked
 from bptt_trainers.training.recorders import RECORDERS
 
-# Settings that do not change what has been computed so far: a run may be continued with others. (The number of epochs
-# does where `epochs_count`.)
-CHANGEABLE = (
-    "epochs",
-    "compile",
-    "device",
-    "on_nonfinite",
-    "keep_every",
-    "record",
-    "out",
-)
+CHANGEABLE = marked(ANY_TIME)
+"""Settings with others of which a run may be continued. The number of epochs is none where `epochs_count`."""
 
 EPOCHS_COUNT = " (its step sizes follow from the number of epochs: choose it when training begins)"
 
