@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from bptt_trainers import Callback, RunFolderError, training_states
+from bptt_envs import register
+from bptt_trainers import Callback, RunFolderError, held_out_states, training_states
 from bptt_trainers.cli import main
 from bptt_trainers.records.curve import curve_to_csv
 from bptt_trainers.records.files import list_names
@@ -36,7 +37,15 @@ SAC = RLConfig(
     overrides=OF_SAC | {"buffer_size": 300},  # is overwritten while it learns
     record=(),
 )
-CONFIGS = {"PPO": PPO, "SAC": SAC, "SAC, fixed entropy": replace(SAC, overrides=OF_SAC | {"ent_coef": 0.1})}
+register("TestCliff-v0", "cliff:Cliff", "a cliff, where an episode ends")
+ASKED = {"env": "TestCliff-v0", "env_options": {"horizon": 7, "randomize": {"grip": (0.0, 0.3)}}}
+CONFIGS = {
+    "PPO": PPO,
+    "SAC": SAC,
+    "SAC, fixed entropy": replace(SAC, overrides=OF_SAC | {"ent_coef": 0.1}),
+    "PPO, early ends": replace(PPO, **ASKED),
+    "SAC, early ends": replace(SAC, **ASKED),
+}
 
 
 class StopAfter(Callback):
@@ -99,6 +108,24 @@ def test_a_run_has_as_many_epochs_as_its_settings_say(steps, evaluations, num_en
     assert len(curve) == 1 + config.epochs <= 2 + evaluations
     assert curve[-1].simulator_steps == math.ceil(steps / (8 * num_envs)) * 8 * num_envs
     assert all(before.simulator_steps < after.simulator_steps for before, after in itertools.pairwise(curve))
+
+
+@pytest.mark.parametrize("method", ["PPO", "SAC"])
+def test_episodes_that_end_early_are_learnt_from_and_judged_until_they_end(method):
+    run = train_rl(CONFIGS[f"{method}, early ends"], progress=False)
+    system = run.config.judged_system()
+    states = held_out_states(system, run.config.test_states)
+    trajectory = run.controller.rollout(system, states)
+    over = torch.stack([system.ended(state) for state in trajectory.states])
+    assert 0 < int(over[-1].sum()) < len(states)
+    expected = torch.zeros(len(states))
+    for i in range(len(states)):
+        end = int((~over[:, i]).sum())  # the first state in which it is over
+        for t in range(min(end, 7)):
+            state, following = (trajectory.states[s, i : i + 1] for s in (t, t + 1))
+            expected[i] += system.running_cost(state, trajectory.actions[t, i : i + 1], following)[0]
+        expected[i] += system.final_cost(trajectory.states[min(end, 7), i : i + 1])[0]
+    assert run.curve[-1].test_loss == pytest.approx(float(expected.mean()), rel=1e-5)
 
 
 # Going on

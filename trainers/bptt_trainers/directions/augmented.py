@@ -266,13 +266,16 @@ class AugmentedSystem(System):
     def running_cost(self, state: Tensor, action: Tensor, next_state: Tensor) -> Tensor:
         """The system's, (B,), less what entropy is worth."""
         own, entropy, _ = self._split_action(action)
-        inner = self.inner(state)
-        cost = self.system.running_cost(inner, own, self.inner(next_state))
+        cost = self.system.running_cost(self.inner(state), own, self.inner(next_state))
         if self._entropies:
-            over = self.system.ended(inner)
+            over = self.ended(state)
             worth = entropy[..., 0] if over is None else entropy[..., 0].masked_fill(over, 0.0)
             cost = cost - float(self.entropy) / int(self.horizon) * worth
         return cost
+
+    def ended(self, state: Tensor) -> Tensor | None:
+        """The system's, (B,) of bool."""
+        return self.system.ended(self.inner(state))
 
     def final_cost(self, state: Tensor) -> Tensor:
         """The system's, (B,)."""
