@@ -25,7 +25,7 @@ from bptt_trainers.commands.environment import (
 from bptt_trainers.commands.exits import Interrupted, checking_arguments
 from bptt_trainers.commands.output import aligned
 from bptt_trainers.host.user_code import import_module, split_id
-from bptt_trainers.presets.presets import PresetName, from_preset, rule_preset, seen_by
+from bptt_trainers.presets.presets import PresetName, from_preset, rule_settings
 from bptt_trainers.training.callbacks import Callback, ProgressBar
 from bptt_trainers.training.config import Clip, OnNonfinite, TrainConfig
 from bptt_trainers.training.ensemble import Ensemble, variations
@@ -108,9 +108,9 @@ class Train:
         """Train."""
         with checking_arguments():
             options = parse_options(self.env, self.env_option)
-            row = rule_preset(self.training.rule, split_id(self.env)[1], name=self.preset, options=options)
-            env = make_environment(self.env, options | seen_by(row, split_id(self.env)[1], options))
             module, env_id = split_id(self.env)
+            chosen = rule_settings(self.training.rule, env_id, name=self.preset, options=options)
+            env = make_environment(self.env, options | chosen.seen)
             module = module or self.module
             several = {name: values for name in VARIED if (values := getattr(self, name))}
             if several and self.training.out is not None and RunFolder(self.training.out).exists():

@@ -3,25 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from bptt_envs import DifferentiableEnv, System, make_env
-from bptt_envs.checks import nearest
 from bptt_trainers.controllers.baselines import RandomController, ZeroController
 from bptt_trainers.directions.rollout import Policy, losses, rollout
 from bptt_trainers.directions.rules import RULES
-from bptt_trainers.presets.presets import (
-    SEEN,
-    PresetName,
-    changed,
-    check_seen,
-    defaults_seen,
-    preset,
-    rule_preset,
-    seen_by,
-)
+from bptt_trainers.presets.presets import PresetName, RuleSettings, defaults_seen, preset, rule_settings
 from bptt_trainers.records.curve import Curve, CurvePoint
 from bptt_trainers.training.callbacks import ProgressBar
 from bptt_trainers.training.config import TrainConfig
@@ -114,7 +104,7 @@ class BPTT:
         Raises:
             ValueError: as `settings`.
         """
-        return seen_by(self._row(budget, overrides), budget.env, budget.env_options)
+        return self._chosen(budget, overrides).seen
 
     def config(self, budget: Budget, overrides: Mapping[str, Any], **given: Any) -> TrainConfig:
         """The settings of a run, with `seed` and `out` among what is `given`.
@@ -123,28 +113,15 @@ class BPTT:
             ValueError: as `settings`.
         """
         # A non-finite update is skipped and counted: one bad update should not take a run out of the table.
-        row = {"on_nonfinite": "skip", "record": budget.record, **self._row(budget, overrides)}
-        given |= {"rule": self.rule, "test_states": budget.test_states}
-        config = TrainConfig(**{**{name: value for name, value in row.items() if name not in SEEN}, **given})
+        row = {"on_nonfinite": "skip", "record": budget.record, **self._chosen(budget, overrides).training}
+        config = TrainConfig(**{**row, **given, "rule": self.rule, "test_states": budget.test_states})
         steps_an_epoch = config.train_states * budget.make_env().horizon
         return replace(config, epochs=max(1, round(budget.steps / steps_an_epoch)))
 
-    def _row(self, budget: Budget, overrides: Mapping[str, Any]) -> dict[str, Any]:
-        """Everything that differs from the defaults of `TrainConfig`: preset, own changes, overrides."""
-        free = [one.name for one in fields(TrainConfig) if one.name not in self.GIVEN]
-        changes = {**self.changes, **overrides}
-        for name, value in changes.items():
-            if name in SEEN:
-                check_seen(name, value, budget.env, budget.env_options)
-            elif name not in free:
-                raise ValueError(
-                    f"rule {self.rule} has no setting {name!r} to override.{nearest(name, [*free, *SEEN])} "
-                    f"Its settings: {', '.join([*free, *SEEN])}."
-                )
-        return changed(self._preset(budget), changes)
-
-    def _preset(self, budget: Budget) -> dict[str, Any]:
-        return rule_preset(self.name, budget.env, name=budget.preset, options=budget.env_options)
+    def _chosen(self, budget: Budget, overrides: Mapping[str, Any]) -> RuleSettings:
+        """Preset, own changes, overrides."""
+        changes, options = {**self.changes, **overrides}, budget.env_options
+        return rule_settings(self.name, budget.env, changes, name=budget.preset, options=options, given=self.GIVEN)
 
     @property
     def name(self) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, Literal, get_args
 
 from bptt_envs import DifferentiableEnv, make_env
@@ -187,6 +187,60 @@ def rule_preset(
     return {entry: value for entry, value in row.items() if not _is_refused(entry, value, env_id, options or {})}
 
 
+@dataclass(frozen=True)
+class RuleSettings:
+    """What an update rule learns with on an environment.
+
+    Attributes:
+        training: settings of `TrainConfig` that may differ from its defaults.
+        seen: what the controller sees: options of the environment that are not given already.
+    """
+
+    training: Preset
+    seen: Preset
+
+
+def rule_settings(
+    method: str,
+    env_id: str,
+    changes: Mapping[str, Any] | None = None,
+    *,
+    name: PresetName = "tuned",
+    options: Mapping[str, Any] | None = None,
+    given: Iterable[str] = ("rule",),
+) -> RuleSettings:
+    """The settings of a method that is an update rule on `env_id`: those of `rule_preset`, then `changes`.
+
+    With another optimizer than the built-in one among the changes, what is that one's is left out.
+
+    Args:
+        method: as that of `rule_preset`.
+        env_id: id of the environment.
+        changes: settings of `TrainConfig`, or of what the controller sees (`SEEN`), that are to differ.
+        name: whose settings, "tuned" or "paper".
+        options: of the environment.
+        given: settings of `TrainConfig` that the caller gives, and that are none to change.
+
+    Raises:
+        ValueError: if a name is unknown, or a change of what is seen is none that the environment takes.
+    """
+    options, changes = options or {}, changes or {}
+    free = [one.name for one in fields(TrainConfig) if one.name not in given]
+    for entry, value in changes.items():
+        if entry in SEEN:
+            check_seen(entry, value, env_id, options)
+        elif entry not in free:
+            raise ValueError(
+                f"rule {method} has no setting {entry!r} to override.{nearest(entry, [*free, *SEEN])} "
+                f"Its settings: {', '.join([*free, *SEEN])}."
+            )
+    void = () if changes.get("optimizer", BUILT_IN) == BUILT_IN else OF_BUILT_IN
+    row = rule_preset(method, env_id, name=name, options=options)
+    row = {entry: value for entry, value in row.items() if entry not in void} | dict(changes)
+    seen = {entry: row[entry] for entry in defaults_seen(env_id, options) if entry in row}
+    return RuleSettings({entry: value for entry, value in row.items() if entry not in SEEN}, seen)
+
+
 def tuned_row(method: str, env_id: str, options: Mapping[str, Any] | None = None) -> Row:
     """The row of `TUNED` for a method on an environment: of those for its id, that which agrees in most options.
 
@@ -225,27 +279,14 @@ def from_preset(
         ValueError: if a name is unknown or a value out of range.
     """
     options = dict(mapping("env_options", {} if env_options is None else env_options))
-    row = rule_preset(rule, env_id, name=preset, options=options)
-    seen = seen_by(row, env_id, options)
-    env = make_env(env_id, **options, **seen)
-    settings = {entry: value for entry, value in changed(row, changes).items() if entry not in SEEN}
-    config = TrainConfig(**{"rule": rule, **settings})
+    chosen = rule_settings(rule, env_id, changes, name=preset, options=options)
+    env = make_env(env_id, **options, **chosen.seen)
+    config = TrainConfig(rule=rule, **chosen.training)
     if preset == "tuned" and "epochs" not in changes:
         steps_an_epoch = config.train_states * env.horizon
         epochs = max(1, round(tuned_row(rule, env_id, options).steps / steps_an_epoch))
         config = replace(config, epochs=epochs)
     return env, config
-
-
-def changed(row: Mapping[str, Any], changes: Mapping[str, Any]) -> Preset:
-    """A row of a rule with changes; with another optimizer than the built-in one, without what is that one's."""
-    void = () if changes.get("optimizer", BUILT_IN) == BUILT_IN else OF_BUILT_IN
-    return {name: value for name, value in row.items() if name not in void} | dict(changes)
-
-
-def seen_by(row: Mapping[str, Any], env_id: str, options: Mapping[str, Any]) -> Preset:
-    """What the controller is to see by a method's settings, as options of the environment, unless those say it."""
-    return {name: row[name] for name in defaults_seen(env_id, options) if name in row}
 
 
 def defaults_seen(env_id: str, options: Mapping[str, Any]) -> Preset:

@@ -5,14 +5,24 @@ from __future__ import annotations
 import importlib
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from bptt_envs import checks
 from bptt_trainers.host.user_code import import_module
 from bptt_trainers.training.callbacks import Callback
 
-if TYPE_CHECKING:
-    from bptt_trainers.training.run import Run
+
+class Recorded(Protocol):
+    """What is asked here of a run."""
+
+    @property
+    def config(self) -> Any:
+        """Its settings, with the names of recorders as `record`."""
+
+    @property
+    def folder(self) -> Any:
+        """Its books, at `path`; None if it has none."""
+
 
 RECORDERS = {
     "tensorboard": "bptt_trainers.training.tensorboard:TensorBoardLog",
@@ -56,7 +66,7 @@ def recorder_names(name: str, value: Any) -> tuple[str, ...]:
     return checks.each_once(name, names) if names else names
 
 
-def recorders(run: Run) -> list[Callback]:
+def recorders(run: Recorded) -> list[Callback]:
     """The recorders that the settings of a run name. Without a run folder those by default, which need one, are none.
 
     Raises:
@@ -66,7 +76,7 @@ def recorders(run: Run) -> list[Callback]:
     return [_made(name, run) for name in names if run.folder is not None or name not in BY_DEFAULT]
 
 
-def folder_of(run: Run, name: str) -> Path:
+def folder_of(run: Recorded, name: str) -> Path:
     """The folder of a run, for the recorder of that name, which needs one.
 
     Raises:
@@ -78,7 +88,7 @@ def folder_of(run: Run, name: str) -> Path:
     return path
 
 
-def _made(name: str, run: Run) -> Callback:
+def _made(name: str, run: Recorded) -> Callback:
     module, _, attribute = RECORDERS.get(name, name).partition(":")
     if name not in RECORDERS:
         import_module(module)  # in words, and from the working directory too
