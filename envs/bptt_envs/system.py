@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bptt_envs.canvas import Canvas
 from bptt_envs.charts import Chart, Curves
 from bptt_envs.checks import finite, nearest, one_of, positive, positive_integer, real_array, shown
 from bptt_envs.surroundings import own_surroundings
@@ -21,7 +22,6 @@ from bptt_envs.surroundings import own_surroundings
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from bptt_envs.rendering import Canvas
 
 OBJECTIVES = ("final", "continuous")
 

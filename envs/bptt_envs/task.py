@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from bptt_envs import checks
+from bptt_envs.canvas import Canvas
 from bptt_envs.charts import Chart
 from bptt_envs.system import Pullback, System, constant_like
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from bptt_envs.rendering import Canvas
 
 StepCost = Callable[[Tensor, Tensor, Tensor], Tensor]
 """From states (B, *state_shape), bounded actions (B, *action_shape) and next states to the cost of the step, (B,)."""

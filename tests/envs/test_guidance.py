@@ -9,8 +9,9 @@ import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from bptt_envs import System
+from bptt_envs.canvas import ACTION, CYCLE
 from bptt_envs.charts import Curves, NamedCurves, Paths
-from bptt_envs.rendering import ACTION, CYCLE, picture
+from bptt_envs.rendering import picture
 from bptt_envs.systems import Guidance, guidance
 
 REFERENCE = Path(__file__).parent.parent / "reference" / "guidance_2_4.npz"

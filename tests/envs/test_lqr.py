@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from bptt_envs import System
-from bptt_envs.rendering import ACTION, CYCLE, picture
+from bptt_envs.canvas import ACTION, CYCLE
+from bptt_envs.rendering import picture
 from bptt_envs.system import OBJECTIVES
 from bptt_envs.systems import LQR
 

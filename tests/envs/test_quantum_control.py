@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import nn
 
+from bptt_envs.canvas import ACTION
 from bptt_envs.charts import Curves, Field, NamedCurves
-from bptt_envs.rendering import ACTION, picture
+from bptt_envs.rendering import picture
 from bptt_envs.systems import QuantumControl
 from bptt_envs.systems.quantum_control import _operator
 

@@ -15,7 +15,8 @@ from gymnasium.error import DependencyNotInstalled
 from gymnasium.wrappers import RecordVideo
 
 import bptt_envs
-from bptt_envs.rendering import ACTION, BACKGROUND, CYCLE, INK, Viewer, picture
+from bptt_envs.canvas import ACTION, BACKGROUND, CYCLE, INK
+from bptt_envs.rendering import Viewer, picture
 from bptt_envs.systems import CartPole, Integrator, MultiPole
 
 

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from bptt_envs.canvas import BACKGROUND, CYCLE, FAINT, INK, Canvas
 from bptt_envs.checks import in_memory, not_negative, one_of, positive, positive_integer
-from bptt_envs.rendering import BACKGROUND, CYCLE, FAINT, INK
 from bptt_envs.system import System, broadcast
-
-if TYPE_CHECKING:
-    from bptt_envs.rendering import Canvas
 
 GRAVITY = 9.8  # m/s^2
 CART_MASS = 1.0  # kg

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from bptt_envs.canvas import ACTION, CYCLE, MUTED, SIZE, Canvas, Point, round_up
 from bptt_envs.charts import Chart, Curves, NamedCurves, Paths
 from bptt_envs.checks import finite_pair, in_memory, not_negative, one_of, positive, positive_integer
-from bptt_envs.rendering import ACTION, CYCLE, MUTED, SIZE, Point, round_up
 from bptt_envs.system import Pullback, System, broadcast, constant_like
-
-if TYPE_CHECKING:
-    from bptt_envs.rendering import Canvas
 
 EVASION = 15.0
 FLOCKING = 0.2

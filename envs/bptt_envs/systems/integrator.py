@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
+from bptt_envs.canvas import CYCLE, FAINT, INK, MUTED, Canvas, round_up
 from bptt_envs.checks import finite
-from bptt_envs.rendering import CYCLE, FAINT, INK, MUTED, round_up
 from bptt_envs.system import System
-
-if TYPE_CHECKING:
-    from bptt_envs.rendering import Canvas
 
 
 class Integrator(System):

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from bptt_envs.canvas import CYCLE, FAINT, INK, MUTED, Canvas, round_up
 from bptt_envs.checks import flag, in_memory, real_array, shown
-from bptt_envs.rendering import CYCLE, FAINT, INK, MUTED, round_up
 from bptt_envs.system import System, constant_like
-
-if TYPE_CHECKING:
-    from bptt_envs.rendering import Canvas
 
 Matrix = Sequence[Sequence[float]] | np.ndarray | Tensor
 

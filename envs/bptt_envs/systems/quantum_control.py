@@ -5,19 +5,16 @@ from __future__ import annotations
 import functools
 import math
 from itertools import pairwise
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from bptt_envs.canvas import ACTION, FAINT, INK, Canvas, Color, Point
 from bptt_envs.charts import Chart, Curves, Field, NamedCurves
 from bptt_envs.checks import in_memory, positive, positive_integer, share
-from bptt_envs.rendering import ACTION, FAINT, INK, Color, Point
 from bptt_envs.system import Pullback, System, constant_like
-
-if TYPE_CHECKING:
-    from bptt_envs.rendering import Canvas
 
 MOST_CONDITION = 1e4  # of the eigenvectors of a step: its error in float64 grows with the square, to 1e-9 here
 CHARTED = 5  # eigenstates whose populations a figure shows, at least

@@ -9,7 +9,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
-from bptt_envs.rendering import INK, MUTED
+from bptt_envs.canvas import INK, MUTED
 from bptt_studies.benchmarks.config import PEER_NAMES
 from bptt_studies.benchmarks.memory import MIB
 from bptt_studies.benchmarks.stepping import STEPPERS

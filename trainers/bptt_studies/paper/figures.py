@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import EngFormatter, StrMethodFormatter
 
-from bptt_envs.rendering import INK, MUTED
+from bptt_envs.canvas import INK, MUTED
 from bptt_studies.paper.across_tasks import profile
 from bptt_studies.paper.results import Point, Result
 from bptt_studies.paper.statistics import ENOUGH, FEW, Improvement, quantile

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from bptt_envs.rendering import INK, MUTED
+from bptt_envs.canvas import INK, MUTED
 from bptt_studies.scaling.config import AXES, Growth
 from bptt_studies.scaling.file import Measurement
 from bptt_studies.scaling.tables import slopes, title

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from bptt_envs.rendering import ACTION, CYCLE, FAINT, INK, MUTED
+from bptt_envs.canvas import ACTION, CYCLE, FAINT, INK, MUTED
 from bptt_studies.toys.toys import FINE, LABELS, REACH, SOLVED, Descent, drawn_starts, residual, square_grid
 from bptt_trainers.analysis.fields import Table
 from bptt_trainers.analysis.fields_figure import (

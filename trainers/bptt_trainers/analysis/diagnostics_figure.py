@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from bptt_envs import System
-from bptt_envs.rendering import MUTED
+from bptt_envs.canvas import MUTED
 from bptt_trainers.analysis.diagnostics import PAIRS, RULES_SHOWN, Diagnosis
 from bptt_trainers.figures.style import (
     COLORS,

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from bptt_envs.rendering import ACTION, BACKGROUND, CYCLE, FAINT, INK, MUTED
+from bptt_envs.canvas import ACTION, BACKGROUND, CYCLE, FAINT, INK, MUTED
 from bptt_trainers.analysis.fields import SHOWN_RULES, Table
 from bptt_trainers.figures.style import rgb
 from bptt_trainers.records.files import write_atomic

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
-from bptt_envs.rendering import MUTED
+from bptt_envs.canvas import MUTED
 from bptt_trainers.figures.bands import RANGE, draw_band, series_of
 from bptt_trainers.figures.style import (
     WIDTH,

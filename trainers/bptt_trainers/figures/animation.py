@@ -14,8 +14,9 @@ from PIL import Image
 from torch import Tensor
 
 from bptt_envs import System
+from bptt_envs.canvas import BACKGROUND, FAINT, SIZE
 from bptt_envs.checks import positive, positive_integer
-from bptt_envs.rendering import BACKGROUND, FAINT, SIZE, picture
+from bptt_envs.rendering import picture
 from bptt_trainers.directions.rollout import Trajectory
 from bptt_trainers.figures.style import checked_suffix
 from bptt_trainers.records.files import write_atomic

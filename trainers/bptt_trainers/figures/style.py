@@ -19,7 +19,7 @@ from matplotlib.lines import Line2D
 from matplotlib.typing import LineStyleType
 from numpy.typing import ArrayLike, NDArray
 
-from bptt_envs.rendering import FAINT, MUTED, Color
+from bptt_envs.canvas import FAINT, MUTED, Color
 from bptt_trainers.figures.ticks import CHARACTER, TICK_SIZE
 from bptt_trainers.records.files import write_atomic
 

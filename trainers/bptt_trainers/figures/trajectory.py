@@ -16,8 +16,8 @@ from matplotlib.ticker import MaxNLocator, MultipleLocator
 from torch import Tensor
 
 from bptt_envs import System
+from bptt_envs.canvas import CYCLE, FAINT, INK, MUTED, round_up
 from bptt_envs.charts import Chart, Curves, Field, NamedCurves, Paths
-from bptt_envs.rendering import CYCLE, FAINT, INK, MUTED, round_up
 from bptt_trainers.directions.rollout import Trajectory, losses
 from bptt_trainers.figures.style import (
     WIDTH,
