@@ -43,19 +43,10 @@ def modules(package):
     }
 
 
-def imports(path, *, types=True):
-    """The dotted names that a module imports, wherever in it; those for types alone can be left out."""
-    tree = ast.parse(path.read_text())
-    for_types = {
-        id(node)
-        for block in ast.walk(tree)
-        if isinstance(block, ast.If) and "TYPE_CHECKING" in ast.unparse(block.test)
-        for node in ast.walk(block)
-    }
+def imports(path):
+    """The dotted names that a module imports, wherever in it, those for types alone among them."""
     found = set()
-    for node in ast.walk(tree):
-        if not types and id(node) in for_types:
-            continue
+    for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -112,7 +103,7 @@ def test_studies_import_one_way_too(name):
 
 def test_no_modules_import_each_other_in_a_circle():
     files = {name: path for name, path in ALL.items() if path.name != "__init__.py"}  # these import what they offer
-    graph = {name: imports(path, types=False) & files.keys() for name, path in files.items()}
+    graph = {name: imports(path) & files.keys() for name, path in files.items()}
     list(TopologicalSorter(graph).static_order())  # raises CycleError with the circle
 
 
