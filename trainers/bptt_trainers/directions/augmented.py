@@ -89,11 +89,6 @@ def acting(system: System, controller: Any) -> Act:
     return system.acting(controller) if isinstance(system, AugmentedSystem) else controller
 
 
-def at_start(system: System, state: Tensor) -> Tensor:
-    """Start states, (B, *state_shape of the system alone), with nothing remembered yet and no noise."""
-    return system.at_start(state)
-
-
 def with_noise(system: System, state: Tensor, noise: Tensor | None) -> Tensor:
     """States, (..., *state_shape), with that noise, (..., *noise_shape), in place of theirs.
 

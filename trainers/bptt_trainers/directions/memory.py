@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from bptt_envs import System
 from bptt_envs.fingerprint import fingerprint
-from bptt_trainers.directions.augmented import Act, acting, at_start, augmented
+from bptt_trainers.directions.augmented import Act, acting, augmented
 from bptt_trainers.directions.snapshot import evaluating, forked_rng
 
 CALLS = 8  # before the one that is looked at: a memory may answer late
@@ -26,7 +26,7 @@ def refuse_memory(system: System, controller: nn.Module, states: Tensor) -> None
     """
     with torch.no_grad():
         system = augmented(system, controller)
-        act, states = acting(system, controller), at_start(system, states)
+        act, states = acting(system, controller), system.at_start(states)
         seen = system.observe(states)
         others = [system.observe(states + shift) for shift in (0.5, -0.5)]
         alone = _acts(controller, act, [seen])

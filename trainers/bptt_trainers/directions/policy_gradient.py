@@ -14,7 +14,6 @@ from bptt_envs.fingerprint import fingerprint
 from bptt_envs.task import as_task
 from bptt_trainers.directions.adjoint import AdjointEngine
 from bptt_trainers.directions.augmented import (
-    at_start,
     augmented,
     draw_noise,
     memory_shape_of,
@@ -201,7 +200,7 @@ def _served(
 ) -> Verdict:
     _check_states(system, controller, initial_states)
     system = augmented(system, controller, entropy)
-    verdict = judgement(system, controller, at_start(system, initial_states), fingerprint(controller, system)).verdict
+    verdict = judgement(system, controller, system.at_start(initial_states), fingerprint(controller, system)).verdict
     if verdict.obstacle is not None:
         raise ValueError(
             f"{purpose} need the adjoint engine, which cannot serve this {type(controller).__name__}: "
