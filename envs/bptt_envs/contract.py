@@ -140,6 +140,7 @@ class _Probe:
                 f"{name}.initial_states must draw from its generator only; the same seed gave other states."
             )
         _check_finite(system, "initial_states", states)
+        states = _going_on(system, states)
         probe = _Probe(system, states, states.new_empty(0), generator)
         return _Probe(system, states, probe.draw_actions(), generator)
 
@@ -221,6 +222,19 @@ def _check_values(probe: _Probe) -> None:
             )
 
 
+def _going_on(system: System, states: Tensor) -> Tensor:
+    """Start states of episodes that go on, for their slopes: what is over has none.
+
+    Where all are over at once, as they may be where start states of the user's own are to be used, they are revived.
+    """
+    over = system.episode_over(states)
+    if over is None or not over.any():
+        return states
+    if over.all():
+        return system.going_on(states) if isinstance(system, Task) else states
+    return torch.where(over.unsqueeze(-1), states[~over][:1], states)
+
+
 def _check_ends(probe: _Probe, task: Task) -> None:
     """Raise ValueError unless the condition of a task says of each sample by itself whether its episode has ended."""
     what = "Task.terminated" if "terminated" in task.asked else f"{probe.name}.terminated"
@@ -231,8 +245,6 @@ def _check_ends(probe: _Probe, task: Task) -> None:
     alone = torch.cat([task.condition(probe.states[i : i + 1].clone()) for i in range(SAMPLES)])
     if not torch.equal(over, alone):
         raise ValueError(f"{what} must treat samples apart; it says of a sample alone something else than in a batch.")
-    if bool(over.all()):
-        raise ValueError(f"{what} is true of the start states, so that no episode has a step.")
 
 
 def _called(probe: _Probe, method: str, function: Function, arguments: list[Tensor]) -> Tensor:
@@ -321,7 +333,7 @@ def _first_steps(probe: _Probe) -> _Probe:
     for _ in range(min(STEPS, probe.system.horizon)):
         states, actions = probe.system.step(probe.states, probe.actions), probe.draw_actions()
         _check_finite(probe.system, "step", states, acting=True)
-        over = probe.system.ended(states)
+        over = probe.system.episode_over(states)
         if not states.isfinite().all() or (over is not None and over.any()):
             break
         probe = _Probe(probe.system, states, actions, probe.generator)

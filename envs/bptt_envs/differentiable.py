@@ -150,7 +150,7 @@ def as_states(states: Any, system: System, generator: torch.Generator, count: in
     leading = () if count is None else (count,)
     shapes = [system.state_shape] + ([system.system.state_shape] if isinstance(system, Task) else [])
     given = _as_finite_tensor("options['state']", states, *((*leading, *shape) for shape in shapes))
-    return system.at_start(given.unsqueeze(0) if count is None else given, generator)
+    return system.episode_start(given.unsqueeze(0) if count is None else given, generator)
 
 
 def check_reset_options(options: dict[str, Any] | None, known: Sequence[str]) -> dict[str, Any]:
@@ -206,7 +206,7 @@ def start_states(name: str, states: Tensor, system: System, generator: torch.Gen
         ValueError: if they are of neither shape, or no floating-point numbers.
     """
     if isinstance(states, Tensor) and states.dim():
-        states = system.at_start(states, generator)
+        states = system.episode_start(states, generator)
     check_batch(name, states, system.state_shape)
     return states
 

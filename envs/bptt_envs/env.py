@@ -120,7 +120,7 @@ class DifferentiableEnv(Differentiable, gym.Env[np.ndarray, np.ndarray]):
         with torch.no_grad():
             self._state, reward = self.step_differentiable(state, self._action)
             self._steps += 1
-            ended = self.system.ended(self._state)
+            ended = self.system.episode_over(self._state)
             self._over = self._steps == self.horizon or (ended is not None and bool(ended))
             if self._over:
                 reward = reward + self.final_reward(self._state)

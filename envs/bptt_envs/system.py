@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 OBJECTIVES = ("final", "continuous")
 
 ENV_OPTIONS: dict[str, tuple[Any, str]] = {
-    "running_cost": (None, "instead of the system's, a function of state, action and next_state: the cost of a step"),
-    "final_cost": (None, "instead of the system's, a function of the last state: its cost"),
-    "terminated": (None, "instead of the system's, a function of a state: whether the episode ends in it"),
+    "running_cost": (None, "in Python: a function of state, action and next_state in place of the system's cost"),
+    "final_cost": (None, "in Python: a function of the last state in place of the system's cost"),
+    "terminated": (None, "in Python: a function of a state, whether the episode ends in it"),
     "randomize": (None, "parameters drawn anew for each episode, uniformly: {name: (low, high)}"),
     "show_parameters": (False, "show the controller what randomize has drawn, from -1 to 1"),
     "observe_time": (False, "show the controller the share of the horizon that is over, too"),
@@ -37,6 +37,9 @@ ENV_OPTIONS: dict[str, tuple[Any, str]] = {
 
 A system's own option of a name counts instead.
 """
+
+FUNCTIONS = ("running_cost", "final_cost", "terminated")
+"""Those of them that are functions, which no command line can give."""
 
 Bound = float | Sequence[float] | np.ndarray | Tensor | None
 """A bound of the actions as it is given: one number, or one for each component."""
@@ -179,7 +182,7 @@ class System(metaclass=_InOwnSurroundings):
         """
         return torch.zeros(state.shape[0], dtype=torch.bool, device=state.device)
 
-    def ended(self, state: Tensor) -> Tensor | None:
+    def episode_over(self, state: Tensor) -> Tensor | None:
         """Whether the episode that a state belongs to is over, (B,) of bool; None where all have the whole horizon.
 
         States of the physics do not remember it, those of a `Task` do.
@@ -190,7 +193,7 @@ class System(metaclass=_InOwnSurroundings):
         """What a controller sees of `state`, (B, *observation_shape): the state itself unless overridden."""
         return state
 
-    def at_start(self, state: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def episode_start(self, state: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """States at the start of an episode, (B, *state_shape), from states of the physics: they are the same.
 
         See `Task.at_start`, whose states hold more. States that are at a start already stay as they are.

@@ -181,7 +181,7 @@ class Task(System):
             (B, *state_shape).
         """
         if state.shape[1:] != self.system.state_shape:
-            return state
+            return self._with_others(state, parameters) if parameters else state
         shape = (len(state), len(self.randomize))
         generator = torch.Generator().manual_seed(0) if generator is None and self.randomize else generator
         drawn = state.new_empty(shape)
@@ -195,6 +195,18 @@ class Task(System):
         alive = alive.masked_fill(self.terminated(begun).unsqueeze(-1), 0.0)
         return _joined(state, drawn, alive, steps)
 
+    def episode_start(self, state: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """As `at_start`, with nothing given."""
+        return self.at_start(state, generator)
+
+    def _with_others(self, state: Tensor, parameters: Mapping[str, float | Tensor]) -> Tensor:
+        """States of the task with other parameters."""
+        if state.shape[1:] != self.state_shape:
+            expected = f"{self.system.state_shape} or {self.state_shape}"
+            raise ValueError(f"state must hold states of shape {expected}; got {tuple(state.shape)}.")
+        inner, drawn, *held = state.split_with_sizes(self._sizes, dim=-1)
+        return torch.cat([inner, self._with_given(drawn, parameters), *held], dim=-1)
+
     def _with_given(self, drawn: Tensor, parameters: Mapping[str, float | Tensor]) -> Tensor:
         """What was drawn, (B, P), with values that are given in its place."""
         columns = dict(zip(self.randomize, drawn.unbind(-1), strict=True))
@@ -206,6 +218,8 @@ class Task(System):
             if low == high:
                 raise ValueError(f"{name} is {low:g} in all episodes, by randomize; it cannot be given.")
             value = value if isinstance(value, Tensor) else checks.finite(name, value)
+            if isinstance(value, Tensor) and value.shape not in ((), (len(drawn),)):
+                raise ValueError(f"{name} must be a number or of shape ({len(drawn)},); got {tuple(value.shape)}.")
             columns[name] = torch.zeros_like(columns[name]) + (2 * value - low - high) / (high - low)
         return torch.stack(list(columns.values()), dim=-1) if columns else drawn
 
@@ -243,7 +257,7 @@ class Task(System):
     def step(self, state: Tensor, action: Tensor) -> Tensor:
         """Step the system and count the step; where the episode has ended, stay."""
         inner, drawn, _, steps = self._split(state)
-        system, over = self._system(state), self.ended(state)
+        system, over = self._system(state), self.episode_over(state)
         if over is None:
             return _joined(system.step(inner, action), drawn, steps + 1)
         following = _where(over, inner, system.step(*_while_going_on(over, inner, action)))
@@ -255,9 +269,14 @@ class Task(System):
         over: Tensor = self._own("terminated", self._system(state))(self.inner(state))
         return over
 
-    def ended(self, state: Tensor) -> Tensor | None:
+    def episode_over(self, state: Tensor) -> Tensor | None:
         """Whether the episode of a state has ended, in it or before, (...,) of bool; None if none ends early."""
         return state[..., self.system.state_size + len(self.randomize)] < 0.5 if self.ends_early else None
+
+    def going_on(self, state: Tensor) -> Tensor:
+        """The same states, (B, *state_shape), of episodes that go on, in whatever state they are."""
+        inner, drawn, alive, steps = state.split_with_sizes(self._sizes, dim=-1)
+        return torch.cat([inner, drawn, torch.ones_like(alive), steps], dim=-1)
 
     def initial_states(self, batch: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
         """The system's, at step 0, with parameters drawn after them."""
@@ -270,7 +289,7 @@ class Task(System):
     def running_cost(self, state: Tensor, action: Tensor, next_state: Tensor) -> Tensor:
         """The cost of one step, (B,); 0 when the episode has ended."""
         cost = self._own("running_cost", self._system(state))
-        return until_end(cost, self.ended(state), self.inner(state), action, self.inner(next_state))
+        return until_end(cost, self.episode_over(state), self.inner(state), action, self.inner(next_state))
 
     def final_cost(self, state: Tensor) -> Tensor:
         """The cost of the state in which an episode ends, (B,)."""
@@ -280,7 +299,12 @@ class Task(System):
     def observe(self, state: Tensor) -> Tensor:
         """The system's observation and, flat after it, what the task shows."""
         inner, drawn, _, steps = self._split(state)
-        seen = self._system(state).observe(inner)
+        system, over = self._system(state), self.episode_over(state)
+        if over is None:
+            seen = system.observe(inner)
+        else:  # a controller acts on what is over, too: 0 for what is no number there, as it is to be one
+            seen = system.observe(*_while_going_on(over, inner))
+            seen = _where(over, seen.nan_to_num(0.0, 0.0, 0.0), seen)
         if not self._shown:
             return seen
         return _joined(seen, drawn[:, : len(self.randomize) * self.show_parameters], steps / self.horizon)
@@ -303,7 +327,7 @@ class Task(System):
         """
         by_state, by_action = self._system(state).linearize(self.inner(state), action)
         n, size, pad = self.system.state_size, len(self._held), torch.nn.functional.pad
-        over = self.ended(state)
+        over = self.episode_over(state)
         if over is not None:
             by_state = _where(over, torch.eye(n, dtype=state.dtype, device=state.device), by_state)
             by_action = _where(over, by_action.new_zeros(()), by_action)
@@ -313,7 +337,7 @@ class Task(System):
     def pullback(self, state: Tensor, action: Tensor) -> Pullback:
         """The system's products, and those with what is held, which depends on itself alone."""
         pull, n = self._system(state).pullback(self.inner(state), action), self.system.state_size
-        over, slopes = self.ended(state), constant_like(self._held, state)
+        over, slopes = self.episode_over(state), constant_like(self._held, state)
 
         def pulled(rows: slice, vectors: Tensor) -> tuple[Tensor, Tensor]:
             inner, held = vectors[..., :n], vectors[..., n:]

@@ -179,7 +179,7 @@ class DifferentiableVectorEnv(Differentiable, VectorEnv[np.ndarray, np.ndarray, 
                 self._state, reward = self.step_differentiable(state, self._action)
             self._steps += 1
             terminated = self._steps == self.horizon
-            over = self.system.ended(self._state)
+            over = self.system.episode_over(self._state)
             terminated = terminated if over is None else terminated | over.numpy()
             if terminated.any():
                 final = self.final_reward(self._state)

@@ -488,3 +488,8 @@ def test_a_study_that_is_not_installed_says_where_it_is(name, monkeypatch, capsy
         f"bptt {name}: the studies, of which {name} is one, are not installed: they come with a clone of the "
         "repository and pip install -e . there.\n"
     )
+
+
+def test_an_option_that_is_a_function_is_refused_in_words(capsys):
+    assert main(["train", "--env", "DiffCartPole-v0", "--env-option", "final_cost=my:cost"]) == 2
+    assert "final_cost: it is a function, which is given in Python only" in capsys.readouterr().err

@@ -11,6 +11,7 @@ from torch.distributions import AffineTransform, Independent, Normal, TanhTransf
 
 from bptt_envs.systems import CartPole, Guidance, Integrator
 from bptt_trainers import Ensemble, Gaussian, RunFolder, TrainConfig, Trainer, default_controller, losses, rollout
+from bptt_trainers.cli import main
 from bptt_trainers.controllers.controller import Controller
 from bptt_trainers.training.ensemble import variations
 
@@ -242,3 +243,22 @@ def test_a_wide_system_takes_it_by_products():
     trainer = Trainer(wide, config=replace(TINY, deviation="state", entropy=0.1, epochs=1))
     trainer.fit()
     assert trainer.choice.engine.name == "adjoint"
+
+
+@pytest.mark.parametrize(
+    "options", ["--deviation state", "--deviation constant --controller gru --squash --entropy 0.1"]
+)
+def test_the_command_line_trains_it_and_goes_on(tmp_path, options, capsys):
+    sizes = "--preset paper --env-option horizon=6 --train-states 8 --test-states 8 --hidden 4 --record"
+    assert main(f"train --epochs 1 {sizes} {options} --out {tmp_path / 'run'}".split()) == 0
+    assert main(f"resume {tmp_path / 'run'} --epochs 2 --record".split()) == 0
+    assert main(f"train --epochs 2 {sizes} {options} --out {tmp_path / 'whole'}".split()) == 0
+    parts, whole = (RunFolder(tmp_path / name).load("last")["controller"] for name in ("run", "whole"))
+    assert all(torch.equal(parts[name], one) for name, one in whole.items())
+    capsys.readouterr()
+
+
+def test_it_says_what_it_is_called_with():
+    for controller, given in ((Gaussian((3,), (1,)), []), (Gaussian((3,), (1,), network="gru"), [torch.zeros(2, 1)])):
+        with pytest.raises(TypeError, match=r"is called with observations.* and noise"):
+            controller(torch.zeros(2, 3), *given)

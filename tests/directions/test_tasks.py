@@ -103,7 +103,7 @@ def test_stacked_controllers_have_the_directions_that_each_has_alone(task, make)
     engine = stacked_engine(task, controllers[0], start(task), "tests")
     named = [dict(controller.named_parameters()) for controller in controllers]
     parameters = {name: torch.stack([one[name].detach() for one in named]) for name in named[0]}
-    states = as_task(task).at_start(start(task))
+    states = as_task(task).episode_start(start(task))
     losses, directions = engine(parameters, states.expand(3, *states.shape), PASSES)
     for i, controller in enumerate(controllers):
         alone, passes = choose_engine(task, controller, start(task), "autograd").engine(start(task), PASSES)
@@ -121,7 +121,7 @@ def test_compiled_directions_are_those_of_the_fast_engine(name, make, tmp_path, 
     task = TASKS[name]()
     controller: nn.Module = make(task)
     system = augmented(task, controller)
-    states = start(task) if system is task else system.at_start(start(task))
+    states = start(task) if system is task else system.episode_start(start(task))
     engine = AdjointEngine(system, controller)
     losses, directions = engine(states, PASSES)
     found_losses, found = CompiledEngine(engine)(states, PASSES)
@@ -134,7 +134,7 @@ def test_noise_and_entropy_count_until_an_episode_ends(task):
     controller = Gaussian(
         task.observation_shape, task.action_shape, (5,), network="gru", generator=torch.Generator().manual_seed(0)
     ).double()
-    states = as_task(task).at_start(start(task))
+    states = as_task(task).episode_start(start(task))
     noise = draw_noise(controller, task.horizon, states, torch.Generator().manual_seed(1))
     by = {}
     for rule in ("R", "M", "S", "C"):
@@ -147,8 +147,58 @@ def test_noise_and_entropy_count_until_an_episode_ends(task):
         for t in range(task.horizon):
             observation = as_task(task).observe(trajectory.states[t])
             entropy = controller(observation, trajectory.memories[t], noise[t])[-1]
-            over = as_task(task).ended(trajectory.states[t])
+            over = as_task(task).episode_over(trajectory.states[t])
             bonus += 0.5 / task.horizon * (entropy if over is None else torch.where(over, 0.0, entropy))
         expected = (losses(task, trajectory) - bonus).mean()
     torch.testing.assert_close(by["adjoint"].loss, expected)
     torch.testing.assert_close(by["autograd"].loss, expected)
+
+
+class Blind(CartPole):
+    """Sees how far the end of the track is, a number on the track only: there an episode ends."""
+
+    def observe(self, state):
+        return torch.cat([state, (1.0 - state[:, :1].square()).sqrt()], 1)
+
+    @property
+    def observation_shape(self):
+        return (5,)
+
+    def terminated(self, state):
+        return state[:, 0].abs() >= 1.0
+
+    def initial_states(self, batch, generator, dtype=torch.float32):
+        return 0.9 * super().initial_states(batch, generator, dtype)
+
+
+@pytest.mark.parametrize("engine", ["adjoint", "autograd"])
+def test_what_is_seen_beyond_an_end_reaches_no_gradient_be_it_nan(engine):
+    system = as_task(Blind(horizon=40))
+    states = system.initial_states(16, torch.Generator().manual_seed(0), torch.float64)
+    trajectory = rollout(system, mlp(system), states)
+    assert bool(system.episode_over(trajectory.states[-1]).any())
+    assert trajectory.actions.isfinite().all()
+    found = policy_gradient(system, mlp(system), states, "C", engine)
+    assert all(bool(one.isfinite().all()) for one in found.directions.values())
+
+
+def test_parameters_of_states_follow_the_generator_of_an_update():
+    system = Task(CartPole(horizon=3), randomize={"pole_length": (0.1, 1.0)})
+    states = system.system.initial_states(4, torch.Generator().manual_seed(0), torch.float64)
+
+    def loss(seed):
+        generator = torch.Generator().manual_seed(seed)
+        return float(policy_gradient(system, mlp(system), states, "R", generator=generator).loss)
+
+    assert loss(1) == loss(1)
+    assert loss(1) != loss(2)
+
+
+def test_a_value_for_each_sample_is_refused_where_samples_are_of_many_steps():
+    system = CartPole(horizon=3).with_parameters(pole_length=torch.linspace(0.3, 0.8, BATCH, dtype=torch.float64))
+    with pytest.raises(
+        ValueError, match=r"pole_length has a value for each of 4 samples.*task\.at_start\(states, pole"
+    ):
+        policy_gradient(system, mlp(system), start(system))
+    with pytest.raises(ValueError, match="pole_length has a value for each of 4 samples"):
+        losses(system, rollout(system, mlp(system), start(system)))

@@ -21,7 +21,7 @@ from bptt_envs.program import CACHE_VARIABLE
 from bptt_envs.registration import ENTRIES
 from bptt_envs.systems import LQR, CartPole, Integrator, MultiPole
 from bptt_envs.task import as_task
-from bptt_trainers import losses, rollout
+from bptt_trainers import TrainConfig, Trainer, losses, rollout
 from bptt_trainers.directions.policy_gradient import system_of
 from bptt_trainers.rl.sb3_env import SB3VecEnv
 from bptt_trainers.rl.view import RLView
@@ -470,20 +470,20 @@ def test_an_ended_episode_stays_where_it_is_and_costs_no_more():
     state = task.initial_states(4, torch.Generator().manual_seed(0), torch.float64)
     assert state[:, 2].tolist() == [1.0, 1.0, 1.0, 0.0]
     actions = torch.randn(6, 4, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    ended, costs = [task.ended(state).tolist()], []
+    ended, costs = [task.episode_over(state).tolist()], []
     for action in actions:
         following = task.step(state, action)
         costs.append(task.running_cost(state, action, following))
-        stays = task.ended(state)
+        stays = task.episode_over(state)
         assert torch.equal(following[stays], state[stays])
         assert not (following[~stays, :2] == state[~stays, :2]).any()
         state = following
-        ended.append(task.ended(state).tolist())
+        ended.append(task.episode_over(state).tolist())
     assert [[row[i] for row in ended].index(True) if ended[-1][i] else None for i in range(4)] == [1, 3, None, 0]
     assert state[:, 3].tolist() == [1.0, 3.0, 6.0, 0.0]
     assert [int((cost != 0).sum()) for cost in torch.stack(costs, 1)] == [1, 3, 6, 0]
     assert torch.equal(task.final_cost(state), system.final_cost(state[:, :2]))
-    assert torch.equal(task.terminated(state), task.ended(state))
+    assert torch.equal(task.terminated(state), task.episode_over(state))
     assert task.state_labels[2:] == ("alive", "steps")
 
 
@@ -528,10 +528,10 @@ def test_slopes_of_an_ended_episode_are_those_of_staying(kind):
 def test_a_condition_of_ones_own_counts_in_the_place_of_the_systems():
     task = Task(Cliff(), terminated=lambda state: state[:, 0] > 0.8)
     states = task.initial_states(4, torch.Generator().manual_seed(0))
-    assert task.ended(states).tolist() == [True, False, False, True]
+    assert task.episode_over(states).tolist() == [True, False, False, True]
     assert task.asked.keys() == {"terminated"}
     plain = Task(CartPole(), observe_time=True)
-    assert plain.ended(plain.initial_states(2, torch.Generator())) is None
+    assert plain.episode_over(plain.initial_states(2, torch.Generator())) is None
 
 
 def test_a_system_with_an_end_is_a_task_wherever_it_is_taken():
@@ -542,7 +542,7 @@ def test_a_system_with_an_end_is_a_task_wherever_it_is_taken():
     assert type(as_task(CartPole())) is CartPole
     states = system.initial_states(4, torch.Generator().manual_seed(0))
     trajectory = rollout(system, lambda seen: 0 * seen[:, :1], states)
-    assert trajectory.states[0].tolist() == as_task(system).at_start(states).tolist()
+    assert trajectory.states[0].tolist() == as_task(system).episode_start(states).tolist()
     expected, _ = losses_one_by_one(system, lambda seen: 0 * seen[:, :1], states)
     torch.testing.assert_close(losses(system, trajectory), expected)
 
@@ -565,7 +565,6 @@ class Gathers(Cliff):
 @pytest.mark.parametrize(
     ("system", "message"),
     [
-        (Sudden(), r"Sudden\.terminated is true of the start states"),
         (Talks(), r"Talks\.terminated must return \(3,\), torch\.bool, for 3 samples; got \(3,\), torch\.float32"),
         (Gathers(), r"Gathers\.terminated must treat samples apart"),
         (Task(CartPole(), terminated=lambda state: False), r"Task\.terminated must return .*; got False"),
@@ -662,11 +661,11 @@ def test_states_of_a_view_are_the_tasks():
     for system in (Cliff(), Task(Cliff(), observe_time=True)):
         view = RLView(system)
         states = as_task(Cliff()).initial_states(4, torch.Generator().manual_seed(0))
-        begun = view.at_start(states[:, :2])
+        begun = view.episode_start(states[:, :2])
         assert torch.equal(begun[:, :3], states)
-        assert torch.equal(view.at_start(begun), begun)
-        assert torch.equal(view.inner(begun), view.system.at_start(states[:, :2]))
-        assert view.ended(begun).tolist() == [False, False, False, True]
+        assert torch.equal(view.episode_start(begun), begun)
+        assert torch.equal(view.inner(begun), view.system.episode_start(states[:, :2]))
+        assert view.episode_over(begun).tolist() == [False, False, False, True]
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -707,3 +706,50 @@ def test_a_copy_has_settings_of_its_own():
     short = copy.copy(task)
     short.horizon = 2
     assert (task.horizon, task.system.horizon, short.system.horizon) == (8, 8, 2)
+
+
+def test_parameters_are_given_to_states_of_the_task_too():
+    task = Task(CartPole(), randomize={"pole_length": (0.4, 0.6), "gravity": (9.0, 10.0)}, observe_time=True)
+    states = task.initial_states(3, torch.Generator().manual_seed(0))
+    given = task.at_start(states, pole_length=0.8)
+    torch.testing.assert_close(task.parameters_of(given)["pole_length"], torch.full((3,), 0.8))
+    torch.testing.assert_close(task.parameters_of(given)["gravity"], task.parameters_of(states)["gravity"])
+    torch.testing.assert_close(task.inner(given), task.inner(states))
+    with pytest.raises(ValueError, match="randomize has no 'pole_lenght'"):
+        task.at_start(states, pole_lenght=0.8)
+    with pytest.raises(ValueError, match=r"state must hold states of shape \(4,\) or \(7,\); got \(3, 9\)"):
+        task.at_start(torch.zeros(3, 9), pole_length=0.8)
+    with pytest.raises(ValueError, match=r"pole_length must be a number or of shape \(3,\)"):
+        task.at_start(states, pole_length=torch.ones(2))
+
+
+def test_names_that_a_system_has_for_itself_stay_its_own():
+    class Own(Integrator):
+        ended = False
+
+        def at_start(self, state):
+            return state[:, 0] == 0
+
+    env = DifferentiableEnv(Own(horizon=3))
+    env.reset(seed=0)
+    assert [env.step([0.0])[2] for _ in range(3)] == [False, False, True]
+    assert Own().ended is False
+
+
+def test_start_states_may_lie_where_the_systems_own_do_not():
+    balance = Task(CartPole(horizon=5), terminated=lambda state: state[:, 2].abs() > 0.21)
+    upright = 0.01 * torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    check_system(balance)
+    env = DifferentiableEnv(balance)
+    env.reset(options={"state": upright[0].numpy()})
+    assert env.step([0.0])[2] is False
+
+
+def test_start_states_that_are_all_over_are_refused_where_they_are_trained_on():
+    check_system(Sudden())
+    with pytest.raises(ValueError, match="train_states: terminated is true of all of them"):
+        Trainer(Sudden(), config=TrainConfig(epochs=1, train_states=4, batch_size=4, test_states=4))
+    upright = 0.01 * torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    balance = Task(CartPole(horizon=5), terminated=lambda state: state[:, 2].abs() > 0.21)
+    config = TrainConfig(epochs=1, batch_size=3, hidden=(4,))
+    assert math.isfinite(Trainer(balance, config=config, train_states=upright, test_states=upright).fit()[-1].test_loss)

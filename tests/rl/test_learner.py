@@ -10,11 +10,13 @@ import sys
 import time
 from dataclasses import replace
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 
 from bptt_envs import register
+from bptt_envs.registration import ENTRIES
 from bptt_trainers import Callback, RunFolderError, held_out_states, training_states
 from bptt_trainers.cli import main
 from bptt_trainers.records.curve import curve_to_csv
@@ -37,15 +39,28 @@ SAC = RLConfig(
     overrides=OF_SAC | {"buffer_size": 300},  # is overwritten while it learns
     record=(),
 )
-register("TestCliff-v0", "cliff:Cliff", "a cliff, where an episode ends")
 ASKED = {"env": "TestCliff-v0", "env_options": {"horizon": 7, "randomize": {"grip": (0.0, 0.3)}}}
 CONFIGS = {
     "PPO": PPO,
     "SAC": SAC,
     "SAC, fixed entropy": replace(SAC, overrides=OF_SAC | {"ent_coef": 0.1}),
-    "PPO, early ends": replace(PPO, **ASKED),
-    "SAC, early ends": replace(SAC, **ASKED),
 }
+EARLY = {"PPO, early ends": PPO, "SAC, early ends": SAC}
+
+
+def config_of(name):
+    return replace(EARLY[name], **ASKED) if name in EARLY else CONFIGS[name]
+
+
+@pytest.fixture(autouse=True)
+def cliff(monkeypatch):
+    """A system whose episodes end early, registered for one test."""
+    monkeypatch.setattr(gym.envs.registration, "registry", dict(gym.registry))
+    before = dict(ENTRIES)
+    register("TestCliff-v0", "cliff:Cliff", "a cliff, where an episode ends")
+    yield
+    ENTRIES.clear()
+    ENTRIES.update(before)
 
 
 class StopAfter(Callback):
@@ -112,11 +127,11 @@ def test_a_run_has_as_many_epochs_as_its_settings_say(steps, evaluations, num_en
 
 @pytest.mark.parametrize("method", ["PPO", "SAC"])
 def test_episodes_that_end_early_are_learnt_from_and_judged_until_they_end(method):
-    run = train_rl(CONFIGS[f"{method}, early ends"], progress=False)
+    run = train_rl(config_of(f"{method}, early ends"), progress=False)
     system = run.config.judged_system()
     states = held_out_states(system, run.config.test_states)
     trajectory = run.controller.rollout(system, states)
-    over = torch.stack([system.ended(state) for state in trajectory.states])
+    over = torch.stack([system.episode_over(state) for state in trajectory.states])
     assert 0 < int(over[-1].sum()) < len(states)
     expected = torch.zeros(len(states))
     for i in range(len(states)):
@@ -131,10 +146,10 @@ def test_episodes_that_end_early_are_learnt_from_and_judged_until_they_end(metho
 # Going on
 
 
-@pytest.mark.parametrize("method", CONFIGS)
+@pytest.mark.parametrize("method", [*CONFIGS, *EARLY])
 @pytest.mark.parametrize("stop_after", [1, 3])
 def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path, method, stop_after):
-    config = CONFIGS[method]
+    config = config_of(method)
     whole = train_rl(config, tmp_path / "whole", progress=False)
     with pytest.raises(KeyboardInterrupt):
         train_rl(config, tmp_path / "parts", progress=False, callbacks=[StopAfter(stop_after)])

@@ -27,9 +27,7 @@ from bptt_trainers.cli import main
 from bptt_trainers.rl.sb3 import RLConfig, load_rl, train_rl
 from bptt_trainers.training.loss_terms import with_extra_cost
 
-TINY = TrainConfig(
-    epochs=2, batch_size=4, train_states=8, test_states=4, hidden=(4,), tensorboard=False, pictures=False
-)
+TINY = TrainConfig(epochs=2, batch_size=4, train_states=8, test_states=4, hidden=(4,), record=())
 RANGES = {"pole_length": (0.4, 0.6)}
 ASKED = {"randomize": RANGES, "show_parameters": True, "observe_time": True}
 
@@ -87,7 +85,7 @@ def test_a_run_on_a_system_that_ends_early_is_judged_by_episodes_that_stop():
     assert steps == [1, 3, 6, 0]
     assert trainer.evaluate(states) == pytest.approx(float(expected.mean()), rel=1e-5)
     own = Trainer(system, config=TINY, train_states=states, test_states=states)
-    assert torch.equal(own.train_states, as_task(system).at_start(states))
+    assert torch.equal(own.train_states, as_task(system).episode_start(states))
 
 
 def test_members_of_an_ensemble_have_the_numbers_of_runs_alone():
@@ -151,7 +149,7 @@ def test_reinforcement_learning_learns_judges_and_loads_on_a_task(tmp_path):
 
 def test_the_command_line_takes_ranges(tmp_path, capsys):
     option = 'randomize={"pole_length": (0.4, 0.6)}'
-    arguments = f"--epochs 1 --train-states 8 --test-states 4 --no-tensorboard --no-pictures --out {tmp_path / 'run'}"
+    arguments = f"--epochs 1 --train-states 8 --test-states 4 --record --out {tmp_path / 'run'}"
     assert main(["train", *arguments.split(), "--env-option", option, "--env-option", "horizon=5"]) == 0
     assert RunFolder(tmp_path / "run").make_env().system.asked["randomize"] == RANGES
     assert main(["evaluate", str(tmp_path / "run")]) == 0

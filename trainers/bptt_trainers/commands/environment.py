@@ -13,6 +13,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 from bptt_envs import DifferentiableEnv, System, make_env
 from bptt_envs.checks import one_of
 from bptt_envs.registration import system_class
+from bptt_envs.system import FUNCTIONS
 from bptt_trainers.host.user_code import import_module, imported_id, split_id
 
 Module = Annotated[
@@ -60,6 +61,8 @@ def parse_options(env: str, texts: Sequence[str]) -> dict[str, Any]:
     options: dict[str, Any] = {}
     for name, value in named_texts("--env-option", texts, "horizon=50"):
         system.check_options({name: value}, owner=split_id(env)[1])
+        if name in FUNCTIONS and name not in system.options():
+            raise ValueError(f"--env-option {name}: it is a function, which is given in Python only; got {value!r}.")
         options[name] = _parse(name, value, types[name])
     return options
 

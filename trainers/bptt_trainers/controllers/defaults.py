@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from bptt_envs import System, checks
+from bptt_envs import System, Task, checks
 from bptt_envs.surroundings import own_surroundings
 from bptt_envs.systems import QuantumControl
 from bptt_trainers.controllers.controller import Controller
@@ -56,8 +56,10 @@ def default_controller(
     checks.instance("system", system, System, "a System, such as env.unwrapped.system")
     checks.one_of("controller", kind, CONTROLLER_NAMES)
     if kind == "default":
-        names = (DEFAULTS[base] for base in type(system).__mro__ if base in DEFAULTS)
-        name = next(names, "mlp")
+        kinds = type(system.system if isinstance(system, Task) else system).__mro__
+        name = next((DEFAULTS[base] for base in kinds if base in DEFAULTS), "mlp")
+        if name == "conv" and len(system.observation_shape) != 2:  # with what a task shows it is flat
+            name = "mlp"
     else:
         name = kind
     given: dict[str, Any] = {} if hidden is None else {"hidden": hidden}

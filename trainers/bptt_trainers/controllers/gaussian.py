@@ -115,6 +115,12 @@ class Gaussian(Controller):
         Returns:
             Actions (B, *action_shape), the next memories, if there are any, and the entropy of each action, (B,).
         """
+        if len(handed) != 1 + bool(self.memory_shape):
+            also = ", memories (B, *memory_shape)" if self.memory_shape else ""
+            raise TypeError(
+                f"a Gaussian of a network {self.network_name} is called with observations{also} and noise "
+                f"(B, *action_shape); got {1 + len(handed)} arguments. Zeros give its mean, `predict` acts by it."
+            )
         *memory, noise = handed
         answer = self.network(observation, *memory)
         mean, *remembered = answer if memory else (answer,)

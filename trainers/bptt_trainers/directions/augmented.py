@@ -243,7 +243,7 @@ class AugmentedSystem(System):
 
     def initial_states(self, batch: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
         """The system's, with nothing remembered and no noise."""
-        return self.at_start(self.system.initial_states(batch, generator, dtype))
+        return self.episode_start(self.system.initial_states(batch, generator, dtype))
 
     def observe(self, state: Tensor) -> Tensor:
         """The system's observation, flattened, the noise and the memory."""
@@ -263,14 +263,14 @@ class AugmentedSystem(System):
         own, entropy, _ = self._split_action(action)
         cost = self.system.running_cost(self.inner(state), own, self.inner(next_state))
         if self._entropies:
-            over = self.ended(state)
+            over = self.episode_over(state)
             worth = entropy[..., 0] if over is None else entropy[..., 0].masked_fill(over, 0.0)
             cost = cost - float(self.entropy) / int(self.horizon) * worth
         return cost
 
-    def ended(self, state: Tensor) -> Tensor | None:
+    def episode_over(self, state: Tensor) -> Tensor | None:
         """The system's, (B,) of bool."""
-        return self.system.ended(self.inner(state))
+        return self.system.episode_over(self.inner(state))
 
     def final_cost(self, state: Tensor) -> Tensor:
         """The system's, (B,)."""
@@ -299,11 +299,11 @@ class AugmentedSystem(System):
 
         return pulled
 
-    def at_start(self, state: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def episode_start(self, state: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Start states of the system, (B, *state_shape), with a memory of zeros and no noise."""
         if state.shape[1:] == self.state_shape:
             return state
-        started = self.system.at_start(state, generator).flatten(1)
+        started = self.system.episode_start(state, generator).flatten(1)
         return torch.nn.functional.pad(started, (0, self.noise_size + self.memory_size))
 
     def with_noise(self, state: Tensor, noise: Tensor | None) -> Tensor:

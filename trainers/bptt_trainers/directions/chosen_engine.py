@@ -131,7 +131,7 @@ class ChosenEngine(Onlooker):
             return
         self._key = key
         before = self._judgement
-        self._judgement = judgement(self.system, self.controller, self.system.at_start(initial_states), key)
+        self._judgement = judgement(self.system, self.controller, self.system.episode_start(initial_states), key)
         verdict = self._judgement.verdict
         if verdict.obstacle is None:
             form = fingerprint(self.controller, self.system, buffers=False)
@@ -176,7 +176,7 @@ class ChosenEngine(Onlooker):
         with computing(initial_states):
             if initial_states.is_inference():
                 initial_states = initial_states.clone()
-            initial_states = self.system.at_start(initial_states)
+            initial_states = self.system.episode_start(initial_states)
             check_noise(self.system, noise, self.system.horizon, initial_states)
             if noise is not None and noise.is_inference():
                 noise = noise.clone()

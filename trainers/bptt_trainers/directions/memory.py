@@ -26,7 +26,7 @@ def refuse_memory(system: System, controller: nn.Module, states: Tensor) -> None
     """
     with torch.no_grad():
         system = augmented(system, controller)
-        act, states = acting(system, controller), system.at_start(states)
+        act, states = acting(system, controller), system.episode_start(states)
         seen = system.observe(states)
         others = [system.observe(states + shift) for shift in (0.5, -0.5)]
         alone = _acts(controller, act, [seen])

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 import gymnasium as gym
+import torch
 from torch import Generator, Tensor, nn
 
 from bptt_envs import System, checks
@@ -21,6 +22,7 @@ from bptt_trainers.directions.augmented import (
 )
 from bptt_trainers.directions.chosen_engine import ChosenEngine, EngineName, judgement
 from bptt_trainers.directions.probe import Verdict
+from bptt_trainers.directions.rollout import refuse_samples
 from bptt_trainers.directions.rules import COMBINE, Combine, Directions, Feedback, Rule, combined, get_rule
 from bptt_trainers.directions.stacked import StackedEngine
 from bptt_trainers.directions.surroundings import computing
@@ -92,7 +94,8 @@ def policy_gradient(
             is subtracted from the loss.
         noise: that of all steps, (T, B, *noise_shape), for a controller with a `noise_shape`; the same for every pass.
             None: drawn.
-        generator: on the CPU, of noise that is drawn and of the random places. None: torch's random numbers.
+        generator: on the CPU, of all that is drawn: parameters of a `Task` for states of its system, noise, the random
+            places. None: torch's random numbers.
 
     Raises:
         ValueError: if a name is unknown, a shape is wrong, nothing is trainable, or engine="adjoint" cannot
@@ -103,7 +106,9 @@ def policy_gradient(
     checks.one_of("combine", combine, COMBINE)
     checks.generator("generator", generator)
     if isinstance(initial_states, Tensor) and initial_states.dim():
-        initial_states = system.at_start(initial_states)
+        initial_states = system.episode_start(
+            initial_states, torch.default_generator if generator is None else generator
+        )
     choice = choose_engine(system, controller, initial_states, engine, entropy=entropy)
     if noise is None:
         with computing(initial_states):
@@ -200,7 +205,9 @@ def _served(
 ) -> Verdict:
     _check_states(system, controller, initial_states)
     system = augmented(system, controller, entropy)
-    verdict = judgement(system, controller, system.at_start(initial_states), fingerprint(controller, system)).verdict
+    verdict = judgement(
+        system, controller, system.episode_start(initial_states), fingerprint(controller, system)
+    ).verdict
     if verdict.obstacle is not None:
         raise ValueError(
             f"{purpose} need the adjoint engine, which cannot serve this {type(controller).__name__}: "
@@ -259,6 +266,7 @@ def _check_states(system: System, controller: nn.Module, states: Tensor) -> None
         raise ValueError(f"initial_states must be a tensor (B, {expected}) with B >= 1; got {shape}.")
     check_batch("initial_states", states, system.state_shape)
     check_parameters(controller)
+    refuse_samples(system)
     trainable = [p for p in controller.parameters() if p.requires_grad]
     if not trainable:
         raise ValueError(f"controller {type(controller).__name__} has no parameter that requires a gradient.")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from bptt_envs import System, checks
 from bptt_envs.differentiable import start_states
 from bptt_envs.surroundings import own_surroundings
-from bptt_envs.task import as_task
+from bptt_envs.task import Task, as_task
 from bptt_trainers.directions.augmented import AugmentedSystem, acting, augmented, with_noise
 
 Policy = Callable[..., Any]
@@ -116,7 +116,7 @@ def _parted(
     initial_states = start_states("initial_states", initial_states, system.system)
     with own_surroundings(initial_states.dtype, initial_states.device), torch.no_grad():
         initial_states = initial_states.clone() if initial_states.is_inference() else initial_states
-        whole = rollout(system, policy, system.at_start(initial_states), steps, noise=noise, inference=inference)
+        whole = rollout(system, policy, system.episode_start(initial_states), steps, noise=noise, inference=inference)
         memories = system.memory(whole.states) if system.memory_size else None
         return Trajectory(system.inner(whole.states), system.action(whole.actions), memories, noise)
 
@@ -125,6 +125,7 @@ def losses(system: System, trajectory: Trajectory) -> Tensor:
     """The loss of each episode, (B,)."""
     checks.instance("system", system, System, "a System, such as env.unwrapped.system")
     checks.instance("trajectory", trajectory, Trajectory, "what `rollout` returns")
+    refuse_samples(system)
     system, states = as_task(system), trajectory.states
     horizon, batch = trajectory.actions.shape[:2]
     with own_surroundings(states.dtype, states.device), torch.no_grad():
@@ -146,6 +147,19 @@ def check_actions(system: System, action: Any, states: Tensor) -> None:
         )
     if action.dtype is not states.dtype:
         raise ValueError(f"the controller must give actions in {states.dtype}, as the states are; got {action.dtype}.")
+
+
+def refuse_samples(system: System) -> None:
+    """Raise ValueError if a system has parameters with a value for each sample: here the samples are of many steps."""
+    physics = system.system if isinstance(system, Task) else system
+    for name in physics.parameter_names:
+        value = getattr(physics, name)
+        if isinstance(value, Tensor) and value.dim():
+            raise ValueError(
+                f"{name} has a value for each of {len(value)} samples, by with_parameters, which is for steps of your "
+                f"own; for whole episodes draw it, Task(system, randomize={{{name!r}: (low, high)}}), or give it with "
+                f"the start states, task.at_start(states, {name}=...)."
+            )
 
 
 def check_noise(system: System, noise: Any, steps: int, states: Tensor) -> None:

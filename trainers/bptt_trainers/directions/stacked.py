@@ -138,7 +138,7 @@ class StackedEngine:
         """
         stack, engine = self._loaded(parameters, initial_states)
         due = self._calls % LOOK_EVERY == 0 if look is None else look
-        states = self.system.at_start(initial_states.flatten(0, 1))
+        states = self.system.episode_start(initial_states.flatten(0, 1))
         together = None if noise is None else noise.flatten(1, 2)
         episode_losses, directions = watched(engine, states, passes, due, together)
         self._calls += 1
@@ -148,7 +148,7 @@ class StackedEngine:
     def losses(self, parameters: Mapping[str, Tensor], initial_states: Tensor) -> Tensor:
         """The loss of each episode, (E, B), from start states (E, B, *state_shape)."""
         stack, _ = self._loaded(parameters, initial_states)
-        trajectory = rollout(self.system, stack, self.system.at_start(initial_states.flatten(0, 1)))
+        trajectory = rollout(self.system, stack, self.system.episode_start(initial_states.flatten(0, 1)))
         return losses(self.system, trajectory).view(initial_states.shape[:2])
 
     def _loaded(
@@ -160,7 +160,7 @@ class StackedEngine:
             return self._engine
         stack = StackedController(self.controller, parameters, by_layer=self._by_layer)
         if stack.by_layer and not _acts_as_members(
-            stack, self.controller, self.system, self.system.observe(self.system.at_start(initial_states[0]))
+            stack, self.controller, self.system, self.system.observe(self.system.episode_start(initial_states[0]))
         ):
             self._by_layer = False
             stack = StackedController(self.controller, parameters, by_layer=False)

@@ -58,7 +58,7 @@ class RLController:
         `system` is one that `RLConfig.judged_system` gave, or one with the same observation.
         """
         view = RLView(system)
-        return view.inner_trajectory(rollout(view, self, view.at_start(initial_states)))
+        return view.inner_trajectory(rollout(view, self, view.episode_start(initial_states)))
 
     def evaluate(self, system: System, initial_states: Tensor) -> Tensor:
         """The loss of the episode from each of `initial_states`, (B,)."""

@@ -51,7 +51,9 @@ class SB3VecEnv(VecEnv):
                     f"options must hold a state for each of the {self.num_envs} environments; got {len(states)}."
                 )
             stacked = torch.stack([torch.as_tensor(state, dtype=torch.float32) for state in states])
-            options["state"] = self.view.at_start(stacked)
+            seed = next((one for one in self._seeds if one is not None), None)
+            drawing = torch.default_generator if seed is None else torch.Generator().manual_seed(seed)
+            options["state"] = self.view.episode_start(stacked, drawing)
         seeds = None if all(seed is None for seed in self._seeds) else list(self._seeds)
         observations, _ = self.env.reset(seed=seeds, options=options)
         self.reset_infos = [{} for _ in range(self.num_envs)]
@@ -82,12 +84,13 @@ class SB3VecEnv(VecEnv):
 
     def state_dict(self) -> dict[str, Any]:
         """Where the episodes stand: tensors."""
-        return {"env": self.env.state_dict(), "returns": torch.from_numpy(self._returns.copy())}
+        books = {"returns": self._returns, "lengths": self._lengths}
+        return {"env": self.env.state_dict()} | {name: torch.from_numpy(one.copy()) for name, one in books.items()}
 
     def load_state_dict(self, stored: dict[str, Any]) -> None:
         """Go on from what `state_dict` gave, after a first `reset`."""
         self.env.load_state_dict(stored["env"])
-        self._returns = stored["returns"].numpy().copy()
+        self._returns, self._lengths = (stored[name].numpy().copy() for name in ("returns", "lengths"))
 
     def close(self) -> None:
         """Close the native environment."""

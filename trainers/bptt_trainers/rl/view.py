@@ -54,9 +54,9 @@ class RLView(System):
         """The system's, (B,); with `dense` it has been paid already."""
         return super().final_cost(state) if self.dense else self.timed.final_cost(state)
 
-    def ended(self, state: Tensor) -> Tensor | None:
+    def episode_over(self, state: Tensor) -> Tensor | None:
         """Whether the system's episode is over."""
-        return self.timed.ended(state)
+        return self.timed.episode_over(state)
 
     def initial_states(self, batch: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
         """The system's, at step 0."""
@@ -71,11 +71,11 @@ class RLView(System):
         """(observation_size + 1,)."""
         return self.timed.observation_shape
 
-    def at_start(self, state: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def episode_start(self, state: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """The view's state at the start of an episode from the system's, (B, *state_shape) -> (B, state_size + 1)."""
         if state.shape[1:] == self.state_shape:
             return state
-        state = self.system.at_start(state, generator)
+        state = self.system.episode_start(state, generator)
         return state if self.system is self.timed else torch.nn.functional.pad(state.flatten(1), (0, 1))
 
     def inner(self, state: Tensor) -> Tensor:

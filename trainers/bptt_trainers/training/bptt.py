@@ -15,6 +15,7 @@ from bptt_envs import System, check_system
 from bptt_envs.task import StepCost
 from bptt_trainers.controllers.controller import Controller
 from bptt_trainers.controllers.defaults import default_controller
+from bptt_trainers.controllers.gaussian import Gaussian
 from bptt_trainers.controllers.networks import Squash
 from bptt_trainers.directions.augmented import draw_noise
 from bptt_trainers.directions.memory import refuse_memory
@@ -77,7 +78,7 @@ class BPTTLearner(Learner):
         self._on_cuda = self.device.type == "cuda"
         if controller is None:
             controller = initial_controller(system, config)
-        elif config.deviation != "none":
+        elif config.deviation != "none" and not isinstance(controller, Gaussian):
             raise ValueError(
                 "deviation is for the controllers that TrainConfig names; give one of your own a noise_shape, as "
                 f"bptt_trainers.Gaussian has; got {config.deviation!r} for a {type(controller).__name__}."

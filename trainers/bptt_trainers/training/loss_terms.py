@@ -50,7 +50,7 @@ class _WithExtra:
         self.extra = extra
 
     def __call__(self, state: Tensor, action: Tensor, next_state: Tensor) -> Tensor:
-        extra = until_end(self.extra, self.system.ended(state), state, action, next_state)
+        extra = until_end(self.extra, self.system.episode_over(state), state, action, next_state)
         return self.system.running_cost(state, action, next_state) + extra
 
 

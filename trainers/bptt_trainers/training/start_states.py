@@ -126,6 +126,9 @@ def checked_states(
     states = start_states(name, states, system, generator)
     if len(states) == 0 or not bool(states.isfinite().all()):
         raise ValueError(f"{name} must be one or more finite states; got {checks.shown(states)}.")
+    over = system.episode_over(states)
+    if over is not None and bool(over.all()):
+        raise ValueError(f"{name}: terminated is true of all of them, so that no episode has a step.")
     if count is not None and len(states) != count:
         raise ValueError(f"{name} must be {count} start states, as many as TrainConfig says; got {len(states)}.")
     return states.detach()
