@@ -70,7 +70,7 @@ class ChainedPendulum(OnCart):
         max_force: float | None = None,
         horizon: int = 100,
         dt: float = 0.02,
-        substeps: int = 1,
+        substeps: int = 2,
     ) -> None:
         self.n_links = positive_integer("n_links", n_links)
         if self.n_links > MOST_LINKS:
