@@ -244,8 +244,8 @@ def test_a_step_traces_into_one_graph_and_writes_nothing_in_place(damping):
     system, (states, forces) = ChainedPendulum(n_links=3, joint_damping=damping), random_batch(3)
     for function in (lambda x, u: system.step(x, u), lambda x, u: system.linearize(x, u)):
         graph = make_fx(function)(states, forces)
-        names = {str(node.target) for node in graph.graph.nodes if node.op == "call_function"}
-        assert not {name for name in names if name.split(".")[1].endswith("_")}, names
+        names = {str(node.target) for node in graph.graph.nodes if node.op == "call_function"}  # aten.add_.Tensor
+        assert not {name for name in names if "_." in name}
         other = random_batch(3, seed=1)
         for found, expected in zip(graph(*other), function(*other), strict=True):
             assert torch.equal(found, expected)

@@ -142,10 +142,9 @@ class ChainedPendulum(OnCart):
         # The same steps of Runge-Kutta, with the derivatives by all that they start from in columns beside
         state, f = state.detach(), action.detach()[:, 0]
         size = self.state_size
-        starts = torch.eye(size, size + 1, dtype=state.dtype, device=state.device)  # by the state, then by f
-        with_slopes = torch.cat([state.mT.unsqueeze(1), starts.unsqueeze(-1).expand(-1, -1, len(state))], dim=1)
-        by_f = starts.new_zeros(size + 1, 1)
-        by_f[-1] = 1.0
+        seeds = torch.eye(size + 1, dtype=state.dtype, device=state.device)  # by the state, then by f
+        by_f = seeds[-1:].mT
+        with_slopes = torch.cat([state.mT.unsqueeze(1), seeds[:-1].unsqueeze(-1).expand(-1, -1, len(state))], dim=1)
 
         def accelerations(q: Tensor, v: Tensor) -> Tensor:
             forces = self._forces(q[1:, 0], v[1:, 0], f)
