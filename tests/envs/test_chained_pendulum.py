@@ -219,13 +219,17 @@ def test_the_system_keeps_its_promises(n_links, dtype):
 
 def test_parameters_of_samples_are_those_of_systems_made_with_them():
     states, forces = random_batch(2, size=2)
-    one = ChainedPendulum(link_length=0.4, link_mass=0.2, cart_mass=2.0, gravity=3.0, joint_damping=0.1)
-    both = {name: torch.tensor([getattr(one, name), default]) for name, default in one.options().items()
-            if name in one.parameters}  # fmt: skip
-    found = ChainedPendulum().with_parameters(**{k: v.double() for k, v in both.items()}).step(states, forces)
-    for row, system in enumerate((one, ChainedPendulum())):
-        alone = system.step(states[row : row + 1], forces[row : row + 1])[0]
-        torch.testing.assert_close(found[row], alone, rtol=1e-6, atol=1e-6)  # the options are kept in float32 above
+    systems = (
+        ChainedPendulum(link_length=0.4, link_mass=0.2, cart_mass=2.0, gravity=3.0, joint_damping=0.1),
+        ChainedPendulum(),
+    )
+    both = {
+        name: torch.tensor([getattr(system, name) for system in systems], dtype=states.dtype)
+        for name in ChainedPendulum.parameters
+    }
+    found = systems[1].with_parameters(**both).step(states, forces)
+    alone = [system.step(states[i : i + 1], forces[i : i + 1]) for i, system in enumerate(systems)]
+    torch.testing.assert_close(found, torch.cat(alone), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("option", ["link_length", "link_mass", "cart_mass", "gravity", "joint_damping"])
