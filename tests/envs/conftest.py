@@ -18,6 +18,11 @@ VARIATIONS = {  # a new id is tested with its defaults; add a row to test its op
         {"observe_time": True},
     ],
     "DiffMultiPole-v0": [{}, {"n_poles": 5}, {"n_poles": 1, "dynamics": "exact"}, {"n_poles": 3, "dynamics": "exact"}],
+    "DiffChainedPendulum-v0": [
+        {},
+        {"n_links": 1, "task": "balance", "observation": "positions"},
+        {"n_links": 3, "joint_damping": 0.01, "observation": "cos_sin", "max_force": 20.0, "substeps": 1},
+    ],
     "DiffQuantumControl-v0": [{}, {"n_points": 8, "target": 5, "max_control": 5.0}, {"weighting": 0.25, "target": 1}],
     "DiffGuidance-v0": [
         {},

@@ -4,11 +4,12 @@ import pytest
 import torch
 
 from bptt_envs import System
-from bptt_envs.systems import CartPole, Guidance, Integrator, MultiPole, QuantumControl
+from bptt_envs.systems import CartPole, ChainedPendulum, Guidance, Integrator, MultiPole, QuantumControl
 
 SYSTEMS = [Integrator(), CartPole(dt=0.05), QuantumControl(n_points=8), QuantumControl(n_points=16, target=1)] + [
     MultiPole(n_poles=n_poles, dynamics=dynamics, dt=0.05) for dynamics in ("paper", "exact") for n_poles in range(1, 6)
 ]
+SYSTEMS += [ChainedPendulum(n_links=n_links, joint_damping=0.1 * (n_links % 2)) for n_links in range(1, 7)]
 SYSTEMS += [Guidance(), Guidance(n_drivers=1, n_evaders=1), Guidance(n_drivers=3, n_evaders=2, flocking="cohesive")]
 
 
@@ -38,7 +39,7 @@ class Constant(Rotator):
 
 
 def name(system):
-    return "-".join([type(system).__name__, *(str(getattr(system, k, "")) for k in ("dynamics", "n_poles"))])
+    return "-".join([type(system).__name__, *(str(getattr(system, k, "")) for k in ("dynamics", "n_poles", "n_links"))])
 
 
 @pytest.fixture(params=[*SYSTEMS, Rotator(), Constant()], ids=name)

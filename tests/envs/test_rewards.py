@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bptt_envs import Task
-from bptt_envs.systems import LQR, Guidance, Integrator, MultiPole, QuantumControl
+from bptt_envs.systems import LQR, ChainedPendulum, Guidance, Integrator, MultiPole, QuantumControl
 
 
 def defined_loss(system, states, actions):
@@ -19,7 +19,7 @@ def defined_loss(system, states, actions):
         x, Q = states[..., : len(system.A)], system.Q if system.objective == "continuous" else 0.0 * system.Q
         running = np.einsum("tbi,ij,tbj->b", x[:-1], Q, x[:-1]) + np.einsum("tbi,ij,tbj->b", actions, system.R, actions)
         return running + np.einsum("bi,ij,bj->b", x[-1], system.Q_T, x[-1])
-    if isinstance(system, MultiPole):
+    if isinstance(system, (MultiPole, ChainedPendulum)):
         costs = 1.0 - np.cos(states[1:, :, 2::2]).mean(axis=-1)
     elif isinstance(system, QuantumControl):
         phi = np.sin(system.target * np.pi * np.arange(1, system.n_points + 1) / (system.n_points + 1))

@@ -223,7 +223,9 @@ def test_gymnasiums_episode_statistics_see_minus_the_loss(env_id):
 
 
 @pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
-@pytest.mark.parametrize("env_id", ["DiffCartPole-v0", "DiffQuantumControl-v0", "DiffGuidance-v0"])
+@pytest.mark.parametrize(
+    "env_id", ["DiffCartPole-v0", "DiffChainedPendulum-v0", "DiffQuantumControl-v0", "DiffGuidance-v0"]
+)
 def test_compiled_steps_are_those_of_the_batch(env_id, mode, tmp_path_factory, monkeypatch):
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path_factory.getbasetemp() / "programs"))  # each compiles once
     options = {"num_envs": NUM_ENVS, "horizon": HORIZON, "autoreset_mode": mode}

@@ -1,9 +1,10 @@
 """The systems, one file each."""
 
 from bptt_envs.systems.cart_pole import CartPole, MultiPole
+from bptt_envs.systems.chained_pendulum import ChainedPendulum
 from bptt_envs.systems.guidance import Guidance
 from bptt_envs.systems.integrator import Integrator
 from bptt_envs.systems.lqr import LQR
 from bptt_envs.systems.quantum_control import QuantumControl
 
-__all__ = ["LQR", "CartPole", "Guidance", "Integrator", "MultiPole", "QuantumControl"]
+__all__ = ["LQR", "CartPole", "ChainedPendulum", "Guidance", "Integrator", "MultiPole", "QuantumControl"]

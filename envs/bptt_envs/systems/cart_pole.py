@@ -29,7 +29,74 @@ class Slopes(NamedTuple):
     by_force: Tensor  # (B, 1 + n)
 
 
-class MultiPole(System):
+class OnCart(System):
+    """Bodies hang from a cart that a force pushes: their state, costs, start and observation, whatever joins them.
+
+    State: x, x', theta_1, theta_1', ..., in m, m/s, rad, rad/s; theta = 0 is upright, pi hangs down.
+    Action: the force on the cart, (1,), in N. Cost of a state: 1 - mean of cos theta_i.
+
+    Args:
+        count: number of angles.
+        observation: one of `OBSERVATIONS`.
+        max_force: the force is clamped to [-max_force, max_force], in N; None leaves it unbounded.
+        horizon, dt, objective: as in `System`.
+    """
+
+    action_shape = (1,)
+    action_labels = ("force [N]",)
+    nominal_action = 50.0
+
+    def __init__(
+        self, count: int, *, observation: str, max_force: float | None, horizon: int, dt: float, objective: str
+    ) -> None:
+        max_force = None if max_force is None else positive("max_force", max_force)
+        super().__init__(horizon=horizon, dt=dt, objective=objective, max_action=max_force)
+        self.observation = one_of("observation", observation, OBSERVATIONS)
+        self.state_shape = (2 + 2 * count,)
+        angles = [""] if count == 1 else [f"_{i}" for i in range(1, count + 1)]
+        self.state_labels = (
+            "x [m]",
+            "x' [m/s]",
+            *(label for i in angles for label in (f"theta{i} [rad]", f"theta'{i} [rad/s]")),
+        )
+
+    # Cost, start, observation
+
+    def state_cost(self, state: Tensor) -> Tensor:
+        return 1.0 - state[:, 2::2].cos().mean(-1)
+
+    def initial_states(self, batch: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
+        state = torch.rand(batch, *self.state_shape, generator=generator, device=generator.device, dtype=dtype)
+        state = 2.0 * state - 1.0
+        state[:, 2::2] = math.pi + math.pi / 6 * state[:, 2::2]
+        return state
+
+    @property
+    def observation_shape(self) -> tuple[int, ...]:
+        count = self.state_size // 2 - 1
+        sizes = {"cos_sin": 2 + 3 * count, "positions": 1 + 2 * count}
+        return self.state_shape if self.observation == "state" else (sizes[self.observation],)
+
+    def observe(self, state: Tensor) -> Tensor:
+        if self.observation == "state":
+            return state
+        theta, theta_dot = state[:, 2::2], state[:, 3::2]
+        if self.observation == "positions":
+            angles = torch.stack([theta.cos(), theta.sin()], dim=-1)
+            return torch.cat([state[:, :1], angles.flatten(1)], dim=-1)
+        angles = torch.stack([theta.cos(), theta.sin(), theta_dot], dim=-1)
+        return torch.cat([state[:, :2], angles.flatten(1)], dim=-1)
+
+    def _draw_force(self, canvas: Canvas, x: float, force: float) -> None:
+        full = self.nominal_action if self.max_action is None else self.max_action
+        sign = math.copysign(1.0, force)
+        tail = x + 0.28 * sign
+        canvas.arrow((tail, 0.0), (tail + 0.85 * math.tanh(1.5 * force / full), 0.0))
+        number = f"{force:.1f}" if abs(force) < 1e4 else f"{force:.1e}"
+        canvas.text((tail, 0.14), f"{number} N", INK, align="left" if force > 0 else "right")
+
+
+class MultiPole(OnCart):
     """Swing up `n_poles` independent poles that hang from one cart, by a force on the cart.
 
     State: x, x', theta_1, theta_1', ..., in m, m/s, rad, rad/s; theta = 0 is upright, pi hangs down.
@@ -57,9 +124,6 @@ class MultiPole(System):
         dt: duration of a step, in s.
     """
 
-    action_shape = (1,)
-    action_labels = ("force [N]",)
-    nominal_action = 50.0
     parameters = ("pole_length", "pole_mass", "cart_mass", "gravity")
 
     def __init__(
@@ -77,49 +141,16 @@ class MultiPole(System):
         horizon: int = 100,
         dt: float = 0.01,
     ) -> None:
-        max_force = None if max_force is None else positive("max_force", max_force)
-        super().__init__(horizon=horizon, dt=dt, objective=objective, max_action=max_force)
         self.n_poles = positive_integer("n_poles", n_poles)
         in_memory("n_poles", self.n_poles, self.n_poles)  # the mass matrix
+        super().__init__(
+            self.n_poles, observation=observation, max_force=max_force, horizon=horizon, dt=dt, objective=objective
+        )
         self.dynamics = one_of("dynamics", dynamics, DYNAMICS)
-        self.observation = one_of("observation", observation, OBSERVATIONS)
         self.pole_length = positive("pole_length", pole_length)
         self.pole_mass = positive("pole_mass", pole_mass)
         self.cart_mass = positive("cart_mass", cart_mass)
         self.gravity = not_negative("gravity", gravity)
-        self.state_shape = (2 + 2 * self.n_poles,)
-        poles = [""] if self.n_poles == 1 else [f"_{i}" for i in range(1, self.n_poles + 1)]
-        self.state_labels = (
-            "x [m]",
-            "x' [m/s]",
-            *(label for i in poles for label in (f"theta{i} [rad]", f"theta'{i} [rad/s]")),
-        )
-
-    # Cost, start, observation
-
-    def state_cost(self, state: Tensor) -> Tensor:
-        return 1.0 - state[:, 2::2].cos().mean(-1)
-
-    def initial_states(self, batch: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
-        state = torch.rand(batch, *self.state_shape, generator=generator, device=generator.device, dtype=dtype)
-        state = 2.0 * state - 1.0
-        state[:, 2::2] = math.pi + math.pi / 6 * state[:, 2::2]
-        return state
-
-    @property
-    def observation_shape(self) -> tuple[int, ...]:
-        sizes = {"cos_sin": 2 + 3 * self.n_poles, "positions": 1 + 2 * self.n_poles}
-        return self.state_shape if self.observation == "state" else (sizes[self.observation],)
-
-    def observe(self, state: Tensor) -> Tensor:
-        if self.observation == "state":
-            return state
-        theta, theta_dot = state[:, 2::2], state[:, 3::2]
-        if self.observation == "positions":
-            poles = torch.stack([theta.cos(), theta.sin()], dim=-1)
-            return torch.cat([state[:, :1], poles.flatten(1)], dim=-1)
-        poles = torch.stack([theta.cos(), theta.sin(), theta_dot], dim=-1)
-        return torch.cat([state[:, :2], poles.flatten(1)], dim=-1)
 
     def draw(self, canvas: Canvas, state: Tensor, action: Tensor | None) -> None:
         x, thetas = float(state[0]), state[2::2].tolist()
@@ -138,14 +169,6 @@ class MultiPole(System):
         canvas.circle((x, 0.0), 0.04, BACKGROUND)
         if action is not None and abs(float(action[0])) >= 0.05:
             self._draw_force(canvas, x, float(action[0]))
-
-    def _draw_force(self, canvas: Canvas, x: float, force: float) -> None:
-        full = self.nominal_action if self.max_action is None else self.max_action
-        sign = math.copysign(1.0, force)
-        tail = x + 0.28 * sign
-        canvas.arrow((tail, 0.0), (tail + 0.85 * math.tanh(1.5 * force / full), 0.0))
-        number = f"{force:.1f}" if abs(force) < 1e4 else f"{force:.1e}"
-        canvas.text((tail, 0.14), f"{number} N", INK, align="left" if force > 0 else "right")
 
     # Dynamics: q = (x, theta_1, ...) and v = (x', theta_1', ...) interleave in the state
 
