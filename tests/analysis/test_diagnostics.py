@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from bptt_envs import Task
 from bptt_envs.systems import CartPole, Integrator, MultiPole
 from bptt_trainers import MLP, RunFolderError, TrainConfig, Trainer, policy_gradient, rollout
 from bptt_trainers.analysis.diagnostics import diagnose, feedback_growth, read_diagnostics
@@ -185,3 +186,15 @@ def test_figure_is_drawn_whatever_the_numbers_are(tmp_path):
     for i, diagnoses in enumerate(([one], [one, broken])):
         save_figure(diagnostics_figure(diagnoses, CartPole(horizon=6), "a run"), tmp_path / f"{i}.png")
         assert (tmp_path / f"{i}.png").stat().st_size > 10_000
+
+
+def test_what_a_task_holds_does_not_grow():
+    class Shrinks(Integrator):
+        def step(self, state, action):
+            return 0.1 * state + action
+
+    plain, task = Shrinks(horizon=6), Task(Shrinks(horizon=6), observe_time=True)
+    states = plain.initial_states(4, torch.Generator().manual_seed(0))
+    found = diagnose(task, MLP((2,), (1,), (4,)), states)
+    np.testing.assert_allclose(found.growth[0], diagnose(plain, MLP((1,), (1,), (4,)), states).growth[0], atol=1e-5)
+    np.testing.assert_allclose(found.growth[0], [-6, -5, -4, -3, -2, -1], atol=1e-5)

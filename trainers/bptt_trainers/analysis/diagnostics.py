@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bptt_envs import System, checks
+from bptt_envs import System, Task, checks
 from bptt_envs.differentiable import start_states
 from bptt_envs.task import as_task
 from bptt_trainers.directions.adjoint import ControllerTape, bound_with_slope
@@ -131,7 +131,7 @@ def feedback_growth(system: System, controller: nn.Module, trajectory: Trajector
         The steps t, K of them, and (2, K): of the physics alone and of the closed loop, the mean over episodes.
     """
     horizon, batch = trajectory.actions.shape[:2]
-    n = system.state_size
+    n = system.system.state_size if isinstance(system, Task) else system.state_size  # what a task holds does not grow
     room = max(1, GROWTH_NUMBERS // n**2)
     samples = min(GROWTH_SAMPLES, batch, room)
     count = min(horizon, max(1, room // samples))
@@ -141,7 +141,7 @@ def feedback_growth(system: System, controller: nn.Module, trajectory: Trajector
     scale = states.new_zeros(2, samples)  # log10 of what the product was divided by: it would overflow
     products, scales = [], []
     for t, jacobians in _jacobians(system, controller, states, actions):
-        product = product @ jacobians
+        product = product @ jacobians[..., :n, :n]
         size = product.flatten(2).norm(dim=-1).clamp_min(torch.finfo(product.dtype).tiny)
         product, scale = product / size[..., None, None], scale + size.log10()
         if t in times:

@@ -83,7 +83,9 @@ def folder_of(run: Recorded, name: str) -> Path:
         ValueError: if the run has none.
     """
     if run.folder is None:
-        raise ValueError(f"record={name!r} writes into a run folder, and this run has none: set out, or leave it away.")
+        raise ValueError(
+            f"record={name!r} writes into a run folder, and this run has none: name one (out, of PPO and SAC folder), or leave it away."
+        )
     path: Path = run.folder.path
     return path
 
