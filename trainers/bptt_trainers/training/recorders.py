@@ -84,7 +84,8 @@ def folder_of(run: Recorded, name: str) -> Path:
     """
     if run.folder is None:
         raise ValueError(
-            f"record={name!r} writes into a run folder, and this run has none: name one (out, of PPO and SAC folder), or leave it away."
+            f"record={name!r} writes into a run folder, and this run has none: set out (of PPO and SAC, folder), or "
+            "leave it away."
         )
     path: Path = run.folder.path
     return path
