@@ -347,11 +347,11 @@ def test_an_interrupted_ensemble_goes_on_bit_for_bit(tmp_path):
 
 
 class Steep(nn.Linear):
-    """Acts like its layer, with slopes that are 1e24 times as large."""
+    """Acts like its layer, with slopes that are 1e26 times as large."""
 
     def forward(self, observation):
         action = super().forward(observation)
-        return action + 1e24 * (action - action.detach())
+        return action + 1e26 * (action - action.detach())
 
 
 def test_an_update_that_would_freeze_a_parameter_is_not_finite():
