@@ -9,5 +9,14 @@ from bptt_envs.systems.lqr import LQR
 from bptt_envs.systems.quadrotor import Quadrotor
 from bptt_envs.systems.quantum_control import QuantumControl
 
-__all__ = ["LQR", "BouncingBall", "CartPole", "ChainedPendulum", "Guidance", "Integrator", "MultiPole", "QuantumControl"]
-__all__ = ["LQR", "CartPole", "ChainedPendulum", "Guidance", "Integrator", "MultiPole", "Quadrotor", "QuantumControl"]
+__all__ = [
+    "LQR",
+    "BouncingBall",
+    "CartPole",
+    "ChainedPendulum",
+    "Guidance",
+    "Integrator",
+    "MultiPole",
+    "Quadrotor",
+    "QuantumControl",
+]
