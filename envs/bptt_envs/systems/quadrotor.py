@@ -93,7 +93,7 @@ class Quadrotor(System):
         self.control_weight = not_negative("control_weight", control_weight)
         self.mass = positive("mass", mass)
         self.arm_length = positive("arm_length", arm_length)
-        self.gravity = not_negative("gravity", gravity)
+        self.gravity = positive("gravity", gravity)
         self._target = torch.tensor([*self.target, 0.0, 0.0, 0.0, 0.0], dtype=torch.float64)
         self._scales = torch.tensor(SCALES, dtype=torch.float64)
         self._up = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
@@ -145,7 +145,7 @@ class Quadrotor(System):
         canvas.view(x - max(-3.5, min(3.5, x)), y - max(-2.0, min(2.0, y)) + 0.3, height=5.6)
         canvas.ruler(canvas.bottom + 0.5, "m")
         if self.course == "gate":
-            for end, side in ((canvas.bottom, -1.0), (canvas.top, 1.0)):
+            for end, side in ((canvas.bottom + 0.5, -1.0), (canvas.top, 1.0)):
                 edge = GATE[1] + side * GATE_HALF
                 if side * (end - edge) > 0.0:
                     canvas.rectangle((GATE[0], (end + edge) / 2), 2 * WALL_HALF, abs(end - edge), MUTED)
@@ -158,9 +158,10 @@ class Quadrotor(System):
         thrusts = [] if action is None else self.bound(action).tolist()
         for rotor, thrust in zip(rotors, thrusts, strict=False):
             canvas.arrow(rotor, _along(rotor, across, 0.8 * thrust / self.max_thrust))
+        for rotor in rotors:
+            canvas.line([_along(rotor, along, side * 0.5 * arm) for side in (-1.0, 1.0)], FAINT, 4)
         canvas.line(rotors, INK, 6)
         for rotor in rotors:
-            canvas.line([_along(rotor, along, side * 0.5 * arm) for side in (-1.0, 1.0)], FAINT, 3)
             canvas.circle(rotor, 0.05, CYCLE[0])
 
     def charts(self, states: Tensor, actions: Tensor) -> list[Chart]:
