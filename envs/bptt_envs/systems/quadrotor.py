@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+
 import torch
 from torch import Tensor
 
@@ -34,13 +35,13 @@ class Quadrotor(System):
 
     State: x, y, theta, x', y', theta', in m, rad, m/s, rad/s; theta is the angle of the rod with the horizontal,
     counter-clockwise. Action: the thrusts of the left and the right rotor, across the rod, (2,), in N, clamped to
-    [0, max_thrust]. Integrator: the rotation exactly, the way by Simpson's rule, of order 4; thrusts are constant over a
-    step.
+    [0, max_thrust]. Integrator: the rotation exactly, the way by Simpson's rule, of order 4, the thrusts constant over
+    a step.
     Loss "final": sqrt(1 + z^2) - 1 at step T, with z^2 = |p - target|^2 + |p'|^2 / 4 + theta'^2 / 100 +
-    (1 - cos theta) / 2 in m and s. Loss "continuous": the same, averaged over steps 1..T. Both add the means over steps of
-    collision_weight times how deep it is in what stands in its way, from 0 to 1 for each, and of control_weight times
-    the square of the thrusts' difference over the weight. Start: x ~ U(-2.5, -1.5), y ~ U(-1, 1), theta ~ U(-0.3, 0.3),
-    velocities ~ U(-0.5, 0.5).
+    (1 - cos theta) / 2 in m and s. Loss "continuous": the same, averaged over steps 1..T. Both add the means over
+    steps of collision_weight times the depth in what stands in its way, from 0 to 1 for each, and of control_weight
+    times the square of the thrusts' difference over the weight. Start: x ~ U(-2.5, -1.5), y ~ U(-1, 1), theta ~
+    U(-0.3, 0.3), velocities ~ U(-0.5, 0.5).
 
     Equations, sources and the energy error: docs/environments/quadrotor.md.
 
