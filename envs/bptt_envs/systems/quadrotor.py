@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+
 import torch
 from torch import Tensor
 
@@ -34,13 +35,13 @@ class Quadrotor(System):
 
     State: x, y, theta, x', y', theta', in m, rad, m/s, rad/s; theta is the angle of the rod with the horizontal,
     counter-clockwise. Action: the thrusts of the left and the right rotor, across the rod, (2,), in N, clamped to
-    [0, max_thrust]. Integrator: the rotation exactly, the way by Simpson's rule, of order 4; thrusts are constant over a
-    step.
+    [0, max_thrust]. Integrator: the rotation exactly, the way by Simpson's rule, of order 4, the thrusts constant over
+    a step.
     Loss "final": sqrt(1 + z^2) - 1 at step T, with z^2 = |p - target|^2 + |p'|^2 / 4 + theta'^2 / 100 +
-    (1 - cos theta) / 2 in m and s. Loss "continuous": the same, averaged over steps 1..T. Both add the means over steps of
-    collision_weight times how deep it is in what stands in its way, from 0 to 1 for each, and of control_weight times
-    the square of the thrusts' difference over the weight. Start: x ~ U(-2.5, -1.5), y ~ U(-1, 1), theta ~ U(-0.3, 0.3),
-    velocities ~ U(-0.5, 0.5).
+    (1 - cos theta) / 2 in m and s. Loss "continuous": the same, averaged over steps 1..T. Both add the means over
+    steps of collision_weight times the depth in what stands in its way, from 0 to 1 for each, and of control_weight
+    times the square of the thrusts' difference over the weight. Start: x ~ U(-2.5, -1.5), y ~ U(-1, 1), theta ~
+    U(-0.3, 0.3), velocities ~ U(-0.5, 0.5).
 
     Equations, sources and the energy error: docs/environments/quadrotor.md.
 
@@ -93,7 +94,7 @@ class Quadrotor(System):
         self.control_weight = not_negative("control_weight", control_weight)
         self.mass = positive("mass", mass)
         self.arm_length = positive("arm_length", arm_length)
-        self.gravity = not_negative("gravity", gravity)
+        self.gravity = positive("gravity", gravity)
         self._target = torch.tensor([*self.target, 0.0, 0.0, 0.0, 0.0], dtype=torch.float64)
         self._scales = torch.tensor(SCALES, dtype=torch.float64)
         self._up = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
@@ -145,7 +146,7 @@ class Quadrotor(System):
         canvas.view(x - max(-3.5, min(3.5, x)), y - max(-2.0, min(2.0, y)) + 0.3, height=5.6)
         canvas.ruler(canvas.bottom + 0.5, "m")
         if self.course == "gate":
-            for end, side in ((canvas.bottom, -1.0), (canvas.top, 1.0)):
+            for end, side in ((canvas.bottom + 0.5, -1.0), (canvas.top, 1.0)):
                 edge = GATE[1] + side * GATE_HALF
                 if side * (end - edge) > 0.0:
                     canvas.rectangle((GATE[0], (end + edge) / 2), 2 * WALL_HALF, abs(end - edge), MUTED)
@@ -158,9 +159,10 @@ class Quadrotor(System):
         thrusts = [] if action is None else self.bound(action).tolist()
         for rotor, thrust in zip(rotors, thrusts, strict=False):
             canvas.arrow(rotor, _along(rotor, across, 0.8 * thrust / self.max_thrust))
+        for rotor in rotors:
+            canvas.line([_along(rotor, along, side * 0.5 * arm) for side in (-1.0, 1.0)], FAINT, 4)
         canvas.line(rotors, INK, 6)
         for rotor in rotors:
-            canvas.line([_along(rotor, along, side * 0.5 * arm) for side in (-1.0, 1.0)], FAINT, 3)
             canvas.circle(rotor, 0.05, CYCLE[0])
 
     def charts(self, states: Tensor, actions: Tensor) -> list[Chart]:
