@@ -741,6 +741,8 @@ def _pair(what: str, values: Any) -> Sequence[Tensor]:
 
 
 def _check_products(what: str, found: Tensor, expected: Tensor) -> None:
+    if bool((expected.isfinite() & ~found.isfinite()).any()):
+        raise ValueError(f"{what} is infinite or no number where autograd's slopes of step are finite.")
     if not _close([found], [expected]):
         error = float((found - expected).abs().max() / expected.abs().max())
         raise ValueError(

@@ -15,6 +15,7 @@ from bptt_trainers.directions.rules import MODIFIED, REGULAR, Directions, Feedba
 GROWTH_SAMPLES = 4  # episodes over which growth is averaged
 GROWTH_NUMBERS = 2**22  # of the products of Jacobians that are kept at once
 POWER_ITERATIONS = 8
+SINGULAR_WORK = 2**28  # cubes of the size of Jacobians whose singular values are taken, added up
 
 
 def feedback(engine: AdjointEngine, trajectory: Trajectory) -> tuple[Tensor, dict[Feedback, Directions]]:
@@ -30,6 +31,31 @@ def feedback(engine: AdjointEngine, trajectory: Trajectory) -> tuple[Tensor, dic
     arriving: list[Tensor] = []
     passes = engine.backward(trajectory, (REGULAR, MODIFIED), lambda sweep: arriving.append(sweep.arriving))
     return trajectory.actions.shape[1] * torch.cat(arriving[::-1]), passes
+
+
+@torch.no_grad()
+def stretches(system: System, controller: nn.Module, trajectory: Trajectory) -> tuple[list[int], Tensor]:
+    """By how much single steps stretch and squeeze perturbations: the ends of the singular values of their Jacobians.
+
+    Args:
+        system: the physics.
+        controller: closes the loop.
+        trajectory: T steps of B episodes, of which the first few are looked at.
+
+    Returns:
+        The steps t, K of them, all T unless the state is large, and (2, 2, K): of the physics alone, A_t, and of the
+        closed loop, A_t + B_t K_t, the largest singular value and the smallest, the most extreme of the episodes; 0
+        for what is no number.
+    """
+    horizon, batch = trajectory.actions.shape[:2]
+    n = system.system.state_size if isinstance(system, Task) else system.state_size
+    samples = min(GROWTH_SAMPLES, batch, max(1, GROWTH_NUMBERS // n**2))
+    count = min(horizon, max(1, SINGULAR_WORK // (samples * n**3)))
+    times = [round(i * (horizon - 1) / max(1, count - 1)) for i in range(count)]
+    states, actions = trajectory.states[times][:, :samples], trajectory.actions[times][:, :samples]
+    found = [one[..., :n, :n] for _, one in loop_jacobians(system, controller, states, actions)]
+    values = torch.linalg.svdvals(torch.stack(found[::-1], dim=1).nan_to_num(0.0, 0.0, 0.0))  # (2, K, samples, n)
+    return times, torch.stack([values[..., 0].amax(-1), values[..., -1].amin(-1)], dim=1)
 
 
 @torch.no_grad()
