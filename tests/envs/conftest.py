@@ -23,6 +23,10 @@ VARIATIONS = {  # a new id is tested with its defaults; add a row to test its op
         {"n_links": 1, "task": "balance", "observation": "positions"},
         {"n_links": 3, "joint_damping": 0.01, "observation": "cos_sin", "max_force": 20.0, "substeps": 1},
     ],
+    "DiffHopper-v0": [
+        {"horizon": 10, "substeps": 4},
+        {"horizon": 10, "substeps": 4, "form": "vertical", "actuation": "torque", "max_action": 0.5},
+    ],
     "DiffQuantumControl-v0": [{}, {"n_points": 8, "target": 5, "max_control": 5.0}, {"weighting": 0.25, "target": 1}],
     "DiffGuidance-v0": [
         {},

@@ -3,8 +3,9 @@
 from bptt_envs.systems.cart_pole import CartPole, MultiPole
 from bptt_envs.systems.chained_pendulum import ChainedPendulum
 from bptt_envs.systems.guidance import Guidance
+from bptt_envs.systems.hopper import Hopper
 from bptt_envs.systems.integrator import Integrator
 from bptt_envs.systems.lqr import LQR
 from bptt_envs.systems.quantum_control import QuantumControl
 
-__all__ = ["LQR", "CartPole", "ChainedPendulum", "Guidance", "Integrator", "MultiPole", "QuantumControl"]
+__all__ = ["LQR", "CartPole", "ChainedPendulum", "Guidance", "Hopper", "Integrator", "MultiPole", "QuantumControl"]
