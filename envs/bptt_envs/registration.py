@@ -118,3 +118,4 @@ def register_all() -> None:
     register("DiffQuadrotor-v0", "bptt_envs.systems:Quadrotor", "fly a planar quadrotor through a gate to a target")
     register("DiffQuantumControl-v0", "bptt_envs.systems:QuantumControl", "steer a quantum particle in a box")
     register("DiffGuidance-v0", "bptt_envs.systems:Guidance", "drivers herd evaders to a target")
+    register("DiffHopper-v0", "bptt_envs.systems:Hopper", "hop on one springy leg, at a speed or to a height")

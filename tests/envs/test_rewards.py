@@ -7,6 +7,7 @@ import torch
 
 from bptt_envs import Task
 from bptt_envs.systems import LQR, ChainedPendulum, Guidance, Integrator, MultiPole, Quadrotor, QuantumControl
+from bptt_envs.systems import LQR, ChainedPendulum, Guidance, Hopper, Integrator, MultiPole, QuantumControl
 
 
 def defined_loss(system, states, actions):
@@ -45,6 +46,14 @@ def defined_loss(system, states, actions):
             depth = depth + np.maximum(1.0 - squares / 0.65**2, 0.0) ** 2
         paid = (system.control_weight * turning + system.collision_weight * depth).mean(axis=0)
         return paid + (costs[-1] if system.objective == "final" else costs.mean(axis=0))
+    elif isinstance(system, Hopper):  # over the whole horizon: with these actions it does not fall
+        if system.form == "planar":
+            errors = (states[1:, :, 5] / system.speed - 1.0) ** 2 + (states[1:, :, 2] / 0.5) ** 2
+        else:
+            errors = ((states[1:, :, 0] - system.height) / 0.5) ** 2
+        costs = errors / (1.0 + errors)
+        control = system.control_weight * (actions**2).mean(axis=(0, -1))
+        return control + (costs[-1] if system.objective == "final" else costs.mean(axis=0))
     elif isinstance(system, Integrator):
         costs = 0.5 * (states[1:, :, 0] - system.target) ** 2
     else:

@@ -4,6 +4,7 @@ from bptt_envs.systems.bouncing_ball import BouncingBall
 from bptt_envs.systems.cart_pole import CartPole, MultiPole
 from bptt_envs.systems.chained_pendulum import ChainedPendulum
 from bptt_envs.systems.guidance import Guidance
+from bptt_envs.systems.hopper import Hopper
 from bptt_envs.systems.integrator import Integrator
 from bptt_envs.systems.lqr import LQR
 from bptt_envs.systems.quadrotor import Quadrotor
@@ -20,3 +21,4 @@ __all__ = [
     "Quadrotor",
     "QuantumControl",
 ]
+__all__ = ["LQR", "CartPole", "ChainedPendulum", "Guidance", "Hopper", "Integrator", "MultiPole", "QuantumControl"]
