@@ -16,9 +16,9 @@ __all__ = [
     "CartPole",
     "ChainedPendulum",
     "Guidance",
+    "Hopper",
     "Integrator",
     "MultiPole",
     "Quadrotor",
     "QuantumControl",
 ]
-__all__ = ["LQR", "CartPole", "ChainedPendulum", "Guidance", "Hopper", "Integrator", "MultiPole", "QuantumControl"]
