@@ -115,5 +115,6 @@ def register_all() -> None:
     register("DiffMultiPole-v0", "bptt_envs.systems:MultiPole", "swing up several poles on one cart")
     register("DiffChainedPendulum-v0", "bptt_envs.systems:ChainedPendulum", "swing up a chain of links on a cart")
     register("DiffBouncingBall-v0", "bptt_envs.systems:BouncingBall", "steer a ball over a wall, or two that collide")
+    register("DiffPusher-v0", "bptt_envs.systems:Pusher", "push a disk over a table to a target")
     register("DiffQuantumControl-v0", "bptt_envs.systems:QuantumControl", "steer a quantum particle in a box")
     register("DiffGuidance-v0", "bptt_envs.systems:Guidance", "drivers herd evaders to a target")

@@ -6,6 +6,7 @@ from bptt_envs.systems.chained_pendulum import ChainedPendulum
 from bptt_envs.systems.guidance import Guidance
 from bptt_envs.systems.integrator import Integrator
 from bptt_envs.systems.lqr import LQR
+from bptt_envs.systems.pusher import Pusher
 from bptt_envs.systems.quantum_control import QuantumControl
 
-__all__ = ["LQR", "BouncingBall", "CartPole", "ChainedPendulum", "Guidance", "Integrator", "MultiPole", "QuantumControl"]
+__all__ = ["LQR", "BouncingBall", "CartPole", "ChainedPendulum", "Guidance", "Integrator", "MultiPole", "Pusher", "QuantumControl"]
