@@ -116,6 +116,7 @@ def register_all() -> None:
     register("DiffChainedPendulum-v0", "bptt_envs.systems:ChainedPendulum", "swing up a chain of links on a cart")
     register("DiffBouncingBall-v0", "bptt_envs.systems:BouncingBall", "steer a ball over a wall, or two that collide")
     register("DiffQuadrotor-v0", "bptt_envs.systems:Quadrotor", "fly a planar quadrotor through a gate to a target")
+    register("DiffPusher-v0", "bptt_envs.systems:Pusher", "push a disk over a table to a target")
     register("DiffQuantumControl-v0", "bptt_envs.systems:QuantumControl", "steer a quantum particle in a box")
     register("DiffGuidance-v0", "bptt_envs.systems:Guidance", "drivers herd evaders to a target")
     register("DiffHopper-v0", "bptt_envs.systems:Hopper", "hop on one springy leg, at a speed or to a height")

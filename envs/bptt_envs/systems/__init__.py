@@ -22,3 +22,7 @@ __all__ = [
     "Quadrotor",
     "QuantumControl",
 ]
+from bptt_envs.systems.pusher import Pusher
+from bptt_envs.systems.quantum_control import QuantumControl
+
+__all__ = ["LQR", "BouncingBall", "CartPole", "ChainedPendulum", "Guidance", "Integrator", "MultiPole", "Pusher", "QuantumControl"]
