@@ -120,3 +120,6 @@ def register_all() -> None:
     register("DiffQuantumControl-v0", "bptt_envs.systems:QuantumControl", "steer a quantum particle in a box")
     register("DiffGuidance-v0", "bptt_envs.systems:Guidance", "drivers herd evaders to a target")
     register("DiffHopper-v0", "bptt_envs.systems:Hopper", "hop on one springy leg, at a speed or to a height")
+    register("DiffHeat-v0", "bptt_envs.systems:Heat", "cool a rod by heaters; linear, and its optimum is known")
+    register("DiffBurgers-v0", "bptt_envs.systems:Burgers", "bring a flow with shocks to a target profile")
+    register("DiffKuramotoSivashinsky-v0", "bptt_envs.systems:KuramotoSivashinsky", "calm a chaotic flame front")

@@ -38,6 +38,19 @@ VARIATIONS = {  # a new id is tested with its defaults; add a row to test its op
         {"n_drivers": 3, "n_evaders": 2, "flocking": "cohesive", "target": (0.5, -0.25), "max_control": 1.0},
         {"observe_time": True},
     ],
+    "DiffHeat-v0": [{}, {"n_cells": 5, "boundary": "walled", "n_actuators": None, "max_action": 2.0, "horizon": 5}],
+    "DiffBurgers-v0": [
+        {"n_cells": 8, "horizon": 8},
+        {
+            "n_cells": 6,
+            "boundary": "walled",
+            "target": (0.1, 0.2, 0.0, 0.0, 0.0, -0.1),
+            "n_actuators": None,
+            "max_action": 2.0,
+            "horizon": 5,
+        },
+    ],
+    "DiffKuramotoSivashinsky-v0": [{"horizon": 8}, {"n_points": 16, "n_sensors": 4, "max_action": 2.0, "horizon": 5}],
     "DiffLQR-v0": [{}, {"clock": True}, {**ROTATION, "clock": True, "max_action": 2.0}],
 }
 VARIANTS = [
