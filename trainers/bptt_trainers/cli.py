@@ -19,6 +19,7 @@ from gymnasium.error import DependencyNotInstalled
 
 import bptt_envs
 from bptt_envs.checks import nearest
+from bptt_envs.contract import ContractError
 from bptt_envs.program import CompilerError
 from bptt_trainers.commands.exits import Failed, Interrupted, Misuse, checking_arguments
 from bptt_trainers.commands.shell import Ended, ended_in_order, safe_output, wide_enough
@@ -26,7 +27,7 @@ from bptt_trainers.host.user_code import raised_by_user, told
 from bptt_trainers.records.files import RunFolderError
 from bptt_trainers.training.run import NonFiniteError
 
-IN_WORDS = (Failed, RunFolderError, NonFiniteError, CompilerError, DependencyNotInstalled, OSError)
+IN_WORDS = (Failed, ContractError, RunFolderError, NonFiniteError, CompilerError, DependencyNotInstalled, OSError)
 """Errors whose message says all that a user needs."""
 
 

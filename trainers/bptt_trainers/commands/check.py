@@ -15,6 +15,7 @@ from bptt_trainers.analysis.gradient_check import GradientCheck, check_gradients
 from bptt_trainers.commands.environment import EnvOptions, Module, known_system, parse_options
 from bptt_trainers.commands.exits import Failed, checking_arguments
 from bptt_trainers.commands.output import file_list
+from bptt_trainers.controllers.defaults import ControllerName, default_controller
 from bptt_trainers.host.user_code import split_id
 from bptt_trainers.records.files import write_atomic
 
@@ -29,8 +30,8 @@ class Check:
     What its class promises; slopes against finite differences in float64, also
     those in closed form; where they are no numbers; how feedback grows or fades on
     its way back through the horizon, under R and under M; states and actions
-    without any influence; what an update costs. The controller is the default one,
-    untrained. Takes some seconds; exit code 1 if something is wrong.
+    without any influence; what an update costs. The controller is untrained.
+    Takes some seconds; exit code 1 if something is wrong.
 
     example: bptt check DiffCartPole-v0 --env-option max_force=50
     """
@@ -43,6 +44,9 @@ class Check:
 
     env_option: EnvOptions = ()
     """An option of the environment, such as max_force=50 (N); 'none' for none. bptt envs ID lists them."""
+
+    controller: ControllerName = "default"
+    """The network whose episodes are looked at: default is the paper's for the system, an MLP unless there is one."""
 
     out: Path | None = None
     """Folder for the report, its numbers (CSV) and a figure. None: the report is printed, nothing is written."""
@@ -58,7 +62,8 @@ class Check:
             options = parse_options(self.env, self.env_option)
             env_id = split_id(self.env)[1]
             system = build_system(env_id, options, env_id)  # what an environment refuses is what is to be said here
-        check = check_gradients(system)
+            controller = None if self.controller == "default" else default_controller(system, kind=self.controller)
+        check = check_gradients(system, controller)
         print(check.text())
         if self.out is not None:
             _write(check, system, env_id, self.out)
