@@ -1,6 +1,7 @@
 """Trains controllers through differentiable environments by stabilised backpropagation through time."""
 
 from bptt_trainers.analysis.diagnostics import Diagnosis, diagnose
+from bptt_trainers.analysis.gradient_check import GradientCheck, check_gradients
 from bptt_trainers.controllers.controller import Controller
 from bptt_trainers.controllers.defaults import default_controller
 from bptt_trainers.controllers.gaussian import Gaussian
@@ -33,6 +34,7 @@ __all__ = [
     "Ensemble",
     "Feedback",
     "Gaussian",
+    "GradientCheck",
     "NonFiniteError",
     "PolicyGradient",
     "ProgressBar",
@@ -43,6 +45,7 @@ __all__ = [
     "TrainConfig",
     "Trainer",
     "Trajectory",
+    "check_gradients",
     "default_controller",
     "diagnose",
     "draw_noise",

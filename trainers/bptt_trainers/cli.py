@@ -19,14 +19,15 @@ from gymnasium.error import DependencyNotInstalled
 
 import bptt_envs
 from bptt_envs.checks import nearest
+from bptt_envs.contract import ContractError
 from bptt_envs.program import CompilerError
-from bptt_trainers.commands.exits import Interrupted, Misuse, checking_arguments
+from bptt_trainers.commands.exits import Failed, Interrupted, Misuse, checking_arguments
 from bptt_trainers.commands.shell import Ended, ended_in_order, safe_output, wide_enough
 from bptt_trainers.host.user_code import raised_by_user, told
 from bptt_trainers.records.files import RunFolderError
 from bptt_trainers.training.run import NonFiniteError
 
-IN_WORDS = (RunFolderError, NonFiniteError, CompilerError, DependencyNotInstalled, OSError)
+IN_WORDS = (Failed, ContractError, RunFolderError, NonFiniteError, CompilerError, DependencyNotInstalled, OSError)
 """Errors whose message says all that a user needs."""
 
 
@@ -58,6 +59,7 @@ COMMANDS = {
     "diagnose": Entry("bptt_trainers.commands.diagnose:Diagnose", "draw how the rules differed in a training run"),
     "fields": Entry("bptt_trainers.commands.fields:Fields", "draw the fields of R, M and C around a run's checkpoints"),
     "envs": Entry("bptt_trainers.commands.envs:Envs", "list the environments and their options"),
+    "check": Entry("bptt_trainers.commands.check:Check", "check the gradients of an environment, in words"),
     "toys": Entry("bptt_studies.toys.command:Toys", "draw the fields of R, M and C of the paper's two toy examples"),
     "reproduce": Entry("bptt_studies.paper.command:Reproduce", "rerun the paper's experiments, with statistics"),
     "scale": Entry("bptt_studies.scaling.command:Scale", "measure time, memory and loss as a task grows"),

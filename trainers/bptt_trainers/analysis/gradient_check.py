@@ -92,7 +92,7 @@ class GradientCheck:
         rows = []
         for t in range(arriving.shape[1] + 1):
             back = ["", ""] if t == 0 else [f"{value:.6g}" for value in arriving[:, t - 1]]
-            here = self.horizon.stretches[..., places[t]].flatten() if t in places else []
+            here = self.horizon.stretches[..., places[t]].flatten().tolist() if t in places else []
             rows.append([t, *back, *(f"{value:.6g}" for value in here)] + [""] * (4 - len(here)))
         return csv_text(head, rows)
 
@@ -310,7 +310,8 @@ def _through_the_horizon(
         arriving, _ = feedback(engine, acted)
         by_loop = arriving[:, 0, :, :n].abs().amax((0, 1))
         norms = arriving.norm(dim=-1).mean(-1).t()
-        times, values = [], torch.empty(2, 2, 0)
+        times: list[int] = []
+        values = torch.empty(2, 2, 0)
         if n <= LARGE_STATE:
             times, values = stretches(system, controller, acted)
             found += [_stretched(name, one) for name, one in zip(LOOPS, values, strict=True)]
