@@ -25,7 +25,7 @@ VARIATIONS = {  # a new id is tested with its defaults; add a row to test its op
     ],
     "DiffHopper-v0": [
         {"horizon": 10, "substeps": 4},
-        {"horizon": 10, "substeps": 4, "form": "vertical", "actuation": "torque", "max_action": 0.5},
+        {"horizon": 10, "substeps": 4, "form": "vertical", "actuation": "torque", "max_action": 1.0},
     ],
     "DiffQuantumControl-v0": [{}, {"n_points": 8, "target": 5, "max_control": 5.0}, {"weighting": 0.25, "target": 1}],
     "DiffGuidance-v0": [
