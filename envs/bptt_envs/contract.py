@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -55,32 +55,128 @@ def check_system(
     """
     checks.instance("system", system, System, "a System, such as env.unwrapped.system")
     with own_surroundings(dtype, device), torch.no_grad():
-        system = as_task(system)
-        if isinstance(system, Task):  # what is wrong with the system itself is said of that
-            _check(system.system, dtype, torch.device(device), thorough, system)
-        _check(system, dtype, torch.device(device), thorough)
+        for stage in _stages(system, dtype, torch.device(device), thorough):
+            stage.check()
 
 
-def _check(
-    system: System, dtype: torch.dtype, device: torch.device, thorough: bool, within: Task | None = None
-) -> None:
-    """The checks of `check_system`, of a system by itself or within a task."""
-    _check_declarations(system)
-    probe = _Probe.of(system, dtype, device)
-    _check_values(probe)
-    if within is not None and within.ends_early:
-        _check_ends(probe, within)
-    _check_rest(probe)
-    probe = _first_steps(probe)
-    if thorough:
-        _check_start_dtypes(probe)
-        if not isinstance(system, Task) and not (within and within.ends_early):
-            _warn_of_divergence(probe)
-        _check_slopes(probe)
-        if not (within and within.own_costs):
-            _check_loss(probe)
+@dataclass(frozen=True)
+class Promise:
+    """What a system promises, and whether it was seen to keep it.
+
+    Attributes:
+        words: what is promised.
+        breach: what is wrong and what would be right; None if nothing is.
+        warned: what was warned of.
+    """
+
+    words: str
+    breach: str | None = None
+    warned: tuple[str, ...] = ()
+
+
+def promises(system: System, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> list[Promise]:
+    """Go through the stages of `check_system`, and on after one that fails, as far as that makes sense.
+
+    Args: as those of `check_system`.
+
+    Returns:
+        One for each stage. Where the values of a system are wrong, the stages after that are left out; where
+        its slopes are, those whose failure would say the same.
+    """
+    found: list[Promise] = []
+    with own_surroundings(dtype, device), torch.no_grad():
+        stages = _stages(system, dtype, torch.device(device), thorough=True)
+        broken = ""
+        while True:
+            try:
+                stage = next(stages, None)
+            except ValueError as error:  # there are no samples to go on with
+                return [*found, Promise(START, str(error))]
+            if stage is None:
+                return found
+            if stage.needs and broken:
+                continue
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                try:
+                    stage.check()
+                    breach = None
+                except ValueError as error:
+                    breach = str(error)
+            found.append(Promise(stage.words, breach, tuple(str(one.message) for one in caught)))
+            if breach is not None:
+                if not stage.slopes:
+                    return found
+                broken = breach
+
+
+def check_at(system: System, states: Tensor, actions: Tensor) -> None:
+    """Check at states of the caller's what does not hang on where they are from.
+
+    Values, that samples are apart, that calls repeat, that `linearize` and `pullback` are the slopes of `step`.
+
+    Args:
+        system: the system.
+        states: (B, *state_shape), of episodes that go on.
+        actions: (B, *action_shape), bounded.
+
+    Raises:
+        ValueError: as `check_system`.
+    """
+    with own_surroundings(states.dtype, states.device), torch.no_grad():
+        probe = _Probe(system, states, actions, torch.Generator(states.device))
+        _check_values(probe)
         _check_closed_forms(probe)
-        _check_parameters(probe)
+
+
+START = "start states come from the generator alone"
+
+
+class _Stage(NamedTuple):
+    """One of the checks of `check_system`."""
+
+    words: str
+    check: Callable[[], None]
+    slopes: bool = False  # whether it is about slopes: what comes after it can be looked at though it fails
+    needs: bool = False  # whether it makes sense only if the slopes before it are right
+
+
+def _stages(system: System, dtype: torch.dtype, device: torch.device, thorough: bool) -> Iterator[_Stage]:
+    """The stages of `check_system`; each must have been checked before the next is asked for.
+
+    What is wrong with a system itself is said of that, before the task that it is in.
+    """
+    system = as_task(system)
+    if isinstance(system, Task):
+        yield from _stages_of(system.system, dtype, device, thorough, system)
+    yield from _stages_of(system, dtype, device, thorough)
+
+
+def _stages_of(
+    system: System, dtype: torch.dtype, device: torch.device, thorough: bool, within: Task | None = None
+) -> Iterator[_Stage]:
+    """The stages for a system by itself or within a task."""
+    yield _Stage("what the class says of itself is complete", lambda: _check_declarations(system))
+    probe = _Probe.of(system, dtype, device)
+    yield _Stage(
+        "shapes and dtypes are right, samples are apart, calls repeat and leave their arguments",
+        lambda: _check_values(probe),
+    )
+    if within is not None and within.ends_early:
+        task = within
+        yield _Stage("episodes end sample by sample", lambda: _check_ends(probe, task))
+    yield _Stage("values are finite without any action", lambda: _check_rest(probe))
+    later = _first_steps(probe)
+    if not thorough:
+        return
+    yield _Stage("start states follow the dtype that is asked for", lambda: _check_start_dtypes(later))
+    if not isinstance(system, Task) and not (within and within.ends_early):
+        yield _Stage("episodes of constant actions stay finite", lambda: _warn_of_divergence(later))
+    yield _Stage("autograd knows of what differences see, sample by sample", lambda: _check_slopes(later), slopes=True)
+    if not (within and within.own_costs):
+        yield _Stage("the loss depends on the actions", lambda: _check_loss(later), slopes=True, needs=True)
+    yield _Stage("linearize and pullback are autograd's slopes of step", lambda: _check_closed_forms(later), True, True)
+    yield _Stage("parameters do what options do", lambda: _check_parameters(later), slopes=True, needs=True)
 
 
 def linear_backward(system: System, states: Tensor, actions: Tensor) -> str | None:
@@ -120,8 +216,8 @@ class _Probe:
     """Samples to look at a system with."""
 
     system: System
-    states: Tensor  # (SAMPLES, *state_shape)
-    actions: Tensor  # (SAMPLES, *action_shape), bounded
+    states: Tensor  # (B, *state_shape), SAMPLES of them unless given
+    actions: Tensor  # (B, *action_shape), bounded
     generator: torch.Generator
 
     @staticmethod
@@ -207,7 +303,7 @@ def _check_values(probe: _Probe) -> None:
         result = _called(probe, method, function, arguments)
         if not all(map(_same, arguments, kept)):
             raise ValueError(f"{what} must not change its arguments in place; let it work on copies.")
-        _check_tensor(what, result, (SAMPLES, *shapes[method]), states.dtype, states.device)
+        _check_tensor(what, result, (len(states), *shapes[method]), states.dtype, states.device)
         _check_finite(system, method, result, acting=True)
         again = function(*kept)  # a GPU may add up in another order
         if not torch.allclose(result, again, rtol=1e-5, atol=1e-6, equal_nan=True):
@@ -356,12 +452,15 @@ def _warn_of_divergence(probe: _Probe) -> None:
 
 
 def _check_loss(probe: _Probe) -> None:
-    """Raise ValueError unless the loss of an episode depends differentiably on its actions."""
+    """Raise ValueError unless there is a way from the actions of an episode through `step` to a cost.
+
+    Where there is one and every slope is 0, as before a contact, training may find out: that is warned of.
+    """
     system = probe.system
-    steps, any_cost = min(STEPS, system.horizon), False
+    steps, any_cost, any_way = min(STEPS, system.horizon), False, False
     while True:
         slopes, costs = _slopes_by_actions(probe, probe.draw_actions, steps)
-        any_cost = any_cost or costs
+        any_cost, any_way = any_cost or costs, any_way or bool(slopes)
         if any(bool(slope.any()) for slope in slopes):
             return
         if steps >= min(system.horizon, MOST_STEPS):
@@ -370,7 +469,7 @@ def _check_loss(probe: _Probe) -> None:
     for push in _pushes(probe):
         with contextlib.suppress(RuntimeError, ValueError, ArithmeticError, AssertionError):  # too strong for it
             slopes, costs = _slopes_by_actions(probe, push.clone, steps)
-            any_cost = any_cost or costs
+            any_cost, any_way = any_cost or costs, any_way or bool(slopes)
             if any(bool(slope.nan_to_num(0.0).any()) for slope in slopes):
                 return
     if not any_cost:
@@ -378,9 +477,18 @@ def _check_loss(probe: _Probe) -> None:
             f"{probe.name} has no cost: its loss is 0 whatever happens, so that there is nothing to learn. Implement "
             "state_cost(state), or running_cost and final_cost."
         )
+    blamed = _blamed(system)
+    if any_way and not blamed:
+        warnings.warn(
+            f"{probe.name}'s loss has a slope of 0 by every action, over {steps} steps of random actions and of strong "
+            "ones: no rule learns from such episodes. Start states from where the actions reach what costs something, "
+            "a longer horizon or a cost that falls off slowly would give it slopes.",
+            stacklevel=4,
+        )
+        return
     raise ValueError(
         f"{probe.name}'s loss does not depend differentiably on the actions, over {steps} steps: "
-        f"every slope is 0{_blamed(system)}. There must be a way from the action through step to a cost, without "
+        f"every slope is 0{blamed}. There must be a way from the action through step to a cost, without "
         "detach, NumPy or item()."
     )
 
@@ -394,7 +502,7 @@ def _pushes(probe: _Probe) -> Iterator[Tensor]:
 
 
 def _slopes_by_actions(probe: _Probe, act: Callable[[], Tensor], steps: int) -> tuple[Sequence[Tensor], bool]:
-    """Slopes of the loss of an episode of some steps by its actions, and whether anything costs anything."""
+    """Slopes of the loss of a few steps by those actions that it depends on, and whether any step costs."""
     system = probe.system
     with torch.enable_grad():
         actions = [act().requires_grad_() for _ in range(steps)]
@@ -411,7 +519,8 @@ def _slopes_by_actions(probe: _Probe, act: Callable[[], Tensor], steps: int) -> 
         total = (total + final).sum()
         if not total.requires_grad:
             return [], any_cost
-        return torch.autograd.grad(total, actions, allow_unused=True, materialize_grads=True), any_cost
+        found = torch.autograd.grad(total, actions, allow_unused=True)
+        return [slope for slope in found if slope is not None], any_cost
 
 
 # Slopes
@@ -534,9 +643,9 @@ def _differences(function: Function, arguments: list[Tensor], place: int, column
 def _check_closed_forms(probe: _Probe) -> None:
     """Raise ValueError unless `linearize` and `pullback`, where they are overridden, are the slopes of `step`."""
     system, states, actions = probe.system, probe.states, probe.actions
-    n, m = system.state_size, system.action_size
+    batch, n, m = len(states), system.state_size, system.action_size
     passes = 4
-    signs = torch.randint(0, 2, (passes, SAMPLES, n), generator=torch.Generator().manual_seed(0))
+    signs = torch.randint(0, 2, (passes, batch, n), generator=torch.Generator().manual_seed(0))
     vectors = (2 * signs - 1).to(states)
     result, leaves = _with_graph(system.step, [states, actions])
     pull = _pull(result, leaves)
@@ -547,13 +656,13 @@ def _check_closed_forms(probe: _Probe) -> None:
         jacobians = _pair(f"{probe.name}.linearize", system.linearize(states.clone(), actions.clone()))
         for jacobian, label, size, right in zip(jacobians, by, (n, m), expected, strict=True):
             what = f"{label} of {probe.name}.linearize"
-            _check_tensor(what, jacobian, (SAMPLES, n, size), states.dtype, states.device)
+            _check_tensor(what, jacobian, (batch, n, size), states.dtype, states.device)
             _check_products(what, (vectors.transpose(0, 1) @ jacobian).transpose(0, 1), right)
     if _is_overridden(system, "pullback"):
         pullback = system.pullback(states.clone(), actions.clone())
         if not callable(pullback):
             raise ValueError(f"{probe.name}.pullback must return a function of rows and vectors; got {pullback!r}.")
-        for rows in (slice(0, SAMPLES), slice(1, 2)):
+        for rows in (slice(0, batch), slice(1, 2)):
             products = _pair(f"the function of {probe.name}.pullback", pullback(rows, vectors[:, rows]))
             for product, label, right in zip(products, by, expected, strict=True):
                 what = f"the product with {label} of {probe.name}.pullback"
@@ -632,6 +741,8 @@ def _pair(what: str, values: Any) -> Sequence[Tensor]:
 
 
 def _check_products(what: str, found: Tensor, expected: Tensor) -> None:
+    if bool((expected.isfinite() & ~found.isfinite()).any()):
+        raise ValueError(f"{what} is infinite or no number where autograd's slopes of step are finite.")
     if not _close([found], [expected]):
         error = float((found - expected).abs().max() / expected.abs().max())
         raise ValueError(

@@ -114,6 +114,8 @@ def register_all() -> None:
     register("DiffCartPole-v0", "bptt_envs.systems:CartPole", "swing up one pole on a cart")
     register("DiffMultiPole-v0", "bptt_envs.systems:MultiPole", "swing up several poles on one cart")
     register("DiffChainedPendulum-v0", "bptt_envs.systems:ChainedPendulum", "swing up a chain of links on a cart")
+    register("DiffBouncingBall-v0", "bptt_envs.systems:BouncingBall", "steer a ball over a wall, or two that collide")
+    register("DiffQuadrotor-v0", "bptt_envs.systems:Quadrotor", "fly a planar quadrotor through a gate to a target")
     register("DiffQuantumControl-v0", "bptt_envs.systems:QuantumControl", "steer a quantum particle in a box")
     register("DiffGuidance-v0", "bptt_envs.systems:Guidance", "drivers herd evaders to a target")
     register("DiffHopper-v0", "bptt_envs.systems:Hopper", "hop on one springy leg, at a speed or to a height")

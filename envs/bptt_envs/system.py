@@ -351,6 +351,15 @@ class System(metaclass=_InOwnSurroundings):
         return self.state_size <= DENSE_STATE_SIZE
 
     @property
+    def surrogate_gradient(self) -> bool:
+        """Whether the backward pass of `step` is on purpose another one than its slope, as of a smoothed contact.
+
+        It changes nothing: `bptt check` then notes by how much it differs from finite differences, which is an error
+        otherwise. `linearize` and `pullback` are those of the backward pass either way.
+        """
+        return False
+
+    @property
     def slope_numbers(self) -> int:
         """Numbers that the slopes of a step take for one sample, about: the fast engine bounds its memory by it."""
         return self.state_size**2 if self.dense_jacobians else 8 * self.state_size

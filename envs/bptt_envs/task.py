@@ -100,6 +100,7 @@ class Task(System):
     step_weight = _of_system("step_weight")
     dense_jacobians = _of_system("dense_jacobians")
     slope_numbers = _of_system("slope_numbers")
+    surrogate_gradient = _of_system("surrogate_gradient")
     class_name = _of_system("class_name")
 
     def __init__(

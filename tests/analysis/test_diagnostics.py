@@ -11,8 +11,9 @@ from torch import nn
 from bptt_envs import Task
 from bptt_envs.systems import CartPole, Integrator, MultiPole
 from bptt_trainers import MLP, RunFolderError, TrainConfig, Trainer, policy_gradient, rollout
-from bptt_trainers.analysis.diagnostics import diagnose, feedback_growth, read_diagnostics
+from bptt_trainers.analysis.diagnostics import diagnose, read_diagnostics
 from bptt_trainers.analysis.diagnostics_figure import diagnostics_figure
+from bptt_trainers.analysis.growth import feedback_growth
 from bptt_trainers.directions.rules import cosine, sign_agreement
 from bptt_trainers.figures.style import save_figure
 

@@ -23,6 +23,10 @@ VARIATIONS = {  # a new id is tested with its defaults; add a row to test its op
         {"n_links": 1, "task": "balance", "observation": "positions"},
         {"n_links": 3, "joint_damping": 0.01, "observation": "cos_sin", "max_force": 20.0, "substeps": 1},
     ],
+    "DiffQuadrotor-v0": [
+        {},
+        {"course": "obstacles", "n_obstacles": 2, "max_thrust": 7.0, "horizon": 20},
+        {"course": "free", "control_weight": 0.0, "target": (-1.0, 0.5), "horizon": 20},
     "DiffHopper-v0": [
         {"horizon": 10, "substeps": 4},
         {"horizon": 10, "substeps": 4, "form": "vertical", "actuation": "torque", "max_action": 1.0},

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from bptt_envs import Task
+from bptt_envs.systems import LQR, ChainedPendulum, Guidance, Integrator, MultiPole, Quadrotor, QuantumControl
 from bptt_envs.systems import LQR, ChainedPendulum, Guidance, Hopper, Integrator, MultiPole, QuantumControl
 
 
@@ -30,6 +31,21 @@ def defined_loss(system, states, actions):
         costs = ((states[1:, :, system.n_drivers :, 0] - system.target) ** 2).mean(axis=(-2, -1))
         control = system.control_weight * (actions**2).mean(axis=(0, -2, -1))
         return control + (costs[-1] if system.objective == "final" else costs.mean(axis=0))
+    elif isinstance(system, Quadrotor):
+        away = states[1:, :, :2] - system.target
+        z2 = (away**2).sum(-1) + (states[1:, :, 3:5] ** 2).sum(-1) / 4 + states[1:, :, 5] ** 2 / 100
+        costs = np.sqrt(1.0 + z2 + (1.0 - np.cos(states[1:, :, 2])) / 2) - 1.0
+        thrusts = actions.clip(0.0, system.max_thrust)
+        turning = ((thrusts[..., 1] - thrusts[..., 0]) / (system.mass * system.gravity)) ** 2
+        depth = np.zeros_like(costs)
+        if system.course == "gate":
+            off = np.maximum(np.abs(states[1:, :, 1] - 1.0) - 0.25, 0.0) / 0.25
+            depth = np.maximum(1.0 - (states[1:, :, 0] / 0.4) ** 2, 0.0) ** 2 * off**2 / (1.0 + off**2)
+        for middle in system.obstacles:
+            squares = ((states[1:, :, :2] - middle) ** 2).sum(-1)
+            depth = depth + np.maximum(1.0 - squares / 0.65**2, 0.0) ** 2
+        paid = (system.control_weight * turning + system.collision_weight * depth).mean(axis=0)
+        return paid + (costs[-1] if system.objective == "final" else costs.mean(axis=0))
     elif isinstance(system, Hopper):  # over the whole horizon: with these actions it does not fall
         if system.form == "planar":
             errors = (states[1:, :, 5] / system.speed - 1.0) ** 2 + (states[1:, :, 2] / 0.5) ** 2

@@ -13,7 +13,9 @@ from bptt_trainers.presets.tuned import TUNED
 Tier = Literal["smoke", "standard", "full"]
 TIERS: tuple[Tier, ...] = get_args(Tier)
 
-Study = Literal["rules", "sensitivity", "ablation", "stability", "continued", "rl", "tuned", "tuned-rates", "memory"]
+Study = Literal[
+    "rules", "sensitivity", "ablation", "stability", "continued", "rl", "tuned", "tuned-rates", "memory", "systems"
+]
 STUDIES: tuple[Study, ...] = get_args(Study)
 
 
@@ -247,6 +249,26 @@ TUNED_TASKS = (
     (_quantum(5, max_control=30.0), Amount(100, 10, train_states=64)),
 )
 
+# The systems beyond the paper's: the same methods with few trials each, without the ablations
+SYSTEM_METHODS = (
+    *_alone("RMSC"),
+    Variant("C turned", BPTT("C", {"combine": "turned"}), alone=True),
+    Variant("PPO", RL("PPO")),
+)
+
+SYSTEM_TASKS = (
+    (
+        Task(
+            "chained-2",
+            "chained pendulum, 2 links",
+            "DiffChainedPendulum-v0",
+            {"n_links": 2, "max_force": 50.0},
+            (0.5, 0.1, 0.01),
+        ),
+        Amount(50, 10, train_states=128),
+    ),
+)
+
 # Without velocities in sight: who does not remember cannot know them
 BLIND = {
     "learning_rate": 0.01,
@@ -293,6 +315,10 @@ EXPERIMENTS: dict[str, Experiment] = {
             _cart_pole(1, "cart-pole-1-positions", observation="positions", max_force=50.0),
             MEMORY,
             Amount(50, 5, train_states=64),
+        ),
+        *(
+            Experiment("systems", task, SYSTEM_METHODS, amount, preset="tuned", evaluations=50)
+            for task, amount in SYSTEM_TASKS
         ),
     )
 }

@@ -66,6 +66,7 @@ OF_TASK: Mapping[str, Mapping[str, Callable[[TaskResults], Table]]] = {
     "tuned": {"": tuned_table},
     "tuned-rates": {"": rates_table},
     "memory": {"": method_table, "-claims": memory_table},
+    "systems": {"": tuned_table},
 }
 """The tables of each task of a study, named STUDY-TASK and a suffix."""
 
@@ -88,6 +89,7 @@ FIGURES: Mapping[str, Callable[[TaskResults], Figure]] = {
     "rl": reinforcement_figure,
     "tuned": reinforcement_figure,
     "memory": ablation_figure,
+    "systems": reinforcement_figure,
 }
 """The figure of each task of a study, named STUDY-TASK."""
 

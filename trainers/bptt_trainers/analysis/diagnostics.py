@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
-from bptt_envs import System, Task, checks
+from bptt_envs import System, checks
 from bptt_envs.differentiable import start_states
 from bptt_envs.task import as_task
-from bptt_trainers.directions.adjoint import ControllerTape, bound_with_slope
+from bptt_trainers.analysis.growth import feedback, feedback_growth
 from bptt_trainers.directions.policy_gradient import adjoint_engine
-from bptt_trainers.directions.rollout import Trajectory, rollout
+from bptt_trainers.directions.rollout import rollout
 from bptt_trainers.directions.rules import (
-    MODIFIED,
-    REGULAR,
     Directions,
     combined,
     cosine,
@@ -43,10 +40,6 @@ RULES_SHOWN = ("R", "M", "C")
 PAIRS = tuple(f"{first}{second}" for first, second in combinations(RULES_SHOWN, 2))
 LOOPS = ("open", "closed")
 PURPOSE = "diagnostics"  # what needs the adjoint engine, in messages
-
-GROWTH_SAMPLES = 4  # episodes over which growth is averaged
-GROWTH_NUMBERS = 2**22  # of the products of Jacobians that are kept at once
-POWER_ITERATIONS = 8
 
 
 @dataclass(frozen=True)
@@ -96,11 +89,9 @@ def diagnose(system: System, controller: nn.Module, initial_states: Tensor, epoc
     with computing(initial_states):
         engine = adjoint_engine(system, controller, initial_states, PURPOSE)
         trajectory = rollout(system, controller, initial_states)
-        arriving: list[Tensor] = []
-        passes = engine.backward(trajectory, (REGULAR, MODIFIED), lambda sweep: arriving.append(sweep.arriving))
+        arriving, passes = feedback(engine, trajectory)
         directions = {name: combined(get_rule(name), passes) for name in RULES_SHOWN}
-    batch = initial_states.shape[0]
-    adjoints = batch * torch.cat(arriving[::-1]).norm(dim=-1).mean(-1).t()  # of an episode's loss, not of the mean's
+    adjoints = arriving.norm(dim=-1).mean(-1).t()
     layers = _layers(directions["R"])
     pairs = list(combinations(directions.values(), 2))
     times, growth = feedback_growth(system, controller, trajectory)
@@ -116,68 +107,6 @@ def diagnose(system: System, controller: nn.Module, initial_states: Tensor, epoc
         times=np.array(times),
         growth=growth.double().cpu().numpy(),
     )
-
-
-@torch.no_grad()
-def feedback_growth(system: System, controller: nn.Module, trajectory: Trajectory) -> tuple[list[int], Tensor]:
-    """Log10 of the largest singular value of the products of Jacobians from step t to the end.
-
-    Args:
-        system: the physics.
-        controller: closes the loop.
-        trajectory: T steps of B episodes, of which the first few are looked at.
-
-    Returns:
-        The steps t, K of them, and (2, K): of the physics alone and of the closed loop, the mean over episodes.
-    """
-    horizon, batch = trajectory.actions.shape[:2]
-    n = system.system.state_size if isinstance(system, Task) else system.state_size  # what a task holds does not grow
-    room = max(1, GROWTH_NUMBERS // n**2)
-    samples = min(GROWTH_SAMPLES, batch, room)
-    count = min(horizon, max(1, room // samples))
-    times = [round(i * (horizon - 1) / max(1, count - 1)) for i in range(count)]
-    states, actions = trajectory.states[:-1, :samples], trajectory.actions[:, :samples]
-    product = torch.eye(n, dtype=states.dtype, device=states.device).expand(2, samples, n, n)
-    scale = states.new_zeros(2, samples)  # log10 of what the product was divided by: it would overflow
-    products, scales = [], []
-    for t, jacobians in _jacobians(system, controller, states, actions):
-        product = product @ jacobians[..., :n, :n]
-        size = product.flatten(2).norm(dim=-1).clamp_min(torch.finfo(product.dtype).tiny)
-        product, scale = product / size[..., None, None], scale + size.log10()
-        if t in times:
-            products.append(product)
-            scales.append(scale)
-    growth = torch.stack(scales) + _largest_singular_value(torch.stack(products)).log10()  # (K, 2, samples)
-    return times, growth.mean(-1).flip(0).t()
-
-
-def _jacobians(system: System, controller: nn.Module, states: Tensor, actions: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """The steps, the last first, with A_t and A_t + B_t K_t, (2, samples, n, n)."""
-    horizon, samples = actions.shape[:2]
-    length = max(1, GROWTH_NUMBERS // (samples * system.state_size**2))
-    for stop in range(horizon, 0, -length):
-        steps = slice(max(0, stop - length), stop)
-        state, action = states[steps].flatten(0, 1), actions[steps].flatten(0, 1)
-        bounded, slope = bound_with_slope(system, action)
-        by_state, by_action = system.linearize(state, bounded)
-        by_action = by_action if slope is None else by_action * slope.unsqueeze(1)
-        closed = by_state + by_action @ ControllerTape(controller, system, state).jacobian
-        both = torch.stack([by_state, closed]).unflatten(1, (-1, samples))
-        for t in range(steps.stop - 1, steps.start - 1, -1):
-            yield t, both[:, t - steps.start]
-
-
-def _largest_singular_value(matrices: Tensor) -> Tensor:
-    """Of (..., n, n), by power iterations from the row of the largest norm, which has a share in it."""
-    longest = matrices.norm(dim=-1).argmax(-1)[..., None, None].expand(*matrices.shape[:-2], 1, matrices.shape[-1])
-    vector = matrices.gather(-2, longest).mT
-    tiny = torch.finfo(matrices.dtype).tiny
-    for _ in range(POWER_ITERATIONS):
-        vector = vector / vector.norm(dim=-2, keepdim=True).clamp_min(tiny)
-        image = matrices @ vector
-        vector = matrices.mT @ image
-    largest: Tensor = image.norm(dim=-2).squeeze(-1)
-    return largest
 
 
 class Diagnostics(Callback):
