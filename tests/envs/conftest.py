@@ -29,7 +29,7 @@ VARIATIONS = {  # a new id is tested with its defaults; add a row to test its op
         {"course": "free", "control_weight": 0.0, "target": (-1.0, 0.5), "horizon": 20},
     "DiffHopper-v0": [
         {"horizon": 10, "substeps": 4},
-        {"horizon": 10, "substeps": 4, "form": "vertical", "actuation": "torque", "max_action": 0.5},
+        {"horizon": 10, "substeps": 4, "form": "vertical", "actuation": "torque", "max_action": 1.0},
     ],
     "DiffQuantumControl-v0": [{}, {"n_points": 8, "target": 5, "max_control": 5.0}, {"weighting": 0.25, "target": 1}],
     "DiffGuidance-v0": [
