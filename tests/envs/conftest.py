@@ -23,6 +23,8 @@ VARIATIONS = {  # a new id is tested with its defaults; add a row to test its op
         {"n_links": 1, "task": "balance", "observation": "positions"},
         {"n_links": 3, "joint_damping": 0.01, "observation": "cos_sin", "max_force": 20.0, "substeps": 1},
     ],
+    "DiffBouncingBall-v0": [{}, {"contact_gradient": "smooth", "max_force": 5.0}, {"n_balls": 2, "gravity": 1.0}],
+    "DiffPusher-v0": [{"substeps": 3}, {"actuation": "velocity", "stiffness": 200.0, "target": (0.5, 0.5)}],
     "DiffQuantumControl-v0": [{}, {"n_points": 8, "target": 5, "max_control": 5.0}, {"weighting": 0.25, "target": 1}],
     "DiffGuidance-v0": [
         {},

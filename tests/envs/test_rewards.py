@@ -6,7 +6,16 @@ import pytest
 import torch
 
 from bptt_envs import Task
-from bptt_envs.systems import LQR, ChainedPendulum, Guidance, Integrator, MultiPole, QuantumControl
+from bptt_envs.systems import (
+    LQR,
+    BouncingBall,
+    ChainedPendulum,
+    Guidance,
+    Integrator,
+    MultiPole,
+    Pusher,
+    QuantumControl,
+)
 
 
 def defined_loss(system, states, actions):
@@ -29,6 +38,16 @@ def defined_loss(system, states, actions):
     elif isinstance(system, Guidance):
         costs = ((states[1:, :, system.n_drivers :, 0] - system.target) ** 2).mean(axis=(-2, -1))
         control = system.control_weight * (actions**2).mean(axis=(0, -2, -1))
+        return control + (costs[-1] if system.objective == "final" else costs.mean(axis=0))
+    elif isinstance(system, BouncingBall):
+        costs = ((states[1:, :, -4:-2] - system.target) ** 2).mean(axis=-1)
+        control = system.control_weight * (actions**2).mean(axis=(0, -1))
+        return control + (costs[-1] if system.objective == "final" else costs.mean(axis=0))
+    elif isinstance(system, Pusher):
+        pusher, disk = states[1:, :, 0:2], states[1:, :, 4:6]
+        gap = np.linalg.norm(disk - pusher, axis=-1) - system.pusher_radius - system.disk_radius
+        costs = ((disk - system.target) ** 2).sum(axis=-1) + system.approach_weight * np.maximum(gap, 0.0) ** 2
+        control = system.control_weight * (actions**2).mean(axis=(0, -1))
         return control + (costs[-1] if system.objective == "final" else costs.mean(axis=0))
     elif isinstance(system, Integrator):
         costs = 0.5 * (states[1:, :, 0] - system.target) ** 2

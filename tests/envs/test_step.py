@@ -284,4 +284,5 @@ def test_horizon_is_that_of_the_system(env_id):
     assert gym.make(env_id, horizon=17).unwrapped.horizon == 17
     assert isinstance(gym.make(env_id).unwrapped, DifferentiableEnv)
     horizons = {"DiffIntegrator-v0": 4, "DiffLQR-v0": 20, "DiffQuantumControl-v0": 128, "DiffGuidance-v0": 60}
+    horizons |= {"DiffBouncingBall-v0": 60, "DiffPusher-v0": 50}
     assert gym.make(env_id).unwrapped.horizon == horizons.get(env_id, 100)
