@@ -37,6 +37,15 @@ from bptt_envs.systems import (
     Integrator,
     KuramotoSivashinsky,
     MultiPole,
+from bptt_envs.systems import (
+    LQR,
+    BouncingBall,
+    CartPole,
+    ChainedPendulum,
+    Guidance,
+    Integrator,
+    MultiPole,
+    Pusher,
     QuantumControl,
 )
 from bptt_studies.benchmarks.config import BenchmarkConfig
@@ -275,6 +284,7 @@ SYSTEMS = (
     Burgers,
     KuramotoSivashinsky,
 )
+SYSTEMS = (CartPole, MultiPole, ChainedPendulum, BouncingBall, Pusher, Integrator, LQR, QuantumControl, Guidance)
 SETTINGS = [(config, one.name) for config in CONFIGS for one in fields(config)]
 OPTIONS = [(system, name) for system in SYSTEMS for name in system.options()]
 WIDER = ("max_force", "max_control")  # kept as max_action

@@ -31,6 +31,8 @@ VARIATIONS = {  # a new id is tested with its defaults; add a row to test its op
         {"horizon": 10, "substeps": 4},
         {"horizon": 10, "substeps": 4, "form": "vertical", "actuation": "torque", "max_action": 1.0},
     ],
+    "DiffBouncingBall-v0": [{}, {"contact_gradient": "smooth", "max_force": 5.0}, {"n_balls": 2, "gravity": 1.0}],
+    "DiffPusher-v0": [{"substeps": 3}, {"actuation": "velocity", "stiffness": 200.0, "target": (0.5, 0.5)}],
     "DiffQuantumControl-v0": [{}, {"n_points": 8, "target": 5, "max_control": 5.0}, {"weighting": 0.25, "target": 1}],
     "DiffGuidance-v0": [
         {},

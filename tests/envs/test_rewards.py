@@ -16,6 +16,14 @@ from bptt_envs.systems import (
     Integrator,
     KuramotoSivashinsky,
     MultiPole,
+from bptt_envs.systems import (
+    LQR,
+    BouncingBall,
+    ChainedPendulum,
+    Guidance,
+    Integrator,
+    MultiPole,
+    Pusher,
     QuantumControl,
 )
 
@@ -67,6 +75,14 @@ def defined_loss(system, states, actions):
         if isinstance(system, Burgers):
             u, goal = np.split(states, 2, axis=-1) if system.target is None else (states, np.array(system.target))
         costs = ((u - goal)[1:] ** 2).mean(axis=-1)
+    elif isinstance(system, BouncingBall):
+        costs = ((states[1:, :, -4:-2] - system.target) ** 2).mean(axis=-1)
+        control = system.control_weight * (actions**2).mean(axis=(0, -1))
+        return control + (costs[-1] if system.objective == "final" else costs.mean(axis=0))
+    elif isinstance(system, Pusher):
+        pusher, disk = states[1:, :, 0:2], states[1:, :, 4:6]
+        gap = np.linalg.norm(disk - pusher, axis=-1) - system.pusher_radius - system.disk_radius
+        costs = ((disk - system.target) ** 2).sum(axis=-1) + system.approach_weight * np.maximum(gap, 0.0) ** 2
         control = system.control_weight * (actions**2).mean(axis=(0, -1))
         return control + (costs[-1] if system.objective == "final" else costs.mean(axis=0))
     elif isinstance(system, Integrator):

@@ -286,4 +286,5 @@ def test_horizon_is_that_of_the_system(env_id):
     horizons = {"DiffIntegrator-v0": 4, "DiffLQR-v0": 20, "DiffQuantumControl-v0": 128, "DiffGuidance-v0": 60}
     horizons |= {"DiffQuadrotor-v0": 50, "DiffBouncingBall-v0": 60, "DiffPusher-v0": 50}
     horizons |= {"DiffHeat-v0": 40, "DiffBurgers-v0": 32, "DiffKuramotoSivashinsky-v0": 200}
+    horizons |= {"DiffBouncingBall-v0": 60, "DiffPusher-v0": 50}
     assert gym.make(env_id).unwrapped.horizon == horizons.get(env_id, 100)
