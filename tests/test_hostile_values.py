@@ -25,8 +25,17 @@ import torch
 from torch import nn
 
 from bptt_envs import DifferentiableEnv, DifferentiableVectorEnv, System, Task, register, registration
-from bptt_envs.systems import LQR, CartPole, ChainedPendulum, Guidance, Integrator, MultiPole, Quadrotor, QuantumControl
-from bptt_envs.systems import LQR, CartPole, ChainedPendulum, Guidance, Hopper, Integrator, MultiPole, QuantumControl
+from bptt_envs.systems import (
+    LQR,
+    CartPole,
+    ChainedPendulum,
+    Guidance,
+    Hopper,
+    Integrator,
+    MultiPole,
+    Quadrotor,
+    QuantumControl,
+)
 from bptt_studies.benchmarks.config import BenchmarkConfig
 from bptt_studies.lqr.descents import StudyConfig
 from bptt_studies.scaling.config import ScalingConfig
@@ -249,8 +258,7 @@ def assert_same(stored, given):
 
 
 CONFIGS = (TrainConfig, BenchmarkConfig, ScalingConfig, FieldsConfig, StudyConfig)
-SYSTEMS = (CartPole, MultiPole, ChainedPendulum, Integrator, LQR, Quadrotor, QuantumControl, Guidance)
-SYSTEMS = (CartPole, MultiPole, ChainedPendulum, Integrator, LQR, QuantumControl, Guidance, Hopper)
+SYSTEMS = (CartPole, MultiPole, ChainedPendulum, Integrator, LQR, Quadrotor, QuantumControl, Guidance, Hopper)
 SETTINGS = [(config, one.name) for config in CONFIGS for one in fields(config)]
 OPTIONS = [(system, name) for system in SYSTEMS for name in system.options()]
 WIDER = ("max_force", "max_control")  # kept as max_action
