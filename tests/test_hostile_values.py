@@ -46,6 +46,15 @@ from bptt_envs.systems import (
     Integrator,
     MultiPole,
     Pusher,
+from bptt_envs.systems import (
+    LQR,
+    CartPole,
+    ChainedPendulum,
+    Guidance,
+    Hopper,
+    Integrator,
+    MultiPole,
+    Quadrotor,
     QuantumControl,
 )
 from bptt_studies.benchmarks.config import BenchmarkConfig
@@ -285,6 +294,7 @@ SYSTEMS = (
     KuramotoSivashinsky,
 )
 SYSTEMS = (CartPole, MultiPole, ChainedPendulum, BouncingBall, Pusher, Integrator, LQR, QuantumControl, Guidance)
+SYSTEMS = (CartPole, MultiPole, ChainedPendulum, Integrator, LQR, Quadrotor, QuantumControl, Guidance, Hopper)
 SETTINGS = [(config, one.name) for config in CONFIGS for one in fields(config)]
 OPTIONS = [(system, name) for system in SYSTEMS for name in system.options()]
 WIDER = ("max_force", "max_control")  # kept as max_action

@@ -27,6 +27,7 @@ VARIATIONS = {  # a new id is tested with its defaults; add a row to test its op
         {},
         {"course": "obstacles", "n_obstacles": 2, "max_thrust": 7.0, "horizon": 20},
         {"course": "free", "control_weight": 0.0, "target": (-1.0, 0.5), "horizon": 20},
+    ],
     "DiffHopper-v0": [
         {"horizon": 10, "substeps": 4},
         {"horizon": 10, "substeps": 4, "form": "vertical", "actuation": "torque", "max_action": 1.0},

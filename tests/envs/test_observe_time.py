@@ -16,6 +16,7 @@ from bptt_envs import DifferentiableEnv, System, Task, check_system
 from bptt_envs.registration import ENTRIES, build_system, system_class
 from bptt_envs.system import ENV_OPTIONS
 from bptt_envs.systems import LQR, CartPole, Integrator, QuantumControl
+from bptt_envs.task import ends_by_itself
 
 BATCH = 5
 
@@ -135,7 +136,7 @@ def test_what_it_declares_is_the_systems(system, timed):
     names += ["time_unit", "time_label", "action_shape", "action_labels", "step_weight", "dense_jacobians"]
     for name in [*names, "slope_numbers", "class_name"]:
         assert getattr(timed, name) == getattr(system, name)
-    assert timed.state_labels == (*system.state_labels, "steps")
+    assert timed.state_labels == (*system.state_labels, *["alive"] * ends_by_itself(system), "steps")
 
 
 def test_bounds_of_each_component_and_views_of_the_state_are_served():

@@ -18,9 +18,9 @@ from gymnasium.vector import AutoresetMode
 from bptt_envs import DifferentiableEnv, DifferentiableVectorEnv, System, Task, check_system
 from bptt_envs.checks import positive
 from bptt_envs.program import CACHE_VARIABLE
-from bptt_envs.registration import ENTRIES
+from bptt_envs.registration import ENTRIES, system_class
 from bptt_envs.systems import LQR, CartPole, Integrator, MultiPole
-from bptt_envs.task import as_task
+from bptt_envs.task import as_task, ends_by_itself
 from bptt_trainers import TrainConfig, Trainer, losses, rollout
 from bptt_trainers.directions.policy_gradient import system_of
 from bptt_trainers.rl.sb3_env import SB3VecEnv
@@ -47,7 +47,7 @@ def drawn(system, seed=0, dtype=torch.float64):
 # Nothing asked
 
 
-@pytest.mark.parametrize("env_id", ENTRIES)
+@pytest.mark.parametrize("env_id", [one for one in ENTRIES if not ends_by_itself(system_class(one)())])
 def test_a_task_that_asks_nothing_is_the_system_bit_for_bit(env_id):
     system = gym.make(env_id).unwrapped.system
     task = Task(system)
@@ -208,7 +208,7 @@ class Counts(Swing):
         self.name = name
 
 
-@pytest.mark.parametrize("system", [*(gym.make(one).unwrapped.system for one in ENTRIES), Swing(), Swing(friction=1)])
+@pytest.mark.parametrize("system", [*(system_class(one)() for one in ENTRIES), Swing(), Swing(friction=1)])
 def test_declared_parameters_keep_the_contract_also_all_at_once(system):
     for dtype in (torch.float32, torch.float64):
         check_system(system, dtype=dtype)
