@@ -10,7 +10,7 @@ from torch import nn
 
 from bptt_envs import DifferentiableEnv, DifferentiableVectorEnv, System, Task
 from bptt_envs.registration import ENTRIES, build_system
-from bptt_envs.systems import Integrator
+from bptt_envs.systems import CartPole, Integrator
 from bptt_trainers import GRU, MLP, TrainConfig, Trainer, check_gradients, default_controller, rollout
 from bptt_trainers.analysis.differences import compare_slopes
 from bptt_trainers.analysis.gradient_figure import gradient_figure
@@ -208,9 +208,13 @@ class Dipping(Oscillator):
 
 
 def test_a_slope_that_is_no_number_is_named_with_its_step():
-    (error,) = found(Dipping())
+    error, *back = found(Dipping())
     assert "Dipping.running_cost: its slope by component 0 (place [m]) of state is infinite or no number" in error
     assert "at step 2 of 8 of episode 0, and at 12.5% of all" in error
+    assert [re.search(r"under (.), .* or no number from step (\d+) of 8 back", one).groups() for one in back] == [
+        ("R", "2"),
+        ("M", "2"),
+    ]
 
 
 class Growing(Oscillator):
@@ -431,6 +435,10 @@ def test_environments_vector_environments_and_tasks_are_taken():
         assert check_gradients(env).findings[:12] == expected
     timed = check_gradients(Task(system, observe_time=True, terminated=lambda x: x[:, 0] > 1.0))
     assert not timed.failed, timed.text()
+    drawn = Task(CartPole(horizon=5), randomize={"pole_length": (0.4, 0.6)}, show_parameters=True)
+    assert not check_gradients(drawn).failed
+    over = Task(system, terminated=lambda x: x[:, 0] < 1e9)
+    assert "every episode is over at its start" in " ".join(found(over, "warning"))
     for env, controller in ((None, None), (system, lambda observation: observation)):
         with pytest.raises((TypeError, ValueError), match=r"(env|controller) must be a"):
             check_gradients(env, controller)
@@ -457,12 +465,12 @@ def test_controllers_that_the_adjoint_engine_does_not_serve_are_checked_as_far_a
 
 
 def test_nothing_is_changed():
-    controller = MLP((2,), (1,))
-    weights = [one.clone() for one in controller.parameters()]
+    controller = nn.Sequential(nn.BatchNorm1d(2), MLP((2,), (1,)))
+    weights = [one.clone() for one in controller.state_dict().values()]
     random = torch.get_rng_state()
     first, second = (check_gradients(Oscillator(), controller) for _ in range(2))
     assert torch.equal(torch.get_rng_state(), random)
-    assert all(map(torch.equal, controller.parameters(), weights))
+    assert all(map(torch.equal, controller.state_dict().values(), weights))
     assert all(one.grad is None for one in controller.parameters())
     assert first.slopes == second.slopes
     assert first.steps_csv() == second.steps_csv()

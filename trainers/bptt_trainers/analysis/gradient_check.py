@@ -123,12 +123,11 @@ def check_gradients(
         checks.instance("controller", controller, nn.Module, "a torch.nn.Module")
         check_parameters(controller)
     like = next(iter(() if controller is None else controller.parameters()), torch.empty(0))
-    found = _promised(system, like)
-    if any(one.level == "error" for one in found):
-        return GradientCheck(tuple(found))
     with torch.random.fork_rng([like.device] if like.is_cuda else []), computing(like):
-        controller = default_controller(system) if controller is None else controller
-        return _looked_at(system, controller, found)
+        found = _promised(system, like)
+        if any(one.level == "error" for one in found):
+            return GradientCheck(tuple(found))
+        return _looked_at(system, default_controller(system) if controller is None else controller, found)
 
 
 def _promised(system: System, like: Tensor) -> list[Finding]:
@@ -155,14 +154,14 @@ def _looked_at(system: System, controller: nn.Module, found: list[Finding]) -> G
             return GradientCheck(tuple(found))
         pushed = pushed if bool(pushed.states.isfinite().all()) else acted
         slopes = _compared(system, acted, pushed, found)
-        broken = _numbers(system, acted, found)
-        horizon = None if broken else _through_the_horizon(system, double, start, acted, pushed, found)
+        found += _numbers(system, acted)
+        horizon = _through_the_horizon(system, double, start, acted, pushed, found)
         _observed(system, acted, pushed, found)
         _bounded(system, acted, found)
-    if broken or any(one.level == "error" for one in found):
+    if any(one.level == "error" for one in found):
         return GradientCheck(tuple(found), tuple(slopes), horizon)
     with computing(like):
-        costs = update_costs(system, controller, start.to(like.dtype))
+        costs = update_costs(system, copy.deepcopy(controller), start.to(like.dtype))
     found += [Finding("ok" if one.obstacle is None else "note", _costs(one)) for one in costs]
     return GradientCheck(tuple(found), tuple(slopes), horizon, tuple(costs))
 
@@ -203,6 +202,9 @@ def _compared(system: System, acted: Trajectory, pushed: Trajectory, found: list
     over = system.episode_over(states)
     if over is not None:
         states, actions = states[~over], actions[~over]
+    if not len(states):
+        found.append(Finding("warning", "every episode is over at its start: slopes were not compared."))
+        return []
     actions = system.bound(actions)
     where = f"at {len(states)} states along episodes, in float64"
     try:
@@ -270,22 +272,21 @@ def _component(system: System, argument: str, component: int | None) -> str:
     return f"component {component}{named} of {argument}"
 
 
-def _numbers(system: System, trajectory: Trajectory, found: list[Finding]) -> bool:
-    """Whether slopes are not finite somewhere along the controller's episodes."""
+def _numbers(system: System, trajectory: Trajectory) -> list[Finding]:
+    """Where slopes are not finite along the controller's episodes, in words."""
     bad = not_finite(system, trajectory)
-    for one in bad:
-        found.append(
-            Finding(
-                "error",
-                f"{system.class_name}.{one.method}: its slope by {_component(system, one.argument, one.component)} is "
-                f"infinite or no number at step {one.step} of {trajectory.horizon} of episode {one.sample}, and at "
-                f"{one.share:.1%} of all. A square root, a norm, a power or an arc function at the end of its domain "
-                "does that: keep what is in it away from there, by a small number added or a clamp before it.",
-            )
-        )
     if not bad:
-        found.append(Finding("ok", "slopes are finite along the controller's episodes."))
-    return bool(bad)
+        return [Finding("ok", "slopes are finite along the controller's episodes.")]
+    return [
+        Finding(
+            "error",
+            f"{system.class_name}.{one.method}: its slope by {_component(system, one.argument, one.component)} is "
+            f"infinite or no number at step {one.step} of {trajectory.horizon} of episode {one.sample}, and at "
+            f"{one.share:.1%} of all. A square root, a norm, a power or an arc function at the end of its domain does "
+            "that: keep what is in it away from there, by a small number added or a clamp before it.",
+        )
+        for one in bad
+    ]
 
 
 # Through the horizon
@@ -346,8 +347,9 @@ def _fed_back(rule: str, norms: Sequence[float]) -> Finding:
             f"{bad[-1]} of {steps} back: fewer steps (horizon), a smaller dt or shorter feedback would keep it finite.",
         )
     there = [(t, norm) for t, norm in enumerate(norms, start=1) if norm > 0.0]
-    if len(there) < 2:
-        return Finding("warning", f"feedback under {rule}, |dL/dx_t|, is 0 at all steps but {len(there)} of {steps}.")
+    if len(there) < steps / 2:
+        words = f"feedback under {rule}, |dL/dx_t|, is 0 at {steps - len(there)} of {steps} steps: nothing comes back."
+        return Finding("warning", words)
     (first, begin), (last, end) = there[0], there[-1]
     words = f"feedback under {rule}, |dL/dx_t|: {end:.2g} at step {last}, {begin:.2g} at step {first}"
     decades = math.log10(begin) - math.log10(end)
