@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from bptt_envs import System, Task, checks
 from bptt_envs.differentiable import start_states
 from bptt_envs.task import as_task
-from bptt_trainers.directions.adjoint import ControllerTape, bound_with_slope
+from bptt_trainers.directions.adjoint import bound_with_slope
+from bptt_trainers.directions.controller_tape import ControllerTape
 from bptt_trainers.directions.policy_gradient import adjoint_engine
 from bptt_trainers.directions.rollout import Trajectory, rollout
 from bptt_trainers.directions.rules import (

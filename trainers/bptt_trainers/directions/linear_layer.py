@@ -46,6 +46,29 @@ class LinearLayer:
         name = {own: names.get(p) for own, p in module.named_parameters()}
         return cls(module, name["weight"], name.get("bias"))
 
+    def pulled(self, vectors: Tensor) -> Tensor:
+        """P vectors by what the layer gave for R rows, (P, R, out), as vectors by what it was given, (P, R, in)."""
+        weight: Tensor = self.module.weight.detach()
+        if isinstance(self.module, StackedLinear):
+            met: Tensor = vectors.unflatten(1, (len(weight), -1)) @ weight
+            return met.flatten(1, 2)
+        return vectors @ weight
+
+    def products_of_slopes(self, inputs: Tensor, slopes: Tensor) -> tuple[Tensor, Tensor]:
+        """What one call adds to the directions of P passes by the weight and by the bias.
+
+        Args:
+            inputs: what the layer was given, (N, in).
+            slopes: those of the loss of each pass by what it gave, (P, N, out).
+
+        Returns:
+            (P, *weight.shape) and (P, *bias.shape).
+        """
+        if isinstance(self.module, StackedLinear):
+            slopes = slopes.unflatten(1, (len(self.module.weight), -1))
+            inputs = inputs.unflatten(0, (len(self.module.weight), -1))
+        return slopes.mT @ inputs, slopes.sum(-2)
+
     def products(self, inputs: Tensor, slopes: Sequence[Tensor], weights: Tensor) -> tuple[Tensor, Tensor]:
         """What one call adds to the directions of P passes by the weight and by the bias.
 
