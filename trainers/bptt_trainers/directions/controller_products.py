@@ -7,13 +7,14 @@ action component, here one is taken for each vector when it is known, whatever t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import starmap
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from bptt_envs import Task
 from bptt_trainers.directions.augmented import acting
 from bptt_trainers.directions.controller_tape import ControllerTape
 
@@ -74,7 +75,10 @@ def overhead_of(tape: ControllerTape, *, chained: bool, dense: bool) -> int:
     """
     if not chained:
         return OVERHEAD_AUTOGRAD
-    seen = 0 if tape.observation is tape.state else OVERHEAD_OBSERVATION
+    physics, state = tape.system, tape.state.detach()
+    if isinstance(tape.system, Task):  # whose own slopes are known
+        physics, state = tape.system.system, tape.system.inner(state)
+    seen = 0 if physics.observe(state) is state else OVERHEAD_OBSERVATION
     return seen + (OVERHEAD_DENSE if dense else OVERHEAD)
 
 
@@ -82,13 +86,21 @@ class ByAutograd:
     """The controller runs again at the samples that are asked for; a backward pass for each vector."""
 
     def __init__(self, tape: ControllerTape) -> None:
-        act = acting(tape.system, tape.controller)
         self._tape = tape
-        self._pull = _pullback(lambda state: act(tape.system.observe(state)), tape.order.by_time(tape.state.detach()))
+        self._act = acting(tape.system, tape.controller)
+        self._state = tape.order.by_time(tape.state.detach())
 
     def pull(self, rows: slice, vectors: Tensor, asked: slice) -> Tensor:
         """As that of `ControllerProducts`."""
-        return self._pull(rows, vectors[asked])
+        with torch.enable_grad():
+            leaf = self._state[rows].requires_grad_()
+            actions = self._act(self._tape.system.observe(leaf)).flatten(1)
+            met = [(actions * vector).sum() for vector in vectors[asked]]  # apart torch would import sympy
+        by_vector = [
+            torch.autograd.grad(one, leaf, retain_graph=True, materialize_grads=True, allow_unused=True)[0]
+            for one in met
+        ]
+        return torch.stack(by_vector).flatten(2).detach()
 
     def products(self, weights: Tensor, others: Sequence[str]) -> dict[str, Tensor]:
         """As those of `ControllerProducts`."""
@@ -110,13 +122,11 @@ class Chain:
         self._slopes = [None if one is None else tape.order.by_time(one) for one in starmap(_slope, _links(tape))]
         self._layers = [call.layer for call in tape.calls]
         self._met: list[list[Tensor]] = [[] for _ in self._layers]  # what has met the output of each, the last first
-        self._observed = None
-        if tape.observation is not tape.state:
-            self._observed = _pullback(tape.system.observe, tape.order.by_time(tape.state.detach()))
+        self._observed = tape.system.observe_pullback(tape.order.by_time(tape.state.detach()))
 
     def pull(self, rows: slice, vectors: Tensor, asked: slice) -> Tensor:
         """As that of `ControllerProducts`."""
-        vectors = self._layers[0].pulled(self._meet(rows, vectors)[asked])
+        vectors = self._layers[0].pulled(self._meet(rows, vectors)[asked], self._steps(vectors))
         vectors = _scaled(vectors, self._slopes[0], rows)
         return vectors if self._observed is None else self._observed(rows, vectors)
 
@@ -125,8 +135,12 @@ class Chain:
         for i in reversed(range(len(self._layers))):
             vectors = _scaled(vectors, self._slopes[i + 1], rows)
             self._met[i].append(vectors)
-            vectors = self._layers[i].pulled(vectors) if i else vectors
+            vectors = self._layers[i].pulled(vectors, self._steps(vectors)) if i else vectors
         return vectors
+
+    def _steps(self, vectors: Tensor) -> int:
+        """Steps of which vectors, (P, R, ...), are."""
+        return vectors.shape[1] * self._tape.order.steps // len(self._tape.given)
 
     def products(self, weights: Tensor, others: Sequence[str]) -> dict[str, Tensor]:
         """As those of `ControllerProducts`."""
@@ -172,23 +186,6 @@ def _slope(earlier: Tensor, later: Tensor) -> Tensor | None:
     with torch.enable_grad():
         total = later.sum()
     return torch.autograd.grad(total, earlier, retain_graph=True)[0].detach()
-
-
-def _pullback(function: Callable[[Tensor], Tensor], state: Tensor) -> Callable[[slice, Tensor], Tensor]:
-    """Products of vectors, (P, R, ...), with the slope of a function at some of the states, each by a backward pass."""
-
-    def pull(rows: slice, vectors: Tensor) -> Tensor:
-        with torch.enable_grad():
-            leaf = state[rows].requires_grad_()
-            result = function(leaf).flatten(1)
-            met = [(result * vector).sum() for vector in vectors]  # apart torch would import sympy
-        products = [
-            torch.autograd.grad(one, leaf, retain_graph=True, materialize_grads=True, allow_unused=True)[0]
-            for one in met
-        ]
-        return torch.stack(products).flatten(2).detach()
-
-    return pull
 
 
 def _passed_on(earlier: Tensor, later: Tensor) -> bool:
