@@ -11,6 +11,7 @@ from bptt_trainers.directions.augmented import draw_noise
 from bptt_trainers.directions.policy_gradient import PolicyGradient, policy_gradient
 from bptt_trainers.directions.rollout import Trajectory, losses, rollout
 from bptt_trainers.directions.rules import RULES, Feedback, Rule
+from bptt_trainers.planning.plan import Plan, plan
 from bptt_trainers.presets.presets import from_preset
 from bptt_trainers.records.files import RunFolderError
 from bptt_trainers.training.callbacks import Callback, ProgressBar
@@ -36,6 +37,7 @@ __all__ = [
     "Gaussian",
     "GradientCheck",
     "NonFiniteError",
+    "Plan",
     "PolicyGradient",
     "ProgressBar",
     "Rule",
@@ -52,6 +54,7 @@ __all__ = [
     "from_preset",
     "held_out_states",
     "losses",
+    "plan",
     "policy_gradient",
     "register_recorder",
     "rollout",

@@ -54,6 +54,7 @@ COMMANDS = {
     "resume": Entry("bptt_trainers.commands.train:Resume", "continue a training run"),
     "evaluate": Entry("bptt_trainers.commands.evaluate:Evaluate", "judge trained controllers on held-out start states"),
     "compare": Entry("bptt_trainers.commands.compare:Compare", "compare rules with reinforcement learning"),
+    "plan": Entry("bptt_trainers.commands.plan:PlanCommand", "plan held-out episodes: the best that anyone knows"),
     "tune": Entry("bptt_trainers.commands.tune:Tune", "search for the settings of rules, PPO and SAC, all alike"),
     "render": Entry("bptt_trainers.commands.render:Render", "draw a trained controller: an animation or a picture"),
     "diagnose": Entry("bptt_trainers.commands.diagnose:Diagnose", "draw how the rules differed in a training run"),
@@ -63,6 +64,7 @@ COMMANDS = {
     "toys": Entry("bptt_studies.toys.command:Toys", "draw the fields of R, M and C of the paper's two toy examples"),
     "reproduce": Entry("bptt_studies.paper.command:Reproduce", "rerun the paper's experiments, with statistics"),
     "scale": Entry("bptt_studies.scaling.command:Scale", "measure time, memory and loss as a task grows"),
+    "optima": Entry("bptt_studies.optima.command:Optima", "plan each task, and compare what was tuned with the best"),
     "benchmark": Entry("bptt_studies.benchmarks.command:Benchmark", "time updates, steps and starts, beside peers"),
 }
 

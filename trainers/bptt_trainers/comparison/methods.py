@@ -11,6 +11,7 @@ from bptt_envs import DifferentiableEnv, System, make_env
 from bptt_trainers.controllers.baselines import RandomController, ZeroController
 from bptt_trainers.directions.rollout import Policy, losses, rollout
 from bptt_trainers.directions.rules import RULES
+from bptt_trainers.planning.plan import PLANNERS, plan, planner_settings
 from bptt_trainers.presets.presets import PresetName, RuleSettings, defaults_seen, preset, rule_settings
 from bptt_trainers.records.curve import Curve, CurvePoint
 from bptt_trainers.training.callbacks import ProgressBar
@@ -206,6 +207,32 @@ class Baseline:
         return [CurvePoint(0, 0.0, float(losses(system, trajectory).mean()))]
 
 
+@dataclass(frozen=True)
+class Planned:
+    """A planner, which learns nothing: it is told the held-out states and plans from each of them by itself.
+
+    Args:
+        method: its name among `PLANNERS`.
+    """
+
+    method: str
+
+    @property
+    def summary(self) -> str:
+        """The planner."""
+        return f"plans each held-out episode by itself, {PLANNERS[self.method].summary}"
+
+    def settings(self, budget: Budget, overrides: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of the planner."""
+        return planner_settings(self.method, overrides)
+
+    def run(self, budget: Budget, overrides: Mapping[str, Any], seed: int, folder: Path, title: str | None) -> Curve:
+        """Plan once; the seconds are those that it takes."""
+        system = budget.make_env().system
+        found = plan(system, held_out_states(system, budget.test_states), self.method, seed=seed, **overrides)
+        return [CurvePoint(0, found.seconds, float(found.losses.mean()))]
+
+
 METHODS: dict[str, Method] = {
     "R": BPTT("R"),
     "M": BPTT("M"),
@@ -214,6 +241,7 @@ METHODS: dict[str, Method] = {
     "C-turned": BPTT("C", {"combine": "turned"}),
     "PPO": RL("PPO"),
     "SAC": RL("SAC"),
+    **{name: Planned(name) for name in PLANNERS},
     "zero": Baseline("never acts", lambda system, seed: ZeroController(system)),
     "random": Baseline("acts uniformly at random", RandomController),
 }

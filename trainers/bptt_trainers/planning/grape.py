@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from bptt_envs.settings import Count, read
-from bptt_trainers.planning.problem import Problem, best_of
+from bptt_trainers.planning.problem import Problem
 
 STEPS = tuple(4.0**-i for i in range(-1, 9))  # shares of a step that are tried at once
 FIRST = 0.1  # of the range of actions: the most that a step along the plain gradient changes any
@@ -30,10 +31,10 @@ class GRAPE:
         memory: steps, with what they changed in the gradient, that are kept.
     """
 
-    iterations: Count = 500
+    iterations: Count = 300
     memory: Count = 20
 
-    summary = "gradient descent over the actions, by L-BFGS (for quantum control: GRAPE)"
+    summary: ClassVar[str] = "gradient descent over the actions, by L-BFGS (for quantum control: GRAPE)"
 
     def __post_init__(self) -> None:
         read(self)
@@ -99,7 +100,7 @@ class _Pairs:
         """The model times a gradient, (B, D): Nocedal's two loops."""
         product, shares = slopes, []
         scale = torch.ones_like(slopes[:, :1])
-        for s, y, inverse in self._pairs:
+        for _, y, inverse in self._pairs:
             scale = torch.where(inverse > 0.0, 1.0 / (inverse * y.square().sum(1, keepdim=True)), scale)
         for s, y, inverse in reversed(self._pairs):
             share = inverse * (s * product).sum(1, keepdim=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,9 +38,9 @@ class ILQR:
         iterations: at most so many.
     """
 
-    iterations: Count = 200
+    iterations: Count = 100
 
-    summary = "differential dynamic programming (iterative LQR with full second derivatives)"
+    summary: ClassVar[str] = "differential dynamic programming (iterative LQR with full second derivatives)"
 
     def __post_init__(self) -> None:
         read(self)
@@ -80,9 +80,7 @@ def _iterate(problem: Problem, actions: Tensor, damping: Tensor) -> tuple[Tensor
         states = problem.trajectory(actions)
     model = _model(problem, states, actions)
     as_it_is = _policy(problem, model, actions, damping)
-    positive = model._replace(
-        curvature=_positive(model.curvature), final_curvature=_positive(model.final_curvature)
-    )
+    positive = model._replace(curvature=_positive(model.curvature), final_curvature=_positive(model.final_curvature))
     directions = [as_it_is, _policy(problem, positive, actions, damping)]
     tried = [_tried(problem, states, actions, one) for one in directions]
     candidates, losses = (torch.cat(one) for one in zip(*tried, strict=True))
@@ -151,7 +149,8 @@ def _gradient_and_hessian(function: Callable[[Tensor], Tensor], at: Tensor) -> t
 def _positive(curvature: Tensor) -> Tensor:
     """Symmetric matrices without what is negative in them."""
     values, vectors = torch.linalg.eigh(curvature.nan_to_num(0.0, 0.0, 0.0))
-    return (vectors * values.clamp(min=0.0).unsqueeze(-2)) @ vectors.mT
+    positive: Tensor = (vectors * values.clamp(min=0.0).unsqueeze(-2)) @ vectors.mT
+    return positive
 
 
 class _Policy(NamedTuple):
@@ -202,19 +201,20 @@ def _minimum(Q: Tensor, q: Tensor, low: Tensor | None, high: Tensor | None) -> t
         return -_solved(Q, q.unsqueeze(2), free).squeeze(2), free
     low = torch.full_like(q, -math.inf) if low is None else low
     high = torch.full_like(q, math.inf) if high is None else high
+    slope = q
     for _ in range(NEWTONS):
-        slope = (Q @ k.unsqueeze(2)).squeeze(2) + q
-        held = ((k <= low) & (slope > 0)) | ((k >= high) & (slope < 0))
-        free = 1.0 - held.to(q)
+        free = (((k > low) | (slope <= 0)) & ((k < high) | (slope >= 0))).to(q)
         k = (k - _solved(Q, slope.unsqueeze(2), free).squeeze(2)).clamp(low, high)
-    return k, free
+        slope = (Q @ k.unsqueeze(2)).squeeze(2) + q
+    return k, (((k > low) | (slope <= 0)) & ((k < high) | (slope >= 0))).to(q)
 
 
 def _solved(Q: Tensor, right: Tensor, free: Tensor) -> Tensor:
     """Q^-1 right over free components, 0 in those that are held: (N, m, m), (N, m, k), (N, m) -> (N, m, k)."""
     rows = free.unsqueeze(2)
     alone = Q * rows * rows.mT + torch.diag_embed(1.0 - free)
-    return torch.linalg.solve_ex(alone, right * rows)[0]
+    solved: Tensor = torch.linalg.solve_ex(alone, right * rows)[0]
+    return solved
 
 
 @torch.no_grad()

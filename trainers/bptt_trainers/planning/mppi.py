@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from bptt_envs.settings import Count, Positive, Share, read
+from bptt_envs.settings import Count, Positive, read
 from bptt_trainers.planning.problem import Problem, best_of
 
 SMOOTH = 0.8  # correlation of the noise from step to step
@@ -34,7 +35,7 @@ class MPPI:
     deviation: Positive = 0.5
     temperature: Positive = 0.1
 
-    summary = "path integrals (MPPI): sampled plans, without gradients"
+    summary: ClassVar[str] = "path integrals (MPPI): sampled plans, without gradients"
 
     def __post_init__(self) -> None:
         read(self)

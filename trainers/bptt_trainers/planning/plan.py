@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Protocol
@@ -26,6 +27,8 @@ class Planner(Protocol):
 
     summary: ClassVar[str]
 
+    def __init__(self, **settings: Any) -> None: ...
+
     def improve(self, problem: Problem, actions: Tensor, generator: torch.Generator) -> tuple[Tensor, int]:
         """Better actions within the bounds than `actions`, (T, B, *action_shape), and the iterations taken."""
 
@@ -41,11 +44,13 @@ class Plan:
         actions: (T, B, *action_shape), within the bounds, float64.
         losses: (B,), float64.
         iterations: that it took.
+        seconds: that these took.
     """
 
     actions: Tensor
     losses: Tensor
     iterations: int
+    seconds: float
 
 
 def planner_settings(method: str, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -62,7 +67,8 @@ def planner_settings(method: str, settings: Mapping[str, Any]) -> dict[str, Any]
             raise ValueError(f"{method} has no setting {name!r}.{hint} Its settings: {', '.join(known)}.")
     restarts = checks.integer("restarts", settings.get("restarts", 2), 0)
     given = {name: value for name, value in settings.items() if name != "restarts"}
-    return {"restarts": restarts} | asdict(kind(**given))  # type: ignore[call-overload]
+    values: dict[str, Any] = asdict(kind(**given))  # type: ignore[call-overload]
+    return {"restarts": restarts} | values
 
 
 def plan(
@@ -101,6 +107,7 @@ def plan(
         shape = (system.horizon, len(states), *system.action_shape)
         if not isinstance(actions, Tensor) or tuple(actions.shape) != shape:
             raise ValueError(f"actions must be a tensor of shape {shape}; got {checks.shown(actions)}.")
+    begun = time.perf_counter()
     with own_surroundings(states.dtype, states.device):
         problem = Problem(system, states)
         starts = [_middle(problem), *(_random(problem, generator) for _ in range(restarts))]
@@ -110,7 +117,23 @@ def plan(
         found, iterations = PLANNERS[method](**values).improve(many, together, generator)
         candidates = found.unflatten(1, (len(starts), len(states))).transpose(0, 1)
         best, losses = best_of(candidates, problem.losses(candidates))
-        return Plan(best, losses, iterations)
+        return Plan(best, losses, iterations, time.perf_counter() - begun)
+
+
+def plan_in_turn(
+    system: System,
+    states: Tensor,
+    methods: Mapping[str, Mapping[str, Any]],
+    *,
+    actions: Tensor | None = None,
+    seed: int = 0,
+) -> dict[str, Plan]:
+    """Plan by several methods, by name with their settings; each has the plan of the one before it to start from."""
+    plans: dict[str, Plan] = {}
+    for method, settings in methods.items():
+        plans[method] = plan(system, states, method, actions=actions, seed=seed, **settings)
+        actions = plans[method].actions
+    return plans
 
 
 def _middle(problem: Problem) -> Tensor:

@@ -62,7 +62,7 @@ class Problem:
 
     @torch.no_grad()
     def losses(self, candidates: Tensor) -> Tensor:
-        """The losses of several plans each, (K, T, B, *action_shape) -> (K, B); what is no number counts as infinite."""
+        """The losses of several plans each, (K, T, B, *action_shape) -> (K, B); what is no number is infinite."""
         many = Problem(self.system, self.states.repeat(len(candidates), *[1] * (self.states.dim() - 1)))
         found = many.loss(candidates.transpose(0, 1).flatten(1, 2))
         return found.view(len(candidates), len(self)).nan_to_num(math.inf, math.inf, math.inf)
