@@ -23,7 +23,7 @@ STARTS = (  # least and largest x, y, x', y' of each ball, in m and m/s
 
 AHEAD = 0.1  # share of an impulse that "from_distance" lets act before the contact
 TINY = 1e-9  # m, m/s, m/s^2 or s: what is below is 0
-NEARLY_ELASTIC = 1e-5  # below 1, in sums over bounces, that are 0 / 0 at a restitution of 1
+NEARLY_ELASTIC = 2e-7  # below 1, in sums over bounces, that are 0 / 0 at a restitution of 1
 AT_REST = 1e-6  # share of the time that all bounces of a ball take that is left when it lies on the floor
 
 

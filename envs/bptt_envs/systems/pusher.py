@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -173,23 +174,108 @@ class Pusher(System):
 
     def step(self, state: Tensor, action: Tensor) -> Tensor:
         p, v, q, w = state.unflatten(-1, (4, 2)).unbind(1)
-        h, table = self.dt / self.substeps, broadcast(self.table_friction) * GRAVITY
+        h = self.dt / self.substeps
         for _ in range(self.substeps):
-            drive = action if self.actuation == "force" else VELOCITY_GAIN * (action - v)
             contact = self._contact(q - p, w - v)
-            v = v + (h / self.pusher_mass) * (drive - contact)
-            w = w + (h / broadcast(self.disk_mass)) * contact
-            w = w / (1.0 + h * table / (w.square().sum(1, keepdim=True) + SLIP**2).sqrt())
+            v = v + (h / self.pusher_mass) * (self._drive(action, v) - contact.force)
+            w = self._braked(w + (h / broadcast(self.disk_mass)) * contact.force)[0]
             p, q = torch.add(p, v, alpha=h), torch.add(q, w, alpha=h)
         return torch.stack([p, v, q, w], dim=1).flatten(1)
 
-    def _contact(self, apart: Tensor, drift: Tensor) -> Tensor:
-        """The force of the pusher on the disk, (B, 2), by their relative place and velocity, (B, 2) each."""
-        distance = apart.square().sum(1, keepdim=True).clamp_min(TINY**2).sqrt()
-        n = apart / distance
-        overlap = (self.pusher_radius + self.disk_radius - distance).clamp_min(0.0)
-        opening = (n * drift).sum(1, keepdim=True)
-        press = self.stiffness * overlap * (1.0 - self.contact_damping * opening).clamp_min(0.0)
-        slip = torch.addcmul(drift, n, opening, value=-1)
-        rub = broadcast(self.contact_friction) / (slip.square().sum(1, keepdim=True) + SLIP**2).sqrt()
-        return press * torch.addcmul(n, rub, slip, value=-1)
+    def _drive(self, action: Tensor, v: Tensor) -> Tensor:
+        """The force on the pusher by its drive, (..., 2), or derivatives of it."""
+        return action if self.actuation == "force" else VELOCITY_GAIN * (action - v)
+
+    def _braked(self, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The disk's velocity after the table's friction, (B, 2), and what that takes: the divisor and its root."""
+        root = (w.square().sum(1, keepdim=True) + SLIP**2).sqrt()
+        divisor = 1.0 + (self.dt / self.substeps * GRAVITY) * broadcast(self.table_friction) / root
+        return w / divisor, divisor, root
+
+    def _contact(self, apart: Tensor, drift: Tensor) -> _Contact:
+        return _Contact(
+            apart,
+            drift,
+            reach=self.pusher_radius + self.disk_radius,
+            stiffness=self.stiffness,
+            damping=self.contact_damping,
+            friction=broadcast(self.contact_friction),
+        )
+
+    @torch.no_grad()
+    def linearize(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        # The same substeps, with the derivatives by state and action as rows beside: (B, 10, 2)
+        p, v, q, w = state.unflatten(-1, (4, 2)).unbind(1)
+        h, count = self.dt / self.substeps, self.state_size + self.action_size
+        seeds = torch.eye(count, dtype=state.dtype, device=state.device).unflatten(-1, (5, 2))
+        dp, dv, dq, dw, by_action = seeds.expand(len(state), -1, -1, -1).unbind(2)
+        light, heavy = h / self.pusher_mass, h / broadcast(self.disk_mass)
+        for _ in range(self.substeps):
+            contact = self._contact(q - p, w - v)
+            by = contact.slopes(dq - dp, dw - dv)
+            dv = dv + light * (self._drive(by_action, dv) - by)
+            v = v + light * (self._drive(action, v) - contact.force)
+            dw = dw + broadcast(heavy) * by
+            pushed = w + heavy * contact.force
+            w, divisor, root = self._braked(pushed)
+            back = ((divisor - 1.0) / root.square() * w).unsqueeze(1)
+            dw = torch.addcmul(dw, back, _dot(pushed.unsqueeze(1), dw)) / divisor.unsqueeze(1)
+            p, q = torch.add(p, v, alpha=h), torch.add(q, w, alpha=h)
+            dp, dq = torch.add(dp, dv, alpha=h), torch.add(dq, dw, alpha=h)
+        slopes = torch.stack([dp, dv, dq, dw], dim=2).flatten(2).mT.contiguous()
+        return slopes[..., : self.state_size], slopes[..., self.state_size :]
+
+    @property
+    def dense_jacobians(self) -> bool:
+        return True  # `linearize` has a closed form
+
+
+class _Contact:
+    """The force between two disks that overlap, and its derivatives.
+
+    Args:
+        apart: from the centre of the first to that of the second, (B, 2), m.
+        drift: the velocity of the second relative to the first, (B, 2), m/s.
+        reach: sum of the radii, m.
+        stiffness: N/m.
+        damping: s/m.
+        friction: its coefficient, a number or (B, 1).
+
+    Attributes:
+        force: on the second disk, (B, 2), N.
+    """
+
+    def __init__(
+        self, apart: Tensor, drift: Tensor, *, reach: float, stiffness: float, damping: float, friction: Any
+    ) -> None:
+        self.drift, self.damping, self.stiffness = drift, damping, stiffness
+        self.distance = _dot(apart, apart).clamp_min(TINY**2).sqrt()
+        self.n = apart / self.distance
+        self.press = (reach - self.distance).clamp_min(0.0) * stiffness
+        self.opening = _dot(self.n, drift)
+        self.yielding = (1.0 - damping * self.opening).clamp_min(0.0)
+        self.slip = torch.addcmul(drift, self.n, self.opening, value=-1)
+        self.square = _dot(self.slip, self.slip) + SLIP**2
+        self.rub = friction / self.square.sqrt()
+        self.along = torch.addcmul(self.n, self.rub, self.slip, value=-1)
+        self.force = self.press * self.yielding * self.along
+
+    def slopes(self, apart: Tensor, drift: Tensor) -> Tensor:
+        """Derivatives of the force, (B, K, 2), from those of `apart` and `drift`, (B, K, 2) each."""
+        n, along, slip, rub, press = (
+            one.unsqueeze(1) for one in (self.n, self.along, self.slip, self.rub, self.press * self.yielding)
+        )
+        opening = self.opening.unsqueeze(1)
+        closer = _dot(n, apart)
+        by_n = torch.addcmul(apart, n, closer, value=-1) / self.distance.unsqueeze(1)
+        by_opening = _dot(by_n, self.drift.unsqueeze(1)) + _dot(n, drift)
+        stiff = (self.stiffness * (self.press > 0.0) * self.yielding).unsqueeze(1)
+        soft = (self.damping * self.press * (self.yielding > 0.0)).unsqueeze(1)
+        by_slip = drift - by_opening * n - opening * by_n
+        turned = by_slip - slip * (_dot(slip, by_slip) / self.square.unsqueeze(1))
+        return torch.addcmul(-(stiff * closer + soft * by_opening) * along, press, by_n - rub * turned)
+
+
+def _dot(one: Tensor, other: Tensor) -> Tensor:
+    """Scalar products along the last dimension, which stays."""
+    return (one * other).sum(-1, keepdim=True)
