@@ -120,6 +120,10 @@ class Heat(LQR):
         push = dt * np.divide(-np.expm1(-decay), decay, out=np.ones_like(decay), where=decay > 0.0)
         return waves * np.exp(-decay) @ waves.T, waves * push @ waves.T
 
+    @property
+    def dense_jacobians(self) -> bool:
+        return False  # products with two constant matrices, whatever the number of cells
+
     def initial_states(self, batch: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
         uniform = torch.rand(batch, 2, BUMPS, generator=generator, device=generator.device, dtype=dtype)
         normal = torch.randn(batch, BUMPS, generator=generator, device=generator.device, dtype=dtype)
