@@ -729,7 +729,7 @@ def _asked_of(system: System, probe: _Probe) -> dict[str, tuple[Function, list[T
 
 def _others_taken(system: System, name: str, value: float) -> list[float]:
     """Two other values of an option that the constructor takes."""
-    candidates = [1.25 * value, 0.8 * value, value + 0.1, value - 0.1, value + 1.0, value - 1.0]
+    candidates = [1.25 * value, 0.8 * value, value + 0.1, value - 0.1, value + 1.0, value - 1.0, value / 2]
     taken: list[float] = []
     for candidate in candidates:
         with contextlib.suppress(ValueError):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bptt_envs.canvas import Canvas
 from bptt_envs.charts import Chart, Curves
-from bptt_envs.checks import each, finite, not_negative, one_of, positive_integer
+from bptt_envs.checks import each, finite, not_negative, one_of, positive, positive_integer
 from bptt_envs.system import Pullback, System, broadcast, constant_like
 from bptt_envs.systems.line import Line
 
@@ -21,7 +21,7 @@ BOUNDARIES = ("periodic", "walled")
 # What substeps are chosen for, unless they are given
 SPEED = 4.0
 VISCOSITY = 0.003
-MOST_DIFFUSION = 0.25  # viscosity dt / substeps / dx^2: half of what is stable without any flow
+MOST_DIFFUSION = 0.5  # viscosity dt / substeps / dx^2, beyond which a substep is unstable
 
 # Starts and targets, in shares of the line: Holl, Koltun, Thuerey (2020)
 LEFT, RIGHT = (0.2, 0.4), (0.6, 0.8)
@@ -54,13 +54,13 @@ class Burgers(System):
         n_actuators: m; None: a force on each cell.
         actuator_width: s; None: half of the distance of two neighbours.
         control_weight: weight of the action in the loss.
-        viscosity: of the fluid.
+        viscosity: of the fluid, above 0.
         length: of the line.
         max_action: every component of the action is clamped to [-max_action, max_action]; None leaves it unbounded.
         horizon: steps of an episode.
         dt: duration of a step.
         substeps: steps of the integrator in a step; None: as many as are stable for speeds up to 4 and viscosities up
-            to 0.003. Speeds beyond dx substeps / dt make it unstable.
+            to 0.006. Speeds beyond dx substeps / dt make it unstable.
     """
 
     nominal_action = 2.0
@@ -96,7 +96,7 @@ class Burgers(System):
         self.n_cells, self.length = self.line.n_cells, self.line.length
         self.n_actuators, self.actuator_width = self.line.n_actuators, self.line.actuator_width
         self.control_weight = not_negative("control_weight", control_weight)
-        self.viscosity = not_negative("viscosity", viscosity)
+        self.viscosity = positive("viscosity", viscosity)
         self.substeps = None if substeps is None else positive_integer("substeps", substeps)
         diffusion = self.viscosity * self.dt / self.substeps_taken / self.line.dx**2
         if diffusion > MOST_DIFFUSION:
@@ -122,7 +122,7 @@ class Burgers(System):
         if self.substeps is not None:
             return self.substeps
         dx = self.line.dx
-        return math.ceil(self.dt * max(SPEED / dx, VISCOSITY / dx**2 / MOST_DIFFUSION))
+        return math.ceil(self.dt * max(SPEED / dx, 2 * VISCOSITY / dx**2 / MOST_DIFFUSION))
 
     # Cost and start
 
