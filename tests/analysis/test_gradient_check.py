@@ -278,15 +278,17 @@ def test_actions_and_states_without_influence_are_named():
         def observe(self, state):
             return torch.cat([state[:, :2], torch.ones_like(state[:, 2:])], dim=1)
 
-    warnings = found(Idle(), "warning")
-    assert [one.partition(",")[0] for one in warnings] == [
-        "component 1 (nothing [V]) of action has no influence on the loss",
-        "component 2 (idle [K]) of state has no influence on the loss",
-        "component 2 of the observation is the same in all states of these episodes.",
+    assert found(Idle(), "warning") == [
+        "no influence on the loss, at any step of these episodes: component 1 (nothing [V]) of action. Nothing trains "
+        "what gives it.",
+        "no influence on the loss, nor does the controller act on it: component 2 (idle [K]) of state.",
+        "the same in all states of these episodes: component 2 of observation.",
     ]
     seen = type("Seen", (Idle,), {"observe": System.observe})()
-    (note,) = found(seen, "note")
-    assert "component 2 (idle [K]) of state has no influence on the loss but through the controller" in note
+    assert found(seen, "note") == [
+        "no influence on the loss but through the controller: component 2 (idle [K]) of state. M feeds nothing back by "
+        "it."
+    ]
 
 
 class Strong(MLP):
@@ -296,9 +298,9 @@ class Strong(MLP):
 
 def test_actions_beyond_their_bounds_are_warned_of():
     system = Oscillator(max_action=0.1)
-    assert "beyond the bounds in 0% of the steps" in " ".join(found(Oscillator(max_action=9.0), "ok"))
+    assert "the controller is beyond the bounds in 0% of the steps at most." in found(Oscillator(max_action=9.0), "ok")
     words = " ".join(found(system, "warning", Strong(system.observation_shape, system.action_shape)))
-    assert "component 0 (push [N]) of action: the controller is beyond the bounds in 100% of the steps" in words
+    assert "beyond the bounds in 50% of the steps or more, where no slope goes through: component 0 (push [N])" in words
 
 
 def test_episodes_that_overflow_are_an_error():

@@ -29,6 +29,7 @@ from bptt_trainers.records.tables import csv_text
 BATCH = 8  # episodes, and start states of an update that is timed
 COMPARED_TIMES = 8  # steps of an episode whose slopes are compared with differences
 COMPARED_EPISODES = 2
+MOST_NAMED = 4  # components that are named one by one
 SATURATED = 0.5  # share of clamped actions from which on it is warned of
 MANY = 1e6  # times: feedback that grows or shrinks by more over the horizon is warned of
 OVERFLOW = 3e38  # the largest number of float32
@@ -135,7 +136,10 @@ def _promised(system: System, like: Tensor) -> list[Finding]:
     found = []
     for one in promises(system, dtype=like.dtype, device=like.device):
         found += [Finding("warning", words) for words in one.warned]
-        found.append(Finding("ok", f"{one.words}.") if one.breach is None else Finding("error", one.breach))
+        if one.breach is not None:
+            found.append(Finding("error", one.breach))
+        elif not one.warned:
+            found.append(Finding("ok", f"{one.words}."))
     return list(dict.fromkeys(found))
 
 
@@ -235,6 +239,12 @@ def _difference(system: System, one: Comparison) -> Finding:
         "kind. If it is another one on purpose, as of a smoothed contact, let the class say so: "
         "surrogate_gradient = True.",
     )
+
+
+def _components(system: System, argument: str, components: Sequence[int]) -> str:
+    """Components in words, the first few of many."""
+    named = [_component(system, argument, i) for i in components[:MOST_NAMED]]
+    return ", ".join(named) + (f" and {len(components) - MOST_NAMED} more" if len(components) > MOST_NAMED else "")
 
 
 def _agreement(slopes: Sequence[Comparison]) -> list[Finding]:
@@ -369,26 +379,22 @@ def _influences(
     each = [influence(system, one) for one in episodes]
     by_action = torch.stack([one.by_action for one in each]).amax(0)
     by_state = torch.stack([one.by_state for one in each]).amax(0)[:n]
-    dead = _without(by_action)
-    for i in dead:
-        name = _component(system, "action", i)
-        found.append(
-            Finding(
-                "warning", f"{name} has no influence on the loss, at any step of these episodes: nothing trains it."
-            )
-        )
-    if not dead:
-        found.append(Finding("ok", "every action has an influence on the loss."))
-    still = _without(by_state)
-    for i in still:
-        name = _component(system, "state", i)
-        if by_loop is not None and i in _without(by_loop):
-            found.append(Finding("warning", f"{name} has no influence on the loss, nor does the controller act on it."))
-        else:
-            words = f"{name} has no influence on the loss but through the controller: M feeds nothing back by it."
-            found.append(Finding("note", words))
+    dead, still = _without(by_action), _without(by_state)
+    unseen = [i for i in still if by_loop is not None and i in _without(by_loop)]
+    fed = [i for i in still if i not in unseen]
+    if dead:
+        words = f"no influence on the loss, at any step of these episodes: {_components(system, 'action', dead)}."
+        found.append(Finding("warning", f"{words} Nothing trains what gives it."))
+    else:
+        found.append(Finding("ok", "every component of the action has an influence on the loss."))
+    if unseen:
+        names = _components(system, "state", unseen)
+        found.append(Finding("warning", f"no influence on the loss, nor does the controller act on it: {names}."))
+    if fed:
+        words = f"no influence on the loss but through the controller: {_components(system, 'state', fed)}."
+        found.append(Finding("note", f"{words} M feeds nothing back by it."))
     if not still:
-        found.append(Finding("ok", "every state component has an influence on the loss."))
+        found.append(Finding("ok", "every component of the state has an influence on the loss."))
 
 
 def _without(slopes: Tensor) -> list[int]:
@@ -402,10 +408,10 @@ def _without(slopes: Tensor) -> list[int]:
 def _observed(system: System, acted: Trajectory, pushed: Trajectory, found: list[Finding]) -> None:
     states = torch.cat([one.states.flatten(0, 1) for one in (acted, pushed)])
     constant = constant_observations(system, states)
-    for i in constant:
-        words = f"component {i} of the observation is the same in all states of these episodes."
-        found.append(Finding("warning", words))
-    if not constant:
+    if constant:
+        names = _components(system, "observation", constant)
+        found.append(Finding("warning", f"the same in all states of these episodes: {names}."))
+    else:
         found.append(Finding("ok", "every component of the observation depends on the state."))
 
 
@@ -413,13 +419,18 @@ def _bounded(system: System, acted: Trajectory, found: list[Finding]) -> None:
     if not system.has_bounds:
         found.append(Finding("ok", "actions have no bounds."))
         return
-    for i, share in enumerate(clamped(system, acted).tolist()):
-        words = f"{_component(system, 'action', i)}: the controller is beyond the bounds in {share:.0%} of the steps"
-        if share >= SATURATED:
-            words += (
-                ", where no slope goes through them; squash=True bends actions instead, smaller weights stay within"
-            )
-        found.append(Finding("warning" if share >= SATURATED else "ok", f"{words}."))
+    shares = clamped(system, acted)
+    many = (shares >= SATURATED).nonzero().flatten().tolist()
+    if many:
+        words = (
+            f"the controller is beyond the bounds in {SATURATED:.0%} of the steps or more, where no slope goes "
+            f"through: {_components(system, 'action', many)}. squash=True bends actions instead; smaller weights stay "
+            "within."
+        )
+        found.append(Finding("warning", words))
+    else:
+        words = f"the controller is beyond the bounds in {float(shares.amax()):.0%} of the steps at most."
+        found.append(Finding("ok", words))
 
 
 def _costs(cost: UpdateCost) -> str:
