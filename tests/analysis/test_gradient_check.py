@@ -259,6 +259,25 @@ def test_how_feedback_goes_through_the_horizon_is_said(factor, level, words):
     assert re.search(words, finding.words)
 
 
+class Bouncing(Growing):
+    """Slopes of 1, but for a small one at step 10 and a large one at step 16."""
+
+    def step(self, state, action):
+        clock = state[:, 1:].detach()
+        slope = torch.where(clock.round() == 10, 1 / self.factor, torch.where(clock.round() == 16, self.factor, 1.0))
+        return torch.cat([slope * state[:, :1] + 1e-3 * action, state[:, 1:] + 1.0], dim=1)
+
+    def state_cost(self, state):
+        return state[:, 0]
+
+
+def test_where_feedback_jumps_is_said():
+    words = [one.words for one in check_gradients(Bouncing(1e3)).findings if "feedback under M" in one.words]
+    assert len(words) == 1
+    assert "1 at step 21, 1 at step 1, 1e+03 at step 11 between them; by a factor of" in words[0]
+    assert re.search(r"factor of (1e\+03 from step 17 to 16|0.001 from step 11 to 10) alone", words[0])
+
+
 def test_actions_and_states_without_influence_are_named():
     class Idle(Oscillator):
         state_shape, action_shape = (3,), (2,)

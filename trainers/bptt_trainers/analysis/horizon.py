@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from bptt_envs import System, Task
-from bptt_trainers.analysis.findings import Finding, Level, components
+from bptt_trainers.analysis.findings import Finding, components
 from bptt_trainers.analysis.growth import feedback, stretches
 from bptt_trainers.analysis.influence import influence
 from bptt_trainers.directions.policy_gradient import adjoint_engine
@@ -19,6 +20,7 @@ from bptt_trainers.directions.rollout import Trajectory
 
 LOOPS = ("A", "A+BK")
 MANY = 1e6  # times: feedback that grows or shrinks by more over the horizon is warned of
+JUMP = 10.0  # a factor over one step that is named
 OVERFLOW = 3e38  # the largest number of float32
 NOTHING = 1e-12  # of the largest slope: a component below it has no influence
 LARGE_STATE = 256  # numbers of a state up to which single steps are looked at by their Jacobians
@@ -72,7 +74,7 @@ def through_the_horizon(
         values = torch.empty(2, 2, 0)
         if n <= LARGE_STATE:
             times, values = stretches(system, controller, acted)
-            found += [_stretched(name, one) for name, one in zip(LOOPS, values, strict=True)]
+            found += [_stretched(name, one, times) for name, one in zip(LOOPS, values, strict=True)]
         else:
             found.append(Finding("note", f"single steps were not looked at: their Jacobians have {n}^2 numbers."))
         for rule, norm in zip(("R", "M"), norms, strict=True):
@@ -81,14 +83,15 @@ def through_the_horizon(
     return horizon, found + _influences(system, [acted, pushed], by_loop, n)
 
 
-def _stretched(name: str, values: Tensor) -> Finding:
-    """The singular values of single steps in words, (2, K)."""
+def _stretched(name: str, values: Tensor, times: Sequence[int]) -> Finding:
+    """The singular values of single steps, (2, K), at steps t, (K,), in words."""
     largest, smallest = values
     where = {"A": "the physics alone, A", "A+BK": "the loop with the controller, A + B K"}[name]
+    low, high = (f"{float(one):.3g} (step {times[int(i)]})" for one, i in (smallest.min(0), largest.max(0)))
+    middle = float(largest.median())
     return Finding(
         "ok",
-        f"single steps of {where}: singular values of {float(smallest.min()):.3g} to {float(largest.max()):.3g}, the "
-        f"largest {float(largest.median()):.3g} in the median step.",
+        f"single steps of {where}: singular values of {low} to {high}, the largest {middle:.3g} in the median step.",
     )
 
 
@@ -109,13 +112,26 @@ def _fed_back(rule: str, norms: Sequence[float]) -> Finding:
     (first, begin), (last, end) = there[0], there[-1]
     words = f"feedback under {rule}, |dL/dx_t|: {end:.2g} at step {last}, {begin:.2g} at step {first}"
     decades = math.log10(begin) - math.log10(end)
-    pace = f"a factor of 10 every {(last - first) / abs(decades):.3g} steps" if abs(decades) >= 1.0 else ""
+    middle, most = max(there, key=lambda one: abs(math.log10(one[1]) - math.log10(end)))
+    extreme = abs(math.log10(most) - math.log10(end))
+    if extreme > abs(decades) + 1.0:
+        words += f", {most:.2g} at step {middle} between them"
+    many = extreme > math.log10(MANY)
     if abs(decades) < 1.0:
-        return Finding("ok", f"{words}, which is within a factor of 10.")
-    level: Level = "warning" if abs(decades) > math.log10(MANY) else "ok"
-    grows = "grows" if decades > 0 else "fades"
-    verb = {("ok", "grows"): "grows", ("ok", "fades"): "fades", ("warning", "grows"): "explodes"}
-    return Finding(level, f"{words}: on its way back it {verb.get((level, grows), 'vanishes')} by {pace}.")
+        words += ", which is within a factor of 10" if extreme < 1.0 else ""
+    else:
+        verb = {True: ("grows", "explodes"), False: ("fades", "vanishes")}[decades > 0][many]
+        words += f": on its way back it {verb} by a factor of 10 every {(last - first) / abs(decades):.3g} steps"
+    return Finding("warning" if many else "ok", f"{words}{_jump(there)}.")
+
+
+def _jump(there: Sequence[tuple[int, float]]) -> str:
+    """The largest change over one step, if it is large beside what all of them do, in words."""
+    factors = [(t, before / after) for (t, before), (_, after) in pairwise(there)]
+    step, factor = max(factors, key=lambda one: abs(math.log10(one[1])), default=(0, 1.0))
+    usual = abs(math.log10(there[0][1] / there[-1][1])) / max(1, len(factors))
+    alike = abs(math.log10(factor)) < math.log10(JUMP) + usual
+    return "" if alike else f"; by a factor of {factor:.2g} from step {step + 1} to {step} alone"
 
 
 def _influences(system: System, episodes: Sequence[Trajectory], by_loop: Tensor | None, n: int) -> list[Finding]:
