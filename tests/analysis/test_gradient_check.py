@@ -463,6 +463,8 @@ def test_environments_vector_environments_and_tasks_are_taken():
     for env, controller in ((None, None), (system, lambda observation: observation)):
         with pytest.raises((TypeError, ValueError), match=r"(env|controller) must be a"):
             check_gradients(env, controller)
+    with pytest.raises(ValueError, match="controller Flatten has no parameter that requires a gradient"):
+        check_gradients(system, nn.Flatten())
 
 
 class Noisy(nn.Module):

@@ -95,6 +95,8 @@ def check_gradients(
     if controller is not None:
         checks.instance("controller", controller, nn.Module, "a torch.nn.Module")
         check_parameters(controller)
+        if not any(one.requires_grad for one in controller.parameters()):
+            raise ValueError(f"controller {type(controller).__name__} has no parameter that requires a gradient.")
     like = next(iter(() if controller is None else controller.parameters()), torch.empty(0))
     with torch.random.fork_rng([like.device] if like.is_cuda else []), computing(like):
         found = _promised(system, like)
