@@ -259,6 +259,25 @@ def test_how_feedback_goes_through_the_horizon_is_said(factor, level, words):
     assert re.search(words, finding.words)
 
 
+class Bouncing(Growing):
+    """Slopes of 1, but for a small one at step 10 and a large one at step 16."""
+
+    def step(self, state, action):
+        clock = state[:, 1:].detach()
+        slope = torch.where(clock.round() == 10, 1 / self.factor, torch.where(clock.round() == 16, self.factor, 1.0))
+        return torch.cat([slope * state[:, :1] + 1e-3 * action, state[:, 1:] + 1.0], dim=1)
+
+    def state_cost(self, state):
+        return state[:, 0]
+
+
+def test_where_feedback_jumps_is_said():
+    words = [one.words for one in check_gradients(Bouncing(1e3)).findings if "feedback under M" in one.words]
+    assert len(words) == 1
+    assert "1 at step 21, 1 at step 1, 1e+03 at step 11 between them; by a factor of" in words[0]
+    assert re.search(r"factor of (1e\+03 from step 17 to 16|0.001 from step 11 to 10) alone", words[0])
+
+
 def test_actions_and_states_without_influence_are_named():
     class Idle(Oscillator):
         state_shape, action_shape = (3,), (2,)
@@ -278,15 +297,17 @@ def test_actions_and_states_without_influence_are_named():
         def observe(self, state):
             return torch.cat([state[:, :2], torch.ones_like(state[:, 2:])], dim=1)
 
-    warnings = found(Idle(), "warning")
-    assert [one.partition(",")[0] for one in warnings] == [
-        "component 1 (nothing [V]) of action has no influence on the loss",
-        "component 2 (idle [K]) of state has no influence on the loss",
-        "component 2 of the observation is the same in all states of these episodes.",
+    assert found(Idle(), "warning") == [
+        "no influence on the loss, at any step of these episodes: component 1 (nothing [V]) of action. Nothing trains "
+        "what gives it.",
+        "no influence on the loss, nor does the controller act on it: component 2 (idle [K]) of state.",
+        "the same in all states of these episodes: component 2 of observation.",
     ]
     seen = type("Seen", (Idle,), {"observe": System.observe})()
-    (note,) = found(seen, "note")
-    assert "component 2 (idle [K]) of state has no influence on the loss but through the controller" in note
+    assert found(seen, "note") == [
+        "no influence on the loss but through the controller: component 2 (idle [K]) of state. M feeds nothing back by "
+        "it."
+    ]
 
 
 class Strong(MLP):
@@ -296,9 +317,9 @@ class Strong(MLP):
 
 def test_actions_beyond_their_bounds_are_warned_of():
     system = Oscillator(max_action=0.1)
-    assert "beyond the bounds in 0% of the steps" in " ".join(found(Oscillator(max_action=9.0), "ok"))
+    assert "the controller is beyond the bounds in 0% of the steps at most." in found(Oscillator(max_action=9.0), "ok")
     words = " ".join(found(system, "warning", Strong(system.observation_shape, system.action_shape)))
-    assert "component 0 (push [N]) of action: the controller is beyond the bounds in 100% of the steps" in words
+    assert "beyond the bounds in 50% of the steps or more, where no slope goes through: component 0 (push [N])" in words
 
 
 def test_episodes_that_overflow_are_an_error():
@@ -442,6 +463,8 @@ def test_environments_vector_environments_and_tasks_are_taken():
     for env, controller in ((None, None), (system, lambda observation: observation)):
         with pytest.raises((TypeError, ValueError), match=r"(env|controller) must be a"):
             check_gradients(env, controller)
+    with pytest.raises(ValueError, match="controller Flatten has no parameter that requires a gradient"):
+        check_gradients(system, nn.Flatten())
 
 
 class Noisy(nn.Module):
