@@ -1,0 +1,54 @@
+"""How the contact study trains and measures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from bptt_envs.settings import Count, Positive, among, read
+
+STIFFNESS = {
+    "DiffHopper-v0": (1e3, 5e3, 2e4, 1e5),
+    "DiffPusher-v0": (1e2, 1e3, 1e4, 1e5),
+}
+"""Ids whose option `stiffness` is studied, and at which values, in N/m."""
+
+
+@dataclass(frozen=True)
+class ContactConfig:
+    """How the contact study trains and measures.
+
+    Raises:
+        ValueError: if a setting is out of range; the message names it.
+    """
+
+    env: Annotated[str, among(STIFFNESS)] = "DiffHopper-v0"
+    """Id of the environment."""
+    stiffness: tuple[Positive, ...] = ()
+    """Of the contacts, in N/m; none: the id's own, over two or three decades."""
+    horizon: Count = 50
+    """Steps of an episode. Gradients are measured at a quarter and half of it, too."""
+    seeds: Count = 6
+    """Runs of each rule at each stiffness."""
+    epochs: Count = 5
+    """Of 256 fresh start states each, in batches of 8."""
+    learning_rate: Positive = 3e-3
+    """Of Adam at first; it falls to 0."""
+    samples: Count = 32
+    """Start states over which gradients are measured."""
+    out: Path = Path("runs/contact")
+    """Folder for everything."""
+
+    def __post_init__(self) -> None:
+        read(self)
+
+    @property
+    def stiffnesses(self) -> tuple[float, ...]:
+        """In N/m, each once, the softest first."""
+        return tuple(sorted(set(self.stiffness or STIFFNESS[self.env])))
+
+    @property
+    def horizons(self) -> tuple[int, ...]:
+        """Over which gradients are measured, the shortest first."""
+        return tuple(sorted({max(1, self.horizon // part) for part in (4, 2, 1)}))
