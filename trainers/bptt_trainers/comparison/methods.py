@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from bptt_envs import DifferentiableEnv, System, make_env
+from bptt_envs.registration import build_system
 from bptt_trainers.controllers.baselines import RandomController, ZeroController
 from bptt_trainers.directions.rollout import Policy, losses, rollout
 from bptt_trainers.directions.rules import RULES
@@ -33,6 +34,11 @@ class Budget:
     test_states: int  # held-out start states
     preset: PresetName = "tuned"  # whose settings a method has, but for its own changes and overrides
     record: tuple[str, ...] = ()  # names of recorders of each run
+
+    @property
+    def horizon(self) -> int:
+        """Steps of an episode, from the options alone: the system is not tried."""
+        return build_system(self.env, self.env_options, self.env).horizon
 
     def make_env(self, **seen: Any) -> DifferentiableEnv:
         """The environment on whose objective every method is judged.
@@ -118,7 +124,7 @@ class BPTT:
         if row.get("deviation", "none") != "none" or row.get("controller") in ("gru", "lstm"):
             row["record"] = tuple(name for name in row["record"] if name != "diagnostics")  # there are none of them
         config = TrainConfig(**{**row, **given, "rule": self.rule, "test_states": budget.test_states})
-        steps_an_epoch = config.train_states * budget.make_env().horizon
+        steps_an_epoch = config.train_states * budget.horizon
         return replace(config, epochs=max(1, round(budget.steps / steps_an_epoch)))
 
     def _chosen(self, budget: Budget, overrides: Mapping[str, Any]) -> RuleSettings:
