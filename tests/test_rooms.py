@@ -24,7 +24,7 @@ ROOMS = (
     "commands",
     "cli",
 )
-STUDIES = ("benchmarks", "scaling", "toys", "lqr", "paper")
+STUDIES = ("benchmarks", "scaling", "toys", "lqr", "paper", "contact")
 
 MAY_IMPORT = {  # of the other rooms; what is not named here, all before it
     "host": set(),

@@ -61,6 +61,7 @@ COMMANDS = {
     "toys": Entry("bptt_studies.toys.command:Toys", "draw the fields of R, M and C of the paper's two toy examples"),
     "reproduce": Entry("bptt_studies.paper.command:Reproduce", "rerun the paper's experiments, with statistics"),
     "scale": Entry("bptt_studies.scaling.command:Scale", "measure time, memory and loss as a task grows"),
+    "contact": Entry("bptt_studies.contact.command:Contact", "study the rules over the stiffness of contacts"),
     "benchmark": Entry("bptt_studies.benchmarks.command:Benchmark", "time updates, steps and starts, beside peers"),
 }
 
