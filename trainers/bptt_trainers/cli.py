@@ -65,6 +65,7 @@ COMMANDS = {
     "reproduce": Entry("bptt_studies.paper.command:Reproduce", "rerun the paper's experiments, with statistics"),
     "scale": Entry("bptt_studies.scaling.command:Scale", "measure time, memory and loss as a task grows"),
     "optima": Entry("bptt_studies.optima.command:Optima", "plan each task, and compare what was tuned with the best"),
+    "contact": Entry("bptt_studies.contact.command:Contact", "study the rules over the stiffness of contacts"),
     "benchmark": Entry("bptt_studies.benchmarks.command:Benchmark", "time updates, steps and starts, beside peers"),
 }
 

@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from bptt_envs.settings import Count, Positive, among, read
 
-STIFFNESS = {
-    "DiffHopper-v0": (1e3, 5e3, 2e4, 1e5),
-    "DiffPusher-v0": (1e2, 1e3, 1e4, 1e5),
+
+@dataclass(frozen=True)
+class Task:
+    """What is studied.
+
+    Attributes:
+        env: id of the environment, which has an option `stiffness`.
+        stiffness: at which values, in N/m.
+        options: its other options.
+    """
+
+    env: str
+    stiffness: tuple[float, ...]
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+TASKS = {
+    "hopper": Task("DiffHopper-v0", (1e3, 5e3, 2e4, 1e5)),
+    "upright-hopper": Task("DiffHopper-v0", (1e3, 1e4, 1e5), {"form": "vertical"}),
+    "pusher": Task("DiffPusher-v0", (1e2, 1e3, 1e4, 1e5)),
 }
-"""Ids whose option `stiffness` is studied, and at which values, in N/m."""
 
 
 @dataclass(frozen=True)
@@ -23,10 +40,10 @@ class ContactConfig:
         ValueError: if a setting is out of range; the message names it.
     """
 
-    env: Annotated[str, among(STIFFNESS)] = "DiffHopper-v0"
-    """Id of the environment."""
+    task: Annotated[str, among(TASKS)] = "hopper"
+    """What is studied."""
     stiffness: tuple[Positive, ...] = ()
-    """Of the contacts, in N/m; none: the id's own, over two or three decades."""
+    """Of the contacts, in N/m; none: the task's own, over two or three decades."""
     horizon: Count = 50
     """Steps of an episode. Gradients are measured at a quarter and half of it, too."""
     seeds: Count = 6
@@ -46,7 +63,7 @@ class ContactConfig:
     @property
     def stiffnesses(self) -> tuple[float, ...]:
         """In N/m, each once, the softest first."""
-        return tuple(sorted(set(self.stiffness or STIFFNESS[self.env])))
+        return tuple(sorted(set(self.stiffness or TASKS[self.task].stiffness)))
 
     @property
     def horizons(self) -> tuple[int, ...]:

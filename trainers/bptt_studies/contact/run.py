@@ -11,7 +11,7 @@ from pathlib import Path
 
 from bptt_envs import System
 from bptt_envs.registration import build_system
-from bptt_studies.contact.config import ContactConfig
+from bptt_studies.contact.config import TASKS, ContactConfig
 from bptt_studies.contact.gradients import Gradients, measure
 from bptt_trainers.directions.rules import PAPER_RULES
 from bptt_trainers.records.claim import Claim, locked
@@ -24,6 +24,8 @@ from bptt_trainers.training.start_states import held_out_states
 
 RUNS, GRADIENTS, CLAIM = "runs.csv", "gradients.csv", "study.json"
 START = "start"
+OVER_HORIZONS = (START, "C")
+"""Whose controllers are measured over parts of the horizon, too."""
 BATCH, EPOCH_STATES, TEST_STATES = 8, 256, 128
 
 
@@ -118,8 +120,9 @@ def _at(stiffness: float, config: ContactConfig) -> tuple[list[Run], list[Measur
     """Everything at one stiffness."""
 
     def system_of(horizon: int) -> System:
-        options = {"stiffness": stiffness, "horizon": horizon}
-        return build_system(config.env, options, f"the contact study of {config.env}")
+        task = TASKS[config.task]
+        options = {**task.options, "stiffness": stiffness, "horizon": horizon}
+        return build_system(task.env, options, f"the contact study of {task.env}")
 
     cases = list(product(PAPER_RULES, range(config.seeds)))
     ensemble = Ensemble(system_of(config.horizon), [_training(rule, seed, config) for rule, seed in cases])
@@ -136,6 +139,8 @@ def _at(stiffness: float, config: ContactConfig) -> tuple[list[Run], list[Measur
         system = system_of(horizon)
         states = held_out_states(system, config.samples)
         for (trained, seed), controller in controllers.items():
+            if horizon < config.horizon and trained not in OVER_HORIZONS:
+                continue
             found = asdict(measure(system, controller, states))
             measured.append(Measured(**found, stiffness=stiffness, trained=trained, seed=seed, horizon=horizon))
     return runs, measured
