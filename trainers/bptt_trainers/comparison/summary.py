@@ -143,7 +143,7 @@ def to_markdown(rows: Sequence[Row], losses: Sequence[float]) -> str:
     for row in rows:
         line = [row["method"], row["runs"], _steps(row["simulator_steps"]), _seconds(row["seconds"])]
         line += [_spread(row, name) for name in ("final_loss", "best_loss")]
-        line += [f"{row['above_best']:.2g}"] * planned
+        line += [f"{row['above_best']:.2g}"] if planned else []
         line += [f"{row['climbed_back']}/{row['runs']}", *(_reached(row, f"{loss:g}") for loss in losses)]
         lines.append(line)
     note = f"\n{PLANNED}" if planned else ""
