@@ -5,10 +5,8 @@ from __future__ import annotations
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 from bptt_envs import checks, make_env
-from bptt_envs.settings import among
 from bptt_studies.optima.tasks import SOUGHT, Sought
 from bptt_trainers.commands.exits import checking_arguments
 from bptt_trainers.planning.plan import plan_in_turn
@@ -24,20 +22,20 @@ JUDGED = 256  # held-out states of the tuned results, of which the first are pla
 class Optima:
     """Plan the held-out episodes of each task: the best losses that are known.
 
-    Keeps what other calls found of other tasks, plans anew what is asked for, and
-    prints a table with the tuned results beside it: how far they end above.
+    Keeps what is found in optima.csv, and prints a table with the tuned results
+    beside it: how far they end above the best plan.
 
     example: bptt optima --tasks cart-pole-1 quantum-3 --states 16
     """
 
-    tasks: tuple[Annotated[str, among(SOUGHT)], ...] = tuple(SOUGHT)
-    """Tasks that are planned anew; none for the table alone."""
+    tasks: tuple[str, ...] = ()
+    """Tasks that are planned anew. None are named: all of which optima.csv holds nothing."""
 
     states: int = 64
     """Held-out start states of each, the first of those that all are judged by."""
 
-    results: Path = Path("results")
-    """Folder of the tuned results; optima.csv is written there."""
+    out: Path = Path("results")
+    """Folder of the tuned results, where optima.csv is written."""
 
     def run(self) -> None:
         """Plan, write and print."""
@@ -45,13 +43,14 @@ class Optima:
             for task in self.tasks:
                 checks.one_of("--tasks", task, SOUGHT)
             checks.positive_integer("--states", self.states)
-        path = self.results / "optima.csv"
-        for name in self.tasks:
+        path = self.out / "optima.csv"
+        done = {line["task"] for line in read_lines(path)}
+        for name in self.tasks or [name for name in SOUGHT if name not in done]:
             others: list[Row] = [dict(line) for line in read_lines(path) if line["task"] != name]
             rows = [*others, *self._planned(SOUGHT[name])]
             rows.sort(key=lambda row: list(SOUGHT).index(str(row["task"])))
             write_atomic(path, to_csv(rows).encode())
-        print(markdown(beside(read_lines(path), self.results)))
+        print(markdown(beside(read_lines(path), self.out)))
 
     def _planned(self, task: Sought) -> list[Row]:
         system = make_env(task.env_id, **task.options).system

@@ -32,7 +32,7 @@ class PlanCommand:
     actions' range, from random plans and from the best plan of those named before
     it. Prints a line a method; leaves the loss of each start state as CSV.
 
-    example: bptt plan DiffQuadrotor-v0 --methods MPPI iLQR --states 16 --out plans.csv
+    example: bptt plan DiffQuadrotor-v0 --methods MPPI iLQR --out plans.csv
     """
 
     env: Annotated[Positional[str], arg(metavar="ID", help_behavior_hint="(required)")]
