@@ -25,35 +25,19 @@ import torch
 from torch import nn
 
 from bptt_envs import DifferentiableEnv, DifferentiableVectorEnv, System, Task, register, registration
-from bptt_envs.systems import LQR, CartPole, ChainedPendulum, Guidance, Integrator, MultiPole, Quadrotor, QuantumControl
-from bptt_envs.systems import LQR, CartPole, ChainedPendulum, Guidance, Hopper, Integrator, MultiPole, QuantumControl
 from bptt_envs.systems import (
     LQR,
+    BouncingBall,
     Burgers,
     CartPole,
     ChainedPendulum,
     Guidance,
     Heat,
+    Hopper,
     Integrator,
     KuramotoSivashinsky,
     MultiPole,
-from bptt_envs.systems import (
-    LQR,
-    BouncingBall,
-    CartPole,
-    ChainedPendulum,
-    Guidance,
-    Integrator,
-    MultiPole,
     Pusher,
-from bptt_envs.systems import (
-    LQR,
-    CartPole,
-    ChainedPendulum,
-    Guidance,
-    Hopper,
-    Integrator,
-    MultiPole,
     Quadrotor,
     QuantumControl,
 )

@@ -10,14 +10,15 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from bptt_envs import Task
 from bptt_envs.program import CACHE_VARIABLE, CompilerError, Program, _digest, cache_folder
-from bptt_envs.systems import CartPole, ChainedPendulum, Guidance, Quadrotor, QuantumControl, guidance
-from bptt_envs.systems import BouncingBall, CartPole, ChainedPendulum, Guidance, Pusher, QuantumControl, guidance
 from bptt_envs.systems import (
+    BouncingBall,
     Burgers,
     CartPole,
     ChainedPendulum,
     Guidance,
     KuramotoSivashinsky,
+    Pusher,
+    Quadrotor,
     QuantumControl,
     guidance,
 )

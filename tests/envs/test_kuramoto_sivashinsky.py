@@ -1,5 +1,6 @@
 """The Kuramoto-Sivashinsky equation: a trajectory of another program, order, symmetries, chaos, sensors, options."""
 
+import itertools
 import math
 from pathlib import Path
 
@@ -50,7 +51,7 @@ def test_the_error_falls_with_the_third_to_fourth_power_of_the_step():
 
     exact = after(1 / 512)
     errors = [float((after(dt) - exact).abs().max()) for dt in (1 / 4, 1 / 8, 1 / 16, 1 / 32)]
-    orders = [math.log2(one / other) for one, other in zip(errors, errors[1:], strict=False)]
+    orders = [math.log2(one / other) for one, other in itertools.pairwise(errors)]
     assert 2.8 < orders[0] < orders[-1] < 4.2, "4 only where the step resolves the fastest waves, which are stiff"
 
 

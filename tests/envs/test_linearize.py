@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from bptt_envs import System
-from bptt_envs.systems import CartPole, ChainedPendulum, Guidance, Integrator, MultiPole, Quadrotor, QuantumControl
 from bptt_envs.systems import (
     Burgers,
     CartPole,
@@ -13,6 +12,7 @@ from bptt_envs.systems import (
     Integrator,
     KuramotoSivashinsky,
     MultiPole,
+    Quadrotor,
     QuantumControl,
 )
 
