@@ -61,7 +61,7 @@ def assert_same(found, expected, tolerance):
         Guidance(horizon=3, n_drivers=2, n_evaders=3),
         ChainedPendulum(horizon=3, n_links=2, substeps=1),
         Burgers(horizon=3, n_cells=4, boundary="walled", n_actuators=2, substeps=1),
-        KuramotoSivashinsky(horizon=3, n_points=8, n_actuators=2, n_sensors=4),
+        KuramotoSivashinsky(horizon=3, n_points=8, length=5.0, n_actuators=2, n_sensors=4),
         Task(CartPole(horizon=4), observe_time=True),
     ],
     ids=lambda system: type(system).__name__,

@@ -1,5 +1,6 @@
 """The Burgers equation: known solutions, measured orders, what is conserved, targets within reach, options."""
 
+import itertools
 import math
 
 import gymnasium as gym
@@ -72,7 +73,7 @@ def error_of(boundary, *, n_cells, dt, substeps, duration=0.24):
 @pytest.mark.parametrize("boundary", BOUNDARIES)
 def test_a_manufactured_solution_is_met_to_second_order_in_space(boundary):
     errors = [error_of(boundary, n_cells=n, dt=0.001, substeps=1) for n in (16, 32, 64)]
-    orders = [math.log2(one / other) for one, other in zip(errors, errors[1:], strict=False)]
+    orders = [math.log2(one / other) for one, other in itertools.pairwise(errors)]
     assert 1.8 < orders[-1] < 2.5
     assert errors[-1] < 1e-3
 
@@ -86,9 +87,7 @@ def test_the_error_falls_with_the_square_of_the_substep():
 
     exact = after(1024)
     errors = [float((after(substeps) - exact).square().mean().sqrt()) for substeps in (16, 32, 64)]
-    assert [math.log2(one / other) for one, other in zip(errors, errors[1:], strict=False)] == pytest.approx(
-        [2.0, 2.0], abs=0.25
-    )
+    assert [math.log2(one / other) for one, other in itertools.pairwise(errors)] == pytest.approx([2.0, 2.0], abs=0.25)
 
 
 def test_a_shock_moves_at_the_mean_of_its_two_sides():
@@ -155,7 +154,7 @@ def test_a_target_is_within_reach_by_one_force_that_is_not_shown():
         force = force + torch.linalg.solve(system.linearize(states, force)[1][:, :32], short).squeeze(-1)
     assert system.state_cost(system.step(states, force)).max() < 1e-20
     center = system.line.x[force.abs().argmax(-1)]
-    assert ((0.35 < center) & (center < 0.65)).all()
+    assert ((center > 0.35) & (center < 0.65)).all()
     assert force.abs().max() <= 1.6
     assert (force.sign() == force[:, :1].sign()).all(), "a Gaussian of one sign"
 

@@ -1,5 +1,6 @@
 """The Kuramoto-Sivashinsky equation: a trajectory of another program, order, symmetries, chaos, sensors, options."""
 
+import itertools
 import math
 from pathlib import Path
 
@@ -50,7 +51,7 @@ def test_the_error_falls_with_the_third_to_fourth_power_of_the_step():
 
     exact = after(1 / 512)
     errors = [float((after(dt) - exact).abs().max()) for dt in (1 / 4, 1 / 8, 1 / 16, 1 / 32)]
-    orders = [math.log2(one / other) for one, other in zip(errors, errors[1:], strict=False)]
+    orders = [math.log2(one / other) for one, other in itertools.pairwise(errors)]
     assert 2.8 < orders[0] < orders[-1] < 4.2, "4 only where the step resolves the fastest waves, which are stiff"
 
 
@@ -145,6 +146,8 @@ def test_charts_and_picture_show_the_profile_and_the_push():
 
 BAD_OPTIONS = [
     ({"n_points": 7}, r"n_points must be an integer of at least 8; got 7\."),
+    ({"n_points": 14}, r"n_points must be at least 15 to resolve length=22\.0; got 14\."),
+    ({"length": 100.0}, r"n_points must be at least 69 to resolve length=100\.0; got 64\."),
     ({"n_sensors": 5}, r"n_sensors must divide n_points = 64, or be None; got 5\."),
     ({"n_actuators": 0}, r"n_actuators must be an integer of at least 1; got 0\."),
     ({"length": 0.0}, r"length must be a finite number above 0; got 0\.0\."),
