@@ -359,7 +359,9 @@ def test_both_engines_give_the_same_directions(n_balls, contact_gradient):
     system = BouncingBall(n_balls=n_balls, contact_gradient=contact_gradient, horizon=12, dt=0.1)
     states = system.initial_states(4, torch.Generator().manual_seed(0), torch.float64)
     controller = MLP((4 * n_balls,), (2,), (8,), generator=torch.Generator().manual_seed(0)).double()
-    found, expected = (policy_gradient(system, controller, states, "R", one).directions for one in ("adjoint", "autograd"))
+    found, expected = (
+        policy_gradient(system, controller, states, "R", one).directions for one in ("adjoint", "autograd")
+    )
     for name, direction in expected.items():
         torch.testing.assert_close(found[name], direction, rtol=0.0, atol=1e-10 * float(direction.norm()))
 

@@ -39,7 +39,9 @@ def momentum(system, states):
 
 
 def energy(system, states):
-    moving = system.pusher_mass * states[..., 2:4].square().sum(-1) + system.disk_mass * states[..., 6:8].square().sum(-1)
+    moving = system.pusher_mass * states[..., 2:4].square().sum(-1) + system.disk_mass * states[..., 6:8].square().sum(
+        -1
+    )
     distance = (states[..., 4:6] - states[..., 0:2]).norm(dim=-1)
     overlap = (system.pusher_radius + system.disk_radius - distance).clamp_min(0.0)
     return 0.5 * (moving + system.stiffness * overlap.square())
@@ -154,7 +156,9 @@ def test_no_start_is_in_contact_and_the_loss_leads_to_it():
     (slope,) = torch.autograd.grad(system.final_cost(way).sum(), actions)
     towards = -(slope.sum(0) * (states[:, 4:6] - states[:, 0:2])).sum(1)
     assert (towards > 0.0).all(), "descent moves the pusher to the disk"
-    assert not torch.autograd.grad(Pusher(approach_weight=0.0).final_cost(way).sum(), way, allow_unused=True)[0][:, :2].any()
+    assert not torch.autograd.grad(Pusher(approach_weight=0.0).final_cost(way).sum(), way, allow_unused=True)[0][
+        :, :2
+    ].any()
 
 
 def test_a_pusher_in_contact_costs_what_the_disk_does():

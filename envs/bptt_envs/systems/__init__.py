@@ -9,4 +9,14 @@ from bptt_envs.systems.lqr import LQR
 from bptt_envs.systems.pusher import Pusher
 from bptt_envs.systems.quantum_control import QuantumControl
 
-__all__ = ["LQR", "BouncingBall", "CartPole", "ChainedPendulum", "Guidance", "Integrator", "MultiPole", "Pusher", "QuantumControl"]
+__all__ = [
+    "LQR",
+    "BouncingBall",
+    "CartPole",
+    "ChainedPendulum",
+    "Guidance",
+    "Integrator",
+    "MultiPole",
+    "Pusher",
+    "QuantumControl",
+]
