@@ -241,7 +241,7 @@ class BouncingBall(System):
         constant speed from afar they add up to the share AHEAD of the impulse of the impact, (1 + e) w.
         """
         height = broadcast(self.wall_height)
-        nx, ny, d = _direction(x, y - torch.minimum(y, torch.as_tensor(height, dtype=y.dtype, device=y.device)))
+        nx, ny, d = _direction(x, (y - height).clamp_min(0.0))  # from the nearest point of the wall
         strength = self._ahead(-(nx * vx + ny * vy), d) * (height > 0.0)
         ahead_x, ahead_y = strength * nx, strength * ny
         if self.n_balls > 1:
@@ -254,7 +254,8 @@ class BouncingBall(System):
 
     def _ahead(self, closing: Tensor, distance: Tensor) -> Tensor:
         reach = (-distance.clamp_min(0.0) / self.contact_width).exp() * (self.dt / self.contact_width)
-        return AHEAD * (1.0 + broadcast(self.restitution)) * closing.clamp_min(0.0).square() * reach
+        impulse: Tensor = AHEAD * (1.0 + broadcast(self.restitution)) * closing.clamp_min(0.0).square() * reach
+        return impulse
 
 
 def _direction(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
