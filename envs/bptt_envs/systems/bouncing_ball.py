@@ -173,11 +173,12 @@ class BouncingBall(System):
         crosses = (x < 0.0) != (x_free < 0.0)
         share = x / torch.where(crosses, x - x_free, 1.0)  # of the time until x = 0
         (y, y_there), (vy, _) = self._fallen(y, vy, torch.stack([t, t * share]))
-        below = broadcast(self.wall_height) - y_there
+        height = broadcast(self.wall_height)
+        below = height - y_there
         meets = crosses & (below > 0.0)
         x, vx_after = torch.where(meets, -e * x_free, x_free), torch.where(meets, -e * vx, vx)
         if self.contact_gradient == "smooth" and torch.is_grad_enabled():
-            met = torch.where(crosses, (below / self.contact_width).sigmoid(), 0.0)
+            met = torch.where(crosses & (height > 0.0), (below / self.contact_width).sigmoid(), 0.0)
             change = (1.0 + e) * (met - met.detach())
             x, vx_after = x - change * x_free, vx_after - change * vx
         return x, y, vx_after, vy
