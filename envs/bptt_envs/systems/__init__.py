@@ -28,5 +28,11 @@ __all__ = [
     "MultiPole",
     "Pusher",
     "Quadrotor",
+    "CartPole",
+    "ChainedPendulum",
+    "Guidance",
+    "Integrator",
+    "MultiPole",
+    "Pusher",
     "QuantumControl",
 ]
