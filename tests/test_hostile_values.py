@@ -27,12 +27,17 @@ from torch import nn
 from bptt_envs import DifferentiableEnv, DifferentiableVectorEnv, System, Task, register, registration
 from bptt_envs.systems import (
     LQR,
+    BouncingBall,
+    Burgers,
     CartPole,
     ChainedPendulum,
     Guidance,
+    Heat,
     Hopper,
     Integrator,
+    KuramotoSivashinsky,
     MultiPole,
+    Pusher,
     Quadrotor,
     QuantumControl,
 )
@@ -48,6 +53,7 @@ from bptt_trainers import (
     RunFolder,
     TrainConfig,
     Trainer,
+    check_gradients,
     default_controller,
     diagnose,
     held_out_states,
@@ -258,6 +264,21 @@ def assert_same(stored, given):
 
 
 CONFIGS = (TrainConfig, BenchmarkConfig, ScalingConfig, FieldsConfig, StudyConfig)
+SYSTEMS = (CartPole, MultiPole, ChainedPendulum, Integrator, LQR, Quadrotor, QuantumControl, Guidance)
+SYSTEMS = (CartPole, MultiPole, ChainedPendulum, Integrator, LQR, QuantumControl, Guidance, Hopper)
+SYSTEMS = (
+    CartPole,
+    MultiPole,
+    ChainedPendulum,
+    Integrator,
+    LQR,
+    QuantumControl,
+    Guidance,
+    Heat,
+    Burgers,
+    KuramotoSivashinsky,
+)
+SYSTEMS = (CartPole, MultiPole, ChainedPendulum, BouncingBall, Pusher, Integrator, LQR, QuantumControl, Guidance)
 SYSTEMS = (CartPole, MultiPole, ChainedPendulum, Integrator, LQR, Quadrotor, QuantumControl, Guidance, Hopper)
 SETTINGS = [(config, one.name) for config in CONFIGS for one in fields(config)]
 OPTIONS = [(system, name) for system in SYSTEMS for name in system.options()]
@@ -373,6 +394,7 @@ DOORS = [
     ("system", lambda v: register(f"Hostile-v{next(NEW)}", v, "a pole"), set()),
     ("summary", lambda v: register(f"Hostile-v{next(NEW)}", "bptt_envs.systems:CartPole", v), None),
     ("env", lambda v: policy_gradient(v, MLP((4,), (1,)), STATES), set()),
+    ("env", lambda v: check_gradients(v), set()),
     ("controller", lambda v: gradient(controller=v), {"nn.Module"}),
     ("initial_states", lambda v: gradient(initial_states=v), set()),
     ("rule", lambda v: gradient(rule=v), set()),

@@ -14,6 +14,7 @@ ROOMS = (
     "records",
     "directions",
     "controllers",
+    "planning",
     "training",
     "presets",
     "rl",
@@ -24,13 +25,14 @@ ROOMS = (
     "commands",
     "cli",
 )
-STUDIES = ("benchmarks", "scaling", "toys", "lqr", "paper", "contact")
+STUDIES = ("benchmarks", "scaling", "toys", "lqr", "paper", "optima", "contact")
 
 MAY_IMPORT = {  # of the other rooms; what is not named here, all before it
     "host": set(),
     "records": {"host"},
     "directions": set(),
     "controllers": {"directions"},
+    "planning": {"directions"},
     "training": {"host", "records", "directions", "controllers"},
 }
 

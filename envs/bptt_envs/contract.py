@@ -29,6 +29,10 @@ EXTREME = 1e6  # a number that is larger, or smaller than its inverse, is a like
 Function = Callable[..., Tensor]
 
 
+class ContractError(ValueError):
+    """A system does not keep its contract; the message names the method, what it does and what would be right."""
+
+
 def check_system(
     system: System, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu", thorough: bool = True
 ) -> None:
@@ -48,7 +52,7 @@ def check_system(
         thorough: look at slopes, too; without it, at values only, which takes about a millisecond.
 
     Raises:
-        ValueError: naming the method, what it returned and what would be right.
+        ContractError: naming the method, what it returned and what would be right; it is a ValueError.
 
     Warns:
         UserWarning: if an episode of constant actions of half the nominal size is not finite to its end.
@@ -121,7 +125,7 @@ def check_at(system: System, states: Tensor, actions: Tensor) -> None:
         actions: (B, *action_shape), bounded.
 
     Raises:
-        ValueError: as `check_system`.
+        ContractError: as `check_system`.
     """
     with own_surroundings(states.dtype, states.device), torch.no_grad():
         probe = _Probe(system, states, actions, torch.Generator(states.device))
@@ -227,12 +231,12 @@ class _Probe:
         try:
             inspect.signature(system.initial_states).bind(SAMPLES, generator, dtype)
         except TypeError as error:
-            raise ValueError(f"{name}.initial_states must take (batch, generator, dtype); {error}.") from error
+            raise ContractError(f"{name}.initial_states must take (batch, generator, dtype); {error}.") from error
         states = system.initial_states(SAMPLES, generator.manual_seed(0), dtype)
         _check_tensor(f"{name}.initial_states", states, (SAMPLES, *system.state_shape), dtype, device)
         again = system.initial_states(SAMPLES, generator.manual_seed(0), dtype)
         if not _same(states, again):
-            raise ValueError(
+            raise ContractError(
                 f"{name}.initial_states must draw from its generator only; the same seed gave other states."
             )
         _check_finite(system, "initial_states", states)
@@ -272,18 +276,20 @@ def _check_declarations(system: System) -> None:
     name = type(system).__name__
     for attribute in ("horizon", "dt", "objective"):
         if not hasattr(system, attribute):
-            raise ValueError(f"{name}.__init__ must call super().__init__(horizon=..., dt=..., objective=...).")
+            raise ContractError(f"{name}.__init__ must call super().__init__(horizon=..., dt=..., objective=...).")
     for attribute in ("state_shape", "action_shape", "observation_shape"):
         shape = getattr(system, attribute, None)
         if not isinstance(shape, tuple) or not shape or not all(isinstance(n, Integral) and int(n) > 0 for n in shape):
-            raise ValueError(f"{name}.{attribute} must be a tuple of positive integers, such as (2,); got {shape!r}.")
+            raise ContractError(
+                f"{name}.{attribute} must be a tuple of positive integers, such as (2,); got {shape!r}."
+            )
     for attribute in FINAL:
         if getattr(type(system), attribute) is not getattr(System, attribute):
-            raise ValueError(replaced(system, attribute))
+            raise ContractError(replaced(system, attribute))
     for attribute in ("action_low", "action_high"):
         value = getattr(system, attribute)
         if isinstance(value, Tensor) and tuple(value.shape) != system.action_shape:
-            raise ValueError(
+            raise ContractError(
                 f"{attribute} must be a number or have {name}.action_shape, {system.action_shape}; got shape "
                 f"{tuple(value.shape)}."
             )
@@ -302,18 +308,18 @@ def _check_values(probe: _Probe) -> None:
         kept = [argument.clone() for argument in arguments]
         result = _called(probe, method, function, arguments)
         if not all(map(_same, arguments, kept)):
-            raise ValueError(f"{what} must not change its arguments in place; let it work on copies.")
+            raise ContractError(f"{what} must not change its arguments in place; let it work on copies.")
         _check_tensor(what, result, (len(states), *shapes[method]), states.dtype, states.device)
         _check_finite(system, method, result, acting=True)
         again = function(*kept)  # a GPU may add up in another order
         if not torch.allclose(result, again, rtol=1e-5, atol=1e-6, equal_nan=True):
-            raise ValueError(
+            raise ContractError(
                 f"{what} must be a function of its arguments; the same ones gave another result in a second call. "
                 "Random numbers belong into initial_states, what is remembered into the state."
             )
         alone = function(*(argument[:1].clone() for argument in arguments))
         if not torch.allclose(alone, result[:1], rtol=1e-3, atol=1e-5, equal_nan=True):
-            raise ValueError(
+            raise ContractError(
                 f"{what} must treat samples apart; it gives a sample alone another result than in a batch."
             )
 
@@ -332,15 +338,17 @@ def _going_on(system: System, states: Tensor) -> Tensor:
 
 
 def _check_ends(probe: _Probe, task: Task) -> None:
-    """Raise ValueError unless the condition of a task says of each sample by itself whether its episode has ended."""
+    """Raise ContractError unless the condition of a task says of each sample by itself whether its episode is over."""
     what = "Task.terminated" if "terminated" in task.asked else f"{probe.name}.terminated"
     over = _called(probe, "terminated", task.condition, [probe.states.clone()])
     if not isinstance(over, Tensor) or (tuple(over.shape), over.dtype) != ((SAMPLES,), torch.bool):
         got = f"{tuple(over.shape)}, {over.dtype}" if isinstance(over, Tensor) else repr(over)
-        raise ValueError(f"{what} must return ({SAMPLES},), torch.bool, for {SAMPLES} samples; got {got}.")
+        raise ContractError(f"{what} must return ({SAMPLES},), torch.bool, for {SAMPLES} samples; got {got}.")
     alone = torch.cat([task.condition(probe.states[i : i + 1].clone()) for i in range(SAMPLES)])
     if not torch.equal(over, alone):
-        raise ValueError(f"{what} must treat samples apart; it says of a sample alone something else than in a batch.")
+        raise ContractError(
+            f"{what} must treat samples apart; it says of a sample alone something else than in a batch."
+        )
 
 
 def _called(probe: _Probe, method: str, function: Function, arguments: list[Tensor]) -> Tensor:
@@ -350,7 +358,7 @@ def _called(probe: _Probe, method: str, function: Function, arguments: list[Tens
         blamed = _blamed(probe.system)
         if not blamed:
             raise
-        raise ValueError(
+        raise ContractError(
             f"{probe.name}.{method} fails ({type(error).__name__}: {_first_line(error)}){blamed}."
         ) from error
 
@@ -365,11 +373,11 @@ def _check_tensor(what: str, value: object, shape: tuple[int, ...], dtype: torch
     else:
         return
     samples = f"{shape[0]} {str(dtype).removeprefix('torch.')} samples"
-    raise ValueError(f"{what} must return {shape}, {dtype}, for {samples} on {device}; got {got}.")
+    raise ContractError(f"{what} must return {shape}, {dtype}, for {samples} on {device}; got {got}.")
 
 
 def _check_rest(probe: _Probe) -> None:
-    """Raise ValueError unless everything is finite without any action."""
+    """Raise ContractError unless everything is finite without any action."""
     system = probe.system
     rest = system.bound(torch.zeros_like(probe.actions))
     for method, (function, arguments) in _functions(system, probe.states, rest).items():
@@ -377,12 +385,12 @@ def _check_rest(probe: _Probe) -> None:
 
 
 def _check_finite(system: System, method: str, values: Tensor, *, acting: bool = False) -> None:
-    """Raise ValueError unless values are finite; after actions, only if an option is to blame rather than they."""
+    """Raise ContractError unless values are finite; after actions, only if an option is to blame rather than they."""
     if values.isfinite().all():
         return
     blamed = _blamed(system)
     if blamed or not acting:
-        raise ValueError(
+        raise ContractError(
             f"{type(system).__name__}.{method} gives values that are not finite in {values.dtype}, from its own start "
             f"states{blamed}."
         )
@@ -452,7 +460,7 @@ def _warn_of_divergence(probe: _Probe) -> None:
 
 
 def _check_loss(probe: _Probe) -> None:
-    """Raise ValueError unless there is a way from the actions of an episode through `step` to a cost.
+    """Raise ContractError unless there is a way from the actions of an episode through `step` to a cost.
 
     Where there is one and every slope is 0, as before a contact, training may find out: that is warned of.
     """
@@ -473,7 +481,7 @@ def _check_loss(probe: _Probe) -> None:
             if any(bool(slope.nan_to_num(0.0).any()) for slope in slopes):
                 return
     if not any_cost:
-        raise ValueError(
+        raise ContractError(
             f"{probe.name} has no cost: its loss is 0 whatever happens, so that there is nothing to learn. Implement "
             "state_cost(state), or running_cost and final_cost."
         )
@@ -486,7 +494,7 @@ def _check_loss(probe: _Probe) -> None:
             stacklevel=4,
         )
         return
-    raise ValueError(
+    raise ContractError(
         f"{probe.name}'s loss does not depend differentiably on the actions, over {steps} steps: "
         f"every slope is 0{blamed}. There must be a way from the action through step to a cost, without "
         "detach, NumPy or item()."
@@ -541,12 +549,12 @@ def _check_slopes(probe: _Probe) -> None:
             vectors[0] = torch.randn(result[0].shape, generator=torch.Generator().manual_seed(0)).to(result)
             slopes = _pull(result, leaves)(vectors) if result.requires_grad else []
         except RuntimeError as error:
-            raise ValueError(
+            raise ContractError(
                 f"{what} cannot be differentiated ({type(error).__name__}: {_first_line(error)}); it must be made of "
                 "torch operations, without NumPy and not in place."
             ) from error
         if any(bool(slope[1:].nan_to_num(0.0).any()) for slope in slopes):
-            raise ValueError(f"{what} must treat samples apart; the slopes of one sample reach others of its batch.")
+            raise ContractError(f"{what} must treat samples apart; the slopes of one sample reach others of its batch.")
         for i, name in enumerate(names[method]):
             inputs = math.prod(arguments[i].shape[1:])
             if isinstance(probe.system, Task) and name != "action":
@@ -555,7 +563,7 @@ def _check_slopes(probe: _Probe) -> None:
 
 
 def _check_path(what: str, name: str, function: Function, arguments: list[Tensor], place: int, inputs: int) -> None:
-    """Raise ValueError where differences see a dependence on an argument that autograd does not know of.
+    """Raise ContractError where differences see a dependence on an argument that autograd does not know of.
 
     Only slopes that are exactly 0, here and nearby, are compared: a backward function may be another one than the
     slope, which is how a straight-through estimator works, but not none at all.
@@ -578,7 +586,7 @@ def _check_path(what: str, name: str, function: Function, arguments: list[Tensor
         return
     if hidden.any():
         row, column = (int(index) for index in hidden.nonzero()[0])
-        raise ValueError(
+        raise ContractError(
             f"{what} depends on component {int(columns[column])} of its {name}, and its gradient does not: component "
             f"{int(rows[row])} of what it returns changes, while the slope is 0. It must be differentiable, without "
             "detach, NumPy or item() on the way."
@@ -641,7 +649,7 @@ def _differences(function: Function, arguments: list[Tensor], place: int, column
 
 
 def _check_closed_forms(probe: _Probe) -> None:
-    """Raise ValueError unless `linearize` and `pullback`, where they are overridden, are the slopes of `step`."""
+    """Raise ContractError unless `linearize` and `pullback`, where they are overridden, are the slopes of `step`."""
     system, states, actions = probe.system, probe.states, probe.actions
     batch, n, m = len(states), system.state_size, system.action_size
     passes = 4
@@ -661,27 +669,27 @@ def _check_closed_forms(probe: _Probe) -> None:
     if _is_overridden(system, "pullback"):
         pullback = system.pullback(states.clone(), actions.clone())
         if not callable(pullback):
-            raise ValueError(f"{probe.name}.pullback must return a function of rows and vectors; got {pullback!r}.")
+            raise ContractError(f"{probe.name}.pullback must return a function of rows and vectors; got {pullback!r}.")
         for rows in (slice(0, batch), slice(1, 2)):
             products = _pair(f"the function of {probe.name}.pullback", pullback(rows, vectors[:, rows]))
             for product, label, right in zip(products, by, expected, strict=True):
                 what = f"the product with {label} of {probe.name}.pullback"
                 if product.shape != right[:, rows].shape:
-                    raise ValueError(
+                    raise ContractError(
                         f"{what} must have shape {tuple(right[:, rows].shape)}; got {tuple(product.shape)}."
                     )
                 _check_products(what, product, right[:, rows])
 
 
 def _check_parameters(probe: _Probe) -> None:
-    """Raise ValueError unless each parameter does in `with_parameters` what it does as an option, sample by sample."""
+    """Raise ContractError unless each parameter does in `with_parameters` what it does as an option, by sample."""
     declared = vars(type(probe.system)).get("parameters", ())
     own = declared if isinstance(declared, tuple) else ()
     for name in dict.fromkeys([*own, *probe.system.parameter_names]):
         value = getattr(probe.system.rebuilt(), name, None)
         wrong = name not in probe.system.parameter_names or isinstance(value, bool)
         if wrong or not isinstance(value, (int, float)):
-            raise ValueError(
+            raise ContractError(
                 f"{probe.name}.parameters must name options whose values are numbers, kept as self.{name}; got "
                 f"{name!r}, of which self.{name} is {checks.shown(value)}."
             )
@@ -698,7 +706,7 @@ def _check_parameter(probe: _Probe, name: str, built: Sequence[System], changed:
         found = {method: function(*arguments) for method, (function, arguments) in _asked_of(changed, probe).items()}
         _check_closed_forms(_Probe(changed, probe.states, probe.actions, probe.generator))
     except (RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(
+        raise ContractError(
             f"{what} fails ({_first_line(error)}): self.{name} is then a tensor with a value for each sample, of the "
             "shape of a component of the state, state[:, 0]; bptt_envs.system.broadcast gives it further dimensions."
         ) from error
@@ -707,7 +715,7 @@ def _check_parameter(probe: _Probe, name: str, built: Sequence[System], changed:
             expected = function(*arguments)
             sample = [one[i].reshape(1, -1) for one in (found[method], expected)]
             if found[method].shape != expected.shape or not _close(*([one] for one in sample)):
-                raise ValueError(
+                raise ContractError(
                     f"{what} does in {method} something else than systems that are built with these values. What the "
                     f"constructor makes of {name} must become a property, and a value must meet its own sample alone."
                 )
@@ -721,7 +729,7 @@ def _asked_of(system: System, probe: _Probe) -> dict[str, tuple[Function, list[T
 
 def _others_taken(system: System, name: str, value: float) -> list[float]:
     """Two other values of an option that the constructor takes."""
-    candidates = [1.25 * value, 0.8 * value, value + 0.1, value - 0.1, value + 1.0, value - 1.0]
+    candidates = [1.25 * value, 0.8 * value, value + 0.1, value - 0.1, value + 1.0, value - 1.0, value / 2]
     taken: list[float] = []
     for candidate in candidates:
         with contextlib.suppress(ValueError):
@@ -729,12 +737,12 @@ def _others_taken(system: System, name: str, value: float) -> list[float]:
             taken += [candidate] * (candidate != value)
         if len(taken) == SAMPLES - 1:
             return taken
-    raise ValueError(f"{type(system).__name__}.parameters names {name}, which takes no value but {value!r} nearby.")
+    raise ContractError(f"{type(system).__name__}.parameters names {name}, which takes no value but {value!r} nearby.")
 
 
 def _pair(what: str, values: Any) -> Sequence[Tensor]:
     if not isinstance(values, (tuple, list)) or len(values) != 2 or not all(isinstance(v, Tensor) for v in values):
-        raise ValueError(
+        raise ContractError(
             f"{what} must return two tensors, for the state and for the action; got {checks.shown(values)}."
         )
     return values
@@ -742,10 +750,10 @@ def _pair(what: str, values: Any) -> Sequence[Tensor]:
 
 def _check_products(what: str, found: Tensor, expected: Tensor) -> None:
     if bool((expected.isfinite() & ~found.isfinite()).any()):
-        raise ValueError(f"{what} is infinite or no number where autograd's slopes of step are finite.")
+        raise ContractError(f"{what} is infinite or no number where autograd's slopes of step are finite.")
     if not _close([found], [expected]):
         error = float((found - expected).abs().max() / expected.abs().max())
-        raise ValueError(
+        raise ContractError(
             f"{what} differs from autograd's slopes of step, by {error:.1e} of the largest; correct it, or leave the "
             "method out: the default takes them from step."
         )

@@ -52,6 +52,9 @@ FINAL = ("bound", "action_low", "action_high", "has_bounds", "action_range", "ac
 Pullback = Callable[[slice, Tensor], tuple[Tensor, Tensor]]
 """From samples and vectors to their products with the Jacobians of a step, see `System.pullback`."""
 
+ObservePullback = Callable[[slice, Tensor], Tensor]
+"""From samples and vectors to their products with the Jacobian of what is observed, see `System.observe_pullback`."""
+
 MADE_WITH = "_made_with"  # the attribute that holds the options with which a system was made
 
 SMALL_CONSTANT = 256  # numbers of a constant whose content is looked at whenever it is used
@@ -392,6 +395,31 @@ class System(metaclass=_InOwnSurroundings):
                 torch.stack([one.flatten(1) for one in part]) for part in zip(*products, strict=True)
             )
             return by_state, by_action
+
+        return pull
+
+    def observe_pullback(self, state: Tensor) -> ObservePullback | None:
+        """Vector-Jacobian products of `observe` at N samples, (N, *state_shape); None where it gives the state itself.
+
+        Returns:
+            A function of `rows`, a slice of the samples, and `vectors`, (P, R, o), by the components of the flattened
+            observation, to their products with d observation/d state, (P, R, n). This default observes again and takes
+            P backward passes; override it where a closed form is at hand and a controller has many actions.
+        """
+        if self.observe(state) is state:
+            return None
+
+        def pull(rows: slice, vectors: Tensor) -> Tensor:
+            with torch.enable_grad():
+                leaf = state[rows].detach().requires_grad_()
+                seen = self.for_samples(rows).observe(leaf).flatten(1)
+                products = [
+                    torch.autograd.grad(  # of one number, as in `pullback`
+                        (seen * vector).sum(), leaf, retain_graph=True, materialize_grads=True, allow_unused=True
+                    )[0]
+                    for vector in vectors
+                ]
+            return torch.stack(products).flatten(2).detach()
 
         return pull
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from bptt_envs import checks
 from bptt_envs.canvas import Canvas
 from bptt_envs.charts import Chart
-from bptt_envs.system import Pullback, System, constant_like
+from bptt_envs.system import ObservePullback, Pullback, System, constant_like
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -347,6 +347,22 @@ class Task(System):
                 stays = over[rows].unsqueeze(-1)
                 by_state, by_action = torch.where(stays, inner, by_state), by_action.masked_fill(stays, 0.0)
             return torch.cat([by_state, slopes * held], dim=-1), by_action
+
+        return pulled
+
+    def observe_pullback(self, state: Tensor) -> ObservePullback:
+        """The system's products, and those with what the task shows, which is what is held or a share of it."""
+        pull = self._system(state).observe_pullback(self.inner(state))
+        over, size = self.episode_over(state), math.prod(self.system.observation_shape)
+        shown = len(self.randomize) * self.show_parameters
+
+        def pulled(rows: slice, vectors: Tensor) -> Tensor:
+            seen, drawn, steps = vectors.split_with_sizes([size, shown, int(self.observe_time)], dim=-1)
+            by_state = seen if pull is None else pull(rows, seen)
+            if over is not None:
+                by_state = by_state.masked_fill(over[rows].unsqueeze(-1), 0.0)
+            hidden = len(self.randomize) - shown + self.ends_early
+            return torch.cat([by_state, drawn, seen.new_zeros(*seen.shape[:2], hidden), steps / self.horizon], dim=-1)
 
         return pulled
 

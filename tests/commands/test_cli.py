@@ -200,6 +200,9 @@ def test_the_commands_in_the_documentation_can_be_read(line):
         ("compare --override C.clap=norm", "Did you mean 'clip'?"),
         ("compare --env-option horizont=3", "Did you mean 'horizon'?"),
         ("compare --module no_such_module", "no module 'no_such_module'"),
+        ("check", "ID"),
+        ("check DiffCartpole-v0", "Did you mean 'DiffCartPole-v0'?"),
+        ("check DiffCartPole-v0 --env-option horizon=0", "horizon must be an integer of at least 1; got 0"),
         ("demo --share 0", "share must be a finite number above 0; got 0.0"),
         ("evaluate", "at least one run"),
         ("evaluate runs/one --states 0", "--states must be an integer of at least 1; got 0"),
@@ -381,6 +384,53 @@ def test_an_environment_of_the_users_own(bptt, place, monkeypatch):
         assert "--module" in bptt(f"resume {run}", code=1)
     finally:
         ENTRIES.pop("Slow-v0", None)
+        sys.modules.pop("my_envs", None)
+
+
+# A check of gradients
+
+
+def test_check_writes_its_report_numbers_and_figure(bptt):
+    said = bptt("check DiffIntegrator-v0 --env-option horizon=3 --out checked")
+    assert "Nothing is wrong." in said
+    assert max(map(len, said.splitlines())) <= 80
+    assert said.startswith(Path("checked/check.txt").read_text())
+    assert len(Path("checked/steps.csv").read_text().splitlines()) == 5
+    with Image.open("checked/check.png") as figure:
+        assert figure.width > 1000
+    assert f"{Path('checked/check.png')}  the figure" in said
+
+
+def test_check_names_what_is_wrong_with_a_system_of_the_users_and_fails(bptt, place, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    Path("my_envs.py").write_text(
+        "import bptt_envs\n"
+        "class Bad(bptt_envs.systems.Integrator):\n"
+        "    def observe(self, state):\n"
+        "        return state - state.mean(0)\n"
+        "class Cut(bptt_envs.systems.Integrator):\n"
+        "    def step(self, state, action):\n"
+        "        return state + action.detach()\n"
+        'bptt_envs.register("Bad-v0", "my_envs:Bad", "mixes samples")\n'
+        'bptt_envs.register("Cut-v0", "my_envs:Cut", "cuts gradients")\n'
+    )
+    try:
+        assert bptt("check my_envs:Bad-v0", code=1) == "bptt check: Bad-v0: 1 error.\n"
+        main(["check", "--module", "my_envs", "Bad-v0"])
+        assert "ERROR    Bad.observe must treat samples apart" in capsys.readouterr().out
+        main(["check", "Cut-v0"])
+        assert "ERROR    Cut.step depends on component 0 of its action" in capsys.readouterr().out
+        refused = {
+            "train --env Cut-v0": 2,
+            "compare --env Cut-v0 --methods C M --seeds 0 1 --steps 64 --jobs 1": 1,
+            "tune --env Cut-v0 --module my_envs --methods C --trials 1 --steps 64 --jobs 1": 1,
+        }
+        for line, code in refused.items():
+            assert "Cut.step depends on component 0 of its action, and its gradient does not" in bptt(line, code=code)
+    finally:
+        for env_id in ("Bad-v0", "Cut-v0"):
+            ENTRIES.pop(env_id, None)
+            gym.registry.pop(env_id, None)
         sys.modules.pop("my_envs", None)
 
 

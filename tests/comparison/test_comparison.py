@@ -10,7 +10,7 @@ import pytest
 import torch
 import tyro
 
-from bptt_trainers import Ensemble, NonFiniteError, RunFolderError, held_out_states, losses, rollout
+from bptt_trainers import Ensemble, NonFiniteError, RunFolderError, held_out_states, losses, plan, rollout
 from bptt_trainers.comparison.compare import ComparisonConfig, compare, member_folder
 from bptt_trainers.comparison.figure import curves_figure
 from bptt_trainers.comparison.methods import BPTT, METHODS, Baseline, Budget
@@ -116,6 +116,42 @@ def test_a_method_in_numbers():
     line = to_markdown([row], [0.1, 0.01]).splitlines()[2]
     assert line == "| C | 3 | 200 | 4.0 | 0.3 (0.05 to 0.9) | 0.08 (0.05 to 0.3) | 1/3 | 200, 4.0 s (2/3 runs) | – |"
     assert run_rows(runs)[1]["climbed_back"] == 1
+
+
+def test_a_planner_says_how_far_above_its_best_plan_each_method_ends():
+    ends = {"C": (0.3, 0.5), "iLQR": (0.1, 0.2)}
+    runs = [summarize(method, i, curve(one), [0.15]) for method, two in ends.items() for i, one in enumerate(two)]
+    rows_ = {row["method"]: row for row in method_rows(runs, ["iLQR"])}
+    assert rows_["C"]["above_best"] == pytest.approx(0.4 - 0.1)
+    assert rows_["iLQR"]["above_best"] == pytest.approx(0.15 - 0.1)
+    table = to_markdown(list(rows_.values()), [0.15])
+    assert "| above the best plan |" in table
+    assert "| 0.4 (0.3 to 0.5) | 0.4 (0.3 to 0.5) | 0.3 | 0/2 | – |" in table
+    assert "Planners learn nothing" in table
+    assert "above" not in to_markdown(method_rows(runs), [0.15])
+
+
+def test_planners_are_rows_that_plan_the_held_out_states_once(tmp_path):
+    config = tiny(
+        tmp_path / "planned",
+        methods=("zero", "iLQR", "GRAPE"),
+        seeds=(0,),
+        test_states=3,
+        overrides={"iLQR": {"restarts": 0}, "GRAPE": {"iterations": 2, "restarts": 1}},
+    )
+    comparison = compare(config, progress=False)
+    system = config.budget.make_env().system
+    ends = {run.method: run.final_loss for run in comparison.runs}
+    found = plan(system, held_out_states(system, 3), "iLQR", restarts=0).losses
+    assert ends["iLQR"] == pytest.approx(float(found.mean()))
+    assert ends["iLQR"] <= ends["GRAPE"] < ends["zero"]
+    above = {row["method"]: float(row["above_best"]) for row in rows(config.out / "methods.csv")}
+    assert above == pytest.approx({method: end - ends["iLQR"] for method, end in ends.items()})
+    stored = times(config.out)
+    compare(config, progress=False)
+    assert times(config.out) == stored, "a rerun plans nothing again"
+    with pytest.raises(RunFolderError, match=r"iLQR restarts: 0 in the folder, 1 asked for"):
+        compare(replace(config, overrides={"iLQR": {"restarts": 1}}), progress=False)
 
 
 def test_a_curve_survives_its_file(tmp_path):
@@ -292,6 +328,10 @@ def test_a_method_of_ones_own_is_a_row(tmp_path, monkeypatch):
         ({"overrides": {"C": {"epochs": 3}}}, "no setting 'epochs' to override"),
         ({"overrides": {"C": {"clip": "hard"}}}, "clip must be one of"),
         ({"overrides": {"zero": {"force": 3}}}, "learns nothing has no settings"),
+        (
+            {"methods": ("iLQR",), "overrides": {"iLQR": {"learning_rate": 0.1}}},
+            "iLQR has no setting 'learning_rate'. Its settings: restarts, iterations.",
+        ),
     ],
 )
 def test_wrong_settings_are_refused_before_any_work(tmp_path, changes, message):

@@ -10,7 +10,18 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from bptt_envs import Task
 from bptt_envs.program import CACHE_VARIABLE, CompilerError, Program, _digest, cache_folder
-from bptt_envs.systems import CartPole, ChainedPendulum, Guidance, Quadrotor, QuantumControl, guidance
+from bptt_envs.systems import (
+    BouncingBall,
+    Burgers,
+    CartPole,
+    ChainedPendulum,
+    Guidance,
+    KuramotoSivashinsky,
+    Pusher,
+    Quadrotor,
+    QuantumControl,
+    guidance,
+)
 from bptt_trainers import MLP, TrainConfig, Trainer, default_controller
 from bptt_trainers.directions.adjoint import AdjointEngine
 from bptt_trainers.directions.compiled import CompiledEngine, _length
@@ -53,6 +64,10 @@ def assert_same(found, expected, tolerance):
         Guidance(horizon=3, n_drivers=2, n_evaders=3),
         ChainedPendulum(horizon=3, n_links=2, substeps=1),
         Quadrotor(horizon=3, course="obstacles"),
+        BouncingBall(horizon=3, contact_gradient="from_distance"),
+        Pusher(horizon=3, stiffness=200.0, substeps=1),
+        Burgers(horizon=3, n_cells=4, boundary="walled", n_actuators=2, substeps=1),
+        KuramotoSivashinsky(horizon=3, n_points=8, n_actuators=2, n_sensors=4),
         Task(CartPole(horizon=4), observe_time=True),
     ],
     ids=lambda system: type(system).__name__,

@@ -27,6 +27,8 @@ SETTINGS = [
     for options in (
         {"DiffMultiPole-v0": [{"n_poles": 3}, {"n_poles": 2, "dynamics": "exact", "max_force": 0.3}]}
         | {"DiffCartPole-v0": [{}, {"observation": "cos_sin"}, {"observe_time": True}]}
+        | {"DiffHeat-v0": [{"n_cells": 6}], "DiffBurgers-v0": [{"n_cells": 8, "horizon": 4}]}
+        | {"DiffKuramotoSivashinsky-v0": [{"n_points": 16, "n_sensors": 8, "horizon": 8}]}
         | {"DiffHopper-v0": [{"horizon": 12, "substeps": 2, "stiffness": 2e3}]}
     ).get(env_id, [{}])
 ]

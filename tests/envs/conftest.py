@@ -32,6 +32,8 @@ VARIATIONS = {  # a new id is tested with its defaults; add a row to test its op
         {"horizon": 10, "substeps": 4},
         {"horizon": 10, "substeps": 4, "form": "vertical", "actuation": "torque", "max_action": 1.0},
     ],
+    "DiffBouncingBall-v0": [{}, {"contact_gradient": "smooth", "max_force": 5.0}, {"n_balls": 2, "gravity": 1.0}],
+    "DiffPusher-v0": [{"substeps": 3}, {"actuation": "velocity", "stiffness": 200.0, "target": (0.5, 0.5)}],
     "DiffQuantumControl-v0": [{}, {"n_points": 8, "target": 5, "max_control": 5.0}, {"weighting": 0.25, "target": 1}],
     "DiffGuidance-v0": [
         {},
@@ -39,6 +41,19 @@ VARIATIONS = {  # a new id is tested with its defaults; add a row to test its op
         {"n_drivers": 3, "n_evaders": 2, "flocking": "cohesive", "target": (0.5, -0.25), "max_control": 1.0},
         {"observe_time": True},
     ],
+    "DiffHeat-v0": [{}, {"n_cells": 5, "boundary": "walled", "n_actuators": None, "max_action": 2.0, "horizon": 5}],
+    "DiffBurgers-v0": [
+        {"n_cells": 8, "horizon": 8},
+        {
+            "n_cells": 6,
+            "boundary": "walled",
+            "target": (0.1, 0.2, 0.0, 0.0, 0.0, -0.1),
+            "n_actuators": None,
+            "max_action": 2.0,
+            "horizon": 5,
+        },
+    ],
+    "DiffKuramotoSivashinsky-v0": [{"horizon": 8}, {"n_points": 16, "n_sensors": 4, "max_action": 2.0, "horizon": 5}],
     "DiffLQR-v0": [{}, {"clock": True}, {**ROTATION, "clock": True, "max_action": 2.0}],
 }
 VARIANTS = [

@@ -4,13 +4,25 @@ import pytest
 import torch
 
 from bptt_envs import System
-from bptt_envs.systems import CartPole, ChainedPendulum, Guidance, Integrator, MultiPole, Quadrotor, QuantumControl
+from bptt_envs.systems import (
+    Burgers,
+    CartPole,
+    ChainedPendulum,
+    Guidance,
+    Integrator,
+    KuramotoSivashinsky,
+    MultiPole,
+    Quadrotor,
+    QuantumControl,
+)
 
 SYSTEMS = [Integrator(), CartPole(dt=0.05), QuantumControl(n_points=8), QuantumControl(n_points=16, target=1)] + [
     MultiPole(n_poles=n_poles, dynamics=dynamics, dt=0.05) for dynamics in ("paper", "exact") for n_poles in range(1, 6)
 ]
 SYSTEMS += [ChainedPendulum(n_links=n_links, joint_damping=0.1 * (n_links % 2)) for n_links in range(1, 7)]
 SYSTEMS += [Quadrotor()]
+SYSTEMS += [Burgers(n_cells=6, boundary=boundary, n_actuators=None, substeps=2) for boundary in ("periodic", "walled")]
+SYSTEMS += [KuramotoSivashinsky(n_points=9, length=5.0)]
 SYSTEMS += [Guidance(), Guidance(n_drivers=1, n_evaders=1), Guidance(n_drivers=3, n_evaders=2, flocking="cohesive")]
 
 

@@ -283,6 +283,8 @@ def test_a_new_episode_starts_afresh(env_id):
 def test_horizon_is_that_of_the_system(env_id):
     assert gym.make(env_id, horizon=17).unwrapped.horizon == 17
     assert isinstance(gym.make(env_id).unwrapped, DifferentiableEnv)
-    horizons = {"DiffIntegrator-v0": 4, "DiffLQR-v0": 20, "DiffQuantumControl-v0": 128}
-    horizons |= {"DiffGuidance-v0": 60, "DiffQuadrotor-v0": 50}
+    horizons = {"DiffIntegrator-v0": 4, "DiffLQR-v0": 20, "DiffQuantumControl-v0": 128, "DiffGuidance-v0": 60}
+    horizons |= {"DiffQuadrotor-v0": 50, "DiffBouncingBall-v0": 60, "DiffPusher-v0": 50}
+    horizons |= {"DiffHeat-v0": 40, "DiffBurgers-v0": 32, "DiffKuramotoSivashinsky-v0": 200}
+    horizons |= {"DiffBouncingBall-v0": 60, "DiffPusher-v0": 50}
     assert gym.make(env_id).unwrapped.horizon == horizons.get(env_id, 100)

@@ -169,7 +169,7 @@ def test_reset_mask_leaves_the_others_as_they_are(make_vec):
     options = {"reset_mask": mask}
     observations, _ = envs.reset(seed=8, options=options)
     assert options == {"reset_mask": mask}, "the caller's options stay"
-    np.testing.assert_array_equal(observations[mask], make_vec(num_envs=4).reset(seed=8)[0][mask])
+    np.testing.assert_array_equal(observations[mask], make_vec(num_envs=4, horizon=4).reset(seed=8)[0][mask])
     for _ in range(3):
         actions = envs.action_space.sample()
         ours, theirs = envs.step(actions), twins.step(actions)

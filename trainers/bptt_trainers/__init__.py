@@ -1,6 +1,7 @@
 """Trains controllers through differentiable environments by stabilised backpropagation through time."""
 
 from bptt_trainers.analysis.diagnostics import Diagnosis, diagnose
+from bptt_trainers.analysis.gradient_check import GradientCheck, check_gradients
 from bptt_trainers.controllers.controller import Controller
 from bptt_trainers.controllers.defaults import default_controller
 from bptt_trainers.controllers.gaussian import Gaussian
@@ -10,6 +11,7 @@ from bptt_trainers.directions.augmented import draw_noise
 from bptt_trainers.directions.policy_gradient import PolicyGradient, policy_gradient
 from bptt_trainers.directions.rollout import Trajectory, losses, rollout
 from bptt_trainers.directions.rules import RULES, Feedback, Rule
+from bptt_trainers.planning.plan import Plan, plan
 from bptt_trainers.presets.presets import from_preset
 from bptt_trainers.records.files import RunFolderError
 from bptt_trainers.training.callbacks import Callback, ProgressBar
@@ -33,7 +35,9 @@ __all__ = [
     "Ensemble",
     "Feedback",
     "Gaussian",
+    "GradientCheck",
     "NonFiniteError",
+    "Plan",
     "PolicyGradient",
     "ProgressBar",
     "Rule",
@@ -43,12 +47,14 @@ __all__ = [
     "TrainConfig",
     "Trainer",
     "Trajectory",
+    "check_gradients",
     "default_controller",
     "diagnose",
     "draw_noise",
     "from_preset",
     "held_out_states",
     "losses",
+    "plan",
     "policy_gradient",
     "register_recorder",
     "rollout",

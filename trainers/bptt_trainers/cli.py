@@ -19,14 +19,15 @@ from gymnasium.error import DependencyNotInstalled
 
 import bptt_envs
 from bptt_envs.checks import nearest
+from bptt_envs.contract import ContractError
 from bptt_envs.program import CompilerError
-from bptt_trainers.commands.exits import Interrupted, Misuse, checking_arguments
+from bptt_trainers.commands.exits import Failed, Interrupted, Misuse, checking_arguments
 from bptt_trainers.commands.shell import Ended, ended_in_order, safe_output, wide_enough
 from bptt_trainers.host.user_code import raised_by_user, told
 from bptt_trainers.records.files import RunFolderError
 from bptt_trainers.training.run import NonFiniteError
 
-IN_WORDS = (RunFolderError, NonFiniteError, CompilerError, DependencyNotInstalled, OSError)
+IN_WORDS = (Failed, ContractError, RunFolderError, NonFiniteError, CompilerError, DependencyNotInstalled, OSError)
 """Errors whose message says all that a user needs."""
 
 
@@ -53,14 +54,17 @@ COMMANDS = {
     "resume": Entry("bptt_trainers.commands.train:Resume", "continue a training run"),
     "evaluate": Entry("bptt_trainers.commands.evaluate:Evaluate", "judge trained controllers on held-out start states"),
     "compare": Entry("bptt_trainers.commands.compare:Compare", "compare rules with reinforcement learning"),
+    "plan": Entry("bptt_trainers.commands.plan:PlanCommand", "plan held-out episodes: the best that anyone knows"),
     "tune": Entry("bptt_trainers.commands.tune:Tune", "search for the settings of rules, PPO and SAC, all alike"),
     "render": Entry("bptt_trainers.commands.render:Render", "draw a trained controller: an animation or a picture"),
     "diagnose": Entry("bptt_trainers.commands.diagnose:Diagnose", "draw how the rules differed in a training run"),
     "fields": Entry("bptt_trainers.commands.fields:Fields", "draw the fields of R, M and C around a run's checkpoints"),
     "envs": Entry("bptt_trainers.commands.envs:Envs", "list the environments and their options"),
+    "check": Entry("bptt_trainers.commands.check:Check", "check the gradients of an environment, in words"),
     "toys": Entry("bptt_studies.toys.command:Toys", "draw the fields of R, M and C of the paper's two toy examples"),
     "reproduce": Entry("bptt_studies.paper.command:Reproduce", "rerun the paper's experiments, with statistics"),
     "scale": Entry("bptt_studies.scaling.command:Scale", "measure time, memory and loss as a task grows"),
+    "optima": Entry("bptt_studies.optima.command:Optima", "plan each task, and compare what was tuned with the best"),
     "contact": Entry("bptt_studies.contact.command:Contact", "study the rules over the stiffness of contacts"),
     "benchmark": Entry("bptt_studies.benchmarks.command:Benchmark", "time updates, steps and starts, beside peers"),
 }

@@ -23,7 +23,7 @@ STARTS = (  # least and largest x, y, x', y' of each ball, in m and m/s
 
 AHEAD = 0.1  # share of an impulse that "from_distance" lets act before the contact
 TINY = 1e-9  # m, m/s, m/s^2 or s: what is below is 0
-NEARLY_ELASTIC = 1e-5  # below 1, in sums over bounces, that are 0 / 0 at a restitution of 1
+NEARLY_ELASTIC = 2e-7  # below 1, in sums over bounces, that are 0 / 0 at a restitution of 1
 AT_REST = 1e-6  # share of the time that all bounces of a ball take that is left when it lies on the floor
 
 
@@ -174,11 +174,13 @@ class BouncingBall(System):
         share = x / torch.where(crosses, x - x_free, 1.0)  # of the time until x = 0
         (y, y_there), (vy, _) = self._fallen(y, vy, torch.stack([t, t * share]))
         below = broadcast(self.wall_height) - y_there
-        factor = torch.where(crosses & (below > 0.0), -e, 1.0)
+        meets = crosses & (below > 0.0)
+        x, vx_after = torch.where(meets, -e * x_free, x_free), torch.where(meets, -e * vx, vx)
         if self.contact_gradient == "smooth" and torch.is_grad_enabled():
             met = torch.where(crosses, (below / self.contact_width).sigmoid(), 0.0)
-            factor = factor - (1.0 + e) * (met - met.detach())
-        return factor * x_free, y, factor * vx, vy
+            change = (1.0 + e) * (met - met.detach())
+            x, vx_after = x - change * x_free, vx_after - change * vx
+        return x, y, vx_after, vy
 
     def _fallen(self, y: Tensor, v: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Height and its velocity after the time `t`, with every bounce on the floor, (..., B, n_balls).

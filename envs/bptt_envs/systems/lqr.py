@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bptt_envs.canvas import CYCLE, FAINT, INK, MUTED, Canvas, round_up
 from bptt_envs.checks import flag, in_memory, real_array, shown
-from bptt_envs.system import System, constant_like
+from bptt_envs.system import Pullback, System, constant_like
 
 Matrix = Sequence[Sequence[float]] | np.ndarray | Tensor
 
@@ -96,6 +96,15 @@ class LQR(System):
         by_state, by_action = torch.block_diag(A, clock), torch.nn.functional.pad(B, (0, 0, 0, int(self.clock)))
         return by_state.expand(state.shape[0], -1, -1), by_action.expand(state.shape[0], -1, -1)
 
+    def pullback(self, state: Tensor, action: Tensor) -> Pullback:
+        A, B = _like(state, self.A, self.B)
+
+        def pull(rows: slice, vectors: Tensor) -> tuple[Tensor, Tensor]:
+            x, steps = self._split(vectors.detach())
+            return torch.cat([x @ A, steps], dim=-1) if self.clock else x @ A, x @ B
+
+        return pull
+
     def initial_states(self, batch: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
         x = torch.randn(batch, self.A.shape[0], generator=generator, device=generator.device, dtype=dtype)
         return torch.nn.functional.pad(x, (0, int(self.clock)))
@@ -170,9 +179,9 @@ class LQR(System):
         canvas.text((x, 0.5 * unit), f"{force:.3g} N", INK)
 
     def _split(self, state: Tensor) -> tuple[Tensor, Tensor]:
-        """The x of a state, (B, n), and its number of steps, (B, 1), or (B, 0) without a clock."""
+        """The x of a state, (..., n), and its number of steps, (..., 1), or (..., 0) without a clock."""
         n = self.A.shape[0]
-        return state[:, :n], state[:, n:]
+        return state[..., :n], state[..., n:]
 
 
 def _like(tensor: Tensor, *matrices: Tensor) -> list[Tensor]:

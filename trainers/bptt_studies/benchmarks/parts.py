@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from bptt_studies.benchmarks import cold_start, ensembles, limit, stepping, update_memory, update_tables, updates
+from bptt_studies.benchmarks import (
+    cold_start,
+    ensembles,
+    limit,
+    slopes,
+    stepping,
+    update_memory,
+    update_tables,
+    updates,
+)
 from bptt_studies.benchmarks.config import BenchmarkConfig, PartName
 from bptt_trainers.records.tables import Line, Row
 
@@ -52,6 +61,14 @@ PARTS: dict[PartName, Part] = {
         updates.measure,
         update_tables.to_markdown,
         _OF_UPDATES,
+        on_gpu=True,
+    ),
+    "slopes": Part(
+        "slopes of a controller by its Jacobian and by products",
+        slopes.cells,
+        slopes.measure,
+        slopes.to_markdown,
+        ("repeats", "seconds"),
         on_gpu=True,
     ),
     "stepping": Part(

@@ -256,16 +256,42 @@ SYSTEM_METHODS = (
     Variant("PPO", RL("PPO")),
 )
 
+# All actions have bounds, the same for every method
 SYSTEM_TASKS = (
     (
+        Task("quadrotor", "quadrotor through a gate", "DiffQuadrotor-v0", {}, (2.0, 1.5, 1.3)),
+        Amount(50, 5, train_states=128),
+    ),
+    (
+        Task("bouncing-ball", "ball over a wall", "DiffBouncingBall-v0", {"max_force": 10.0}, (0.5, 0.1, 0.05)),
+        Amount(40, 5, train_states=128),
+    ),
+    (
+        Task("pusher", "pusher and disk", "DiffPusher-v0", {"max_action": 5.0}, (0.3, 0.1, 0.03)),
+        Amount(40, 5, train_states=128),
+    ),
+    (
+        Task("hopper", "planar hopper", "DiffHopper-v0", {"max_action": 1.0}, (0.5, 0.3, 0.2)),
+        Amount(40, 5, train_states=64),
+    ),
+    (
+        Task("chained-2", "chained pendulum, 2 links", "DiffChainedPendulum-v0", {"max_force": 50.0}, (0.5, 0.1, 0.01)),
+        Amount(50, 5, train_states=128),
+    ),
+    (Task("heat", "heat", "DiffHeat-v0", {"max_action": 5.0}, (0.1, 0.05, 0.02)), Amount(40, 5, train_states=160)),
+    (
+        Task("burgers", "Burgers", "DiffBurgers-v0", {"max_action": 2.0}, (0.1, 0.05, 0.02)),
+        Amount(50, 5, train_states=160),
+    ),
+    (
         Task(
-            "chained-2",
-            "chained pendulum, 2 links",
-            "DiffChainedPendulum-v0",
-            {"n_links": 2, "max_force": 50.0},
-            (0.5, 0.1, 0.01),
+            "kuramoto-sivashinsky",
+            "Kuramoto-Sivashinsky",
+            "DiffKuramotoSivashinsky-v0",
+            {"max_action": 1.0},
+            (1.0, 0.5, 0.2),
         ),
-        Amount(50, 10, train_states=128),
+        Amount(40, 5, train_states=64),
     ),
 )
 

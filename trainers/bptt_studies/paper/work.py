@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from bptt_envs import System, make_env
+from bptt_envs import System
+from bptt_envs.registration import build_system
 from bptt_studies.paper.experiments import EXPERIMENTS, Experiment, Tier, Variant
 from bptt_studies.paper.results import (
     Member,
@@ -91,7 +92,7 @@ def _run(experiment: Experiment, tier: Tier, variant: Variant, seed: int, folder
     task, method, amount = experiment.task, variant.method, experiment.amount(tier)
     options = {**task.options, **variant.options}
     preset_name = variant.preset or experiment.preset
-    steps = amount.epochs * amount.train_states * make_env(task.env_id, **options).horizon
+    steps = amount.epochs * amount.train_states * build_system(task.env_id, options, task.env_id).horizon
     budget = Budget(task.env_id, options, steps, experiment.evaluations, amount.test_states, preset_name)
     where = folder / experiment.name / f"{_file_name(variant.label)}-seed{seed}"
     settings = dict(method.changes)

@@ -154,6 +154,30 @@ AXES: dict[str, Axis] = {
         Growth(2, "products with matrices of width × width"),
         Growth(2, "the weights and their directions; the activations grow with the width only"),
     ),
+    "links": Axis(
+        "links",
+        "DiffChainedPendulum-v0",
+        ("n_links",),
+        tuple((n,) for n in range(1, 7)),
+        Growth(2, "n links by 2n columns of slopes at each stage of Runge-Kutta; so few that operations cost the same"),
+        Growth(2, "the slopes, (2 + 2n)² numbers a sample"),
+    ),
+    "cells": Axis(
+        "cells",
+        "DiffBurgers-v0",
+        ("n_cells",),
+        _doubled(32, 1024),
+        Growth(2, "a step works on each cell, and in as many substeps as keep fast flow within a cell"),
+        Growth(2, "every substep's slopes, some numbers a cell; constant where segments are cut to bound them"),
+    ),
+    "stiffness": Axis(
+        "stiffness [N/m]",
+        "DiffPusher-v0",
+        ("stiffness",),
+        _doubled(100, 1_000_000, 10),
+        Growth(0.5, "as many substeps as the contact's oscillation needs"),
+        Growth(0.5, "what is kept of each substep; constant where segments are cut to bound them"),
+    ),
 }
 """Every axis by name; adding one is a row."""
 

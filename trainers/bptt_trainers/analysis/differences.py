@@ -140,8 +140,8 @@ def _directions(
 def _sizes(argument: Tensor) -> Tensor:
     """How large the components of an argument are among its samples, (width,): steps go by it."""
     sizes = argument.flatten(1).abs().amax(0)
-    whole = sizes.amax()
-    return sizes.clamp_min(1e-2 * float(whole)) if whole > 0 else torch.ones_like(sizes)
+    whole = float(sizes.amax()) or 1.0
+    return torch.where(sizes > 0.0, sizes.clamp_min(1e-9 * whole), 1e-2 * whole)
 
 
 def _slopes(function: Function, values: Sequence[Tensor], place: int, mixtures: Tensor) -> Tensor:

@@ -7,7 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from bptt_envs import System
+
 Level = Literal["ok", "note", "warning", "error"]
+
+MOST_NAMED = 4  # components that are named one by one
 
 _SHOWN: dict[Level, str] = {"ok": "OK", "note": "note", "warning": "WARNING", "error": "ERROR"}
 
@@ -44,3 +48,18 @@ def summary(findings: Sequence[Finding]) -> str:
 
 def _counted(count: int, what: str) -> str:
     return f"{count} {what}{'' if count == 1 else 's'}"
+
+
+def component(system: System, argument: str, place: int | None) -> str:
+    """A component in words, by its label if it has one."""
+    if place is None:
+        return f"a random mixture of {argument}"
+    labels = {"action": system.action_labels, "observation": ()}.get(argument, system.state_labels)
+    named = f" ({labels[place]})" if place < len(labels) else ""
+    return f"component {place}{named} of {argument}"
+
+
+def components(system: System, argument: str, places: Sequence[int]) -> str:
+    """Components in words, the first few of many."""
+    named = [component(system, argument, i) for i in places[:MOST_NAMED]]
+    return ", ".join(named) + (f" and {len(places) - MOST_NAMED} more" if len(places) > MOST_NAMED else "")

@@ -3,54 +3,30 @@
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import gymnasium as gym
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bptt_envs import System, Task, checks
-from bptt_envs.contract import check_at, promises
-from bptt_trainers.analysis.differences import Comparison, compare_slopes
-from bptt_trainers.analysis.findings import Finding, Level, report
-from bptt_trainers.analysis.growth import feedback, stretches
-from bptt_trainers.analysis.influence import clamped, constant_observations, influence, not_finite
+from bptt_envs import System, checks
+from bptt_envs.contract import promises
+from bptt_trainers.analysis.differences import Comparison
+from bptt_trainers.analysis.findings import Finding, Level, components, report
+from bptt_trainers.analysis.horizon import LOOPS, Horizon, through_the_horizon
+from bptt_trainers.analysis.influence import clamped, constant_observations
+from bptt_trainers.analysis.slope_findings import compared, numbers
 from bptt_trainers.analysis.update_cost import UpdateCost, update_costs
 from bptt_trainers.controllers.defaults import default_controller
-from bptt_trainers.directions.policy_gradient import adjoint_engine, check_parameters, system_of
+from bptt_trainers.directions.policy_gradient import check_parameters, system_of
 from bptt_trainers.directions.rollout import Trajectory, rollout
 from bptt_trainers.directions.surroundings import computing
 from bptt_trainers.records.tables import csv_text
 
 BATCH = 8  # episodes, and start states of an update that is timed
-COMPARED_TIMES = 8  # steps of an episode whose slopes are compared with differences
-COMPARED_EPISODES = 2
 SATURATED = 0.5  # share of clamped actions from which on it is warned of
-MANY = 1e6  # times: feedback that grows or shrinks by more over the horizon is warned of
-OVERFLOW = 3e38  # the largest number of float32
-NOTHING = 1e-12  # of the largest slope: a component below it has no influence
-LARGE_STATE = 256  # numbers of a state up to which single steps are looked at by their Jacobians
-PURPOSE = "norms under R"  # what needs the adjoint engine, in messages
-
-
-@dataclass(frozen=True)
-class Horizon:
-    """How perturbations and feedback go through the steps of the controller's episodes.
-
-    Attributes:
-        feedback: mean over the episodes of |dL/dx_t| at t = 1 .. T, as R and as M feed it back, (2, T).
-        times: the steps t of `stretches`, (K,).
-        stretches: largest and smallest singular value of A_t and of A_t + B_t K_t, (2, 2, K), the most extreme of the
-            first few episodes.
-    """
-
-    feedback: np.ndarray
-    times: np.ndarray
-    stretches: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -92,12 +68,9 @@ class GradientCheck:
         rows = []
         for t in range(arriving.shape[1] + 1):
             back = ["", ""] if t == 0 else [f"{value:.6g}" for value in arriving[:, t - 1]]
-            here = self.horizon.stretches[..., places[t]].flatten() if t in places else []
+            here = self.horizon.stretches[..., places[t]].flatten().tolist() if t in places else []
             rows.append([t, *back, *(f"{value:.6g}" for value in here)] + [""] * (4 - len(here)))
         return csv_text(head, rows)
-
-
-LOOPS = ("A", "A+BK")
 
 
 def check_gradients(
@@ -122,13 +95,14 @@ def check_gradients(
     if controller is not None:
         checks.instance("controller", controller, nn.Module, "a torch.nn.Module")
         check_parameters(controller)
+        if not any(one.requires_grad for one in controller.parameters()):
+            raise ValueError(f"controller {type(controller).__name__} has no parameter that requires a gradient.")
     like = next(iter(() if controller is None else controller.parameters()), torch.empty(0))
-    found = _promised(system, like)
-    if any(one.level == "error" for one in found):
-        return GradientCheck(tuple(found))
     with torch.random.fork_rng([like.device] if like.is_cuda else []), computing(like):
-        controller = default_controller(system) if controller is None else controller
-        return _looked_at(system, controller, found)
+        found = _promised(system, like)
+        if any(one.level == "error" for one in found):
+            return GradientCheck(tuple(found))
+        return _looked_at(system, default_controller(system) if controller is None else controller, found)
 
 
 def _promised(system: System, like: Tensor) -> list[Finding]:
@@ -136,7 +110,10 @@ def _promised(system: System, like: Tensor) -> list[Finding]:
     found = []
     for one in promises(system, dtype=like.dtype, device=like.device):
         found += [Finding("warning", words) for words in one.warned]
-        found.append(Finding("ok", f"{one.words}.") if one.breach is None else Finding("error", one.breach))
+        if one.breach is not None:
+            found.append(Finding("error", one.breach))
+        elif not one.warned:
+            found.append(Finding("ok", f"{one.words}."))
     return list(dict.fromkeys(found))
 
 
@@ -154,15 +131,14 @@ def _looked_at(system: System, controller: nn.Module, found: list[Finding]) -> G
         if not acted.states.isfinite().all():
             return GradientCheck(tuple(found))
         pushed = pushed if bool(pushed.states.isfinite().all()) else acted
-        slopes = _compared(system, acted, pushed, found)
-        broken = _numbers(system, acted, found)
-        horizon = None if broken else _through_the_horizon(system, double, start, acted, pushed, found)
-        _observed(system, acted, pushed, found)
-        _bounded(system, acted, found)
-    if broken or any(one.level == "error" for one in found):
+        slopes, said = compared(system, acted, pushed)
+        found += said + numbers(system, acted)
+        horizon, said = through_the_horizon(system, double, start, acted, pushed)
+        found += [*said, _observed(system, acted, pushed), _bounded(system, acted)]
+    if any(one.level == "error" for one in found):
         return GradientCheck(tuple(found), tuple(slopes), horizon)
     with computing(like):
-        costs = update_costs(system, controller, start.to(like.dtype))
+        costs = update_costs(system, copy.deepcopy(controller), start.to(like.dtype))
     found += [Finding("ok" if one.obstacle is None else "note", _costs(one)) for one in costs]
     return GradientCheck(tuple(found), tuple(slopes), horizon, tuple(costs))
 
@@ -190,233 +166,30 @@ def _finite_episodes(what: str, trajectory: Trajectory) -> list[Finding]:
     ]
 
 
-# Slopes
-
-
-def _compared(system: System, acted: Trajectory, pushed: Trajectory, found: list[Finding]) -> list[Comparison]:
-    """Slopes against differences, closed forms against autograd, at states of both episodes."""
-    count = min(acted.horizon, COMPARED_TIMES)
-    times = torch.linspace(0, acted.horizon - 1, count).round().long().unique()
-    parts = [one.states[times][:, :COMPARED_EPISODES].flatten(0, 1) for one in (acted, pushed)]
-    states = torch.cat(parts)
-    actions = torch.cat([one.actions[times][:, :COMPARED_EPISODES].flatten(0, 1) for one in (acted, pushed)])
-    over = system.episode_over(states)
-    if over is not None:
-        states, actions = states[~over], actions[~over]
-    actions = system.bound(actions)
-    where = f"at {len(states)} states along episodes, in float64"
-    try:
-        check_at(system, states, actions)
-        found.append(Finding("ok", f"values and closed forms keep their contract {where}, too."))
-    except ValueError as error:
-        found.append(Finding("error", f"{error} This is seen {where}."))
-    slopes = compare_slopes(system, states, actions)
-    found += [_difference(system, one) for one in slopes if not one.right]
-    found += _agreement(slopes)
-    return slopes
-
-
-def _difference(system: System, one: Comparison) -> Finding:
-    """Slopes that are not those of differences, in words."""
-    result = {"step": "next_state", "observe": "observation"}.get(one.method)
-    of = "" if result is None else f" of {_component(system, result, one.result)}"
-    size = "infinitely" if math.isinf(one.error) else f"by {one.error:.1e} of the largest"
-    words = (
-        f"{system.class_name}.{one.method}: autograd's slope{of} by {_component(system, one.argument, one.component)} "
-        f"is {one.slope:.6g}, central differences say {one.difference:.6g}, off {size}"
-    )
-    if system.surrogate_gradient and one.method == "step":
-        return Finding("note", f"{words}: the class declares that it is another one on purpose (surrogate_gradient).")
-    return Finding(
-        "error",
-        f"{words}. The backward pass must be the slope of the function: no detach, no backward function of another "
-        "kind. If it is another one on purpose, as of a smoothed contact, let the class say so: "
-        "surrogate_gradient = True.",
-    )
-
-
-def _agreement(slopes: Sequence[Comparison]) -> list[Finding]:
-    """The functions whose slopes are those of differences, in words."""
-    right = [one for one in slopes if one.right and not math.isnan(one.error)]
-    blind = [one for one in slopes if math.isnan(one.error)]
-    found = []
-    if right:
-        error, kinks = max(one.error for one in right), 1 - min(one.compared for one in right)
-        left_out = f"; up to {kinks:.1%} of the places are at kinks or jumps and left out" if kinks else ""
-        words = (
-            f"autograd's slopes of {_named(right)} are central differences, to {error:.0e} of the largest{left_out}."
-        )
-        found.append(Finding("ok", words))
-    if blind:
-        words = f"{_named(blind)}: no differences to compare with, at kinks only or next to states that are refused."
-        found.append(Finding("warning", words))
-    return found
-
-
-def _named(slopes: Sequence[Comparison]) -> str:
-    """Functions with the arguments by which they are looked at, in words."""
-    names: dict[str, list[str]] = {}
-    for one in slopes:
-        names.setdefault(one.method, []).append(one.argument)
-    return ", ".join(f"{method} by {' and '.join(arguments)}" for method, arguments in names.items())
-
-
-def _component(system: System, argument: str, component: int | None) -> str:
-    """A component in words, by its label if it has one."""
-    if component is None:
-        return f"a random mixture of {argument}"
-    labels = {"action": system.action_labels, "observation": ()}.get(argument, system.state_labels)
-    named = f" ({labels[component]})" if component < len(labels) else ""
-    return f"component {component}{named} of {argument}"
-
-
-def _numbers(system: System, trajectory: Trajectory, found: list[Finding]) -> bool:
-    """Whether slopes are not finite somewhere along the controller's episodes."""
-    bad = not_finite(system, trajectory)
-    for one in bad:
-        found.append(
-            Finding(
-                "error",
-                f"{system.class_name}.{one.method}: its slope by {_component(system, one.argument, one.component)} is "
-                f"infinite or no number at step {one.step} of {trajectory.horizon} of episode {one.sample}, and at "
-                f"{one.share:.1%} of all. A square root, a norm, a power or an arc function at the end of its domain "
-                "does that: keep what is in it away from there, by a small number added or a clamp before it.",
-            )
-        )
-    if not bad:
-        found.append(Finding("ok", "slopes are finite along the controller's episodes."))
-    return bool(bad)
-
-
-# Through the horizon
-
-
-def _through_the_horizon(
-    system: System,
-    controller: nn.Module,
-    start: Tensor,
-    acted: Trajectory,
-    pushed: Trajectory,
-    found: list[Finding],
-) -> Horizon | None:
-    n = system.system.state_size if isinstance(system, Task) else system.state_size
-    by_loop: Tensor | None = None
-    horizon = None
-    try:
-        engine = adjoint_engine(system, controller, start, PURPOSE)
-    except ValueError as error:
-        found.append(Finding("note", f"the feedback under R and M was not looked at: {error}"))
-    else:
-        arriving, _ = feedback(engine, acted)
-        by_loop = arriving[:, 0, :, :n].abs().amax((0, 1))
-        norms = arriving.norm(dim=-1).mean(-1).t()
-        times, values = [], torch.empty(2, 2, 0)
-        if n <= LARGE_STATE:
-            times, values = stretches(system, controller, acted)
-            found += [_stretched(name, one) for name, one in zip(LOOPS, values, strict=True)]
-        else:
-            found.append(Finding("note", f"single steps were not looked at: their Jacobians have {n}^2 numbers."))
-        for rule, norm in zip(("R", "M"), norms, strict=True):
-            found.append(_fed_back(rule, norm.tolist()))
-        horizon = Horizon(norms.cpu().numpy(), np.array(times), values.cpu().numpy())
-    _influences(system, [acted, pushed], by_loop, n, found)
-    return horizon
-
-
-def _stretched(name: str, values: Tensor) -> Finding:
-    """The singular values of single steps in words, (2, K)."""
-    largest, smallest = values
-    where = {"A": "the physics alone, A", "A+BK": "the loop with the controller, A + B K"}[name]
-    return Finding(
-        "ok",
-        f"single steps of {where}: singular values of {float(smallest.min()):.3g} to {float(largest.max()):.3g}, the "
-        f"largest {float(largest.median()):.3g} in the median step.",
-    )
-
-
-def _fed_back(rule: str, norms: Sequence[float]) -> Finding:
-    """How the norm of dL/dx_t goes from the end to the start, in words."""
-    steps = len(norms)
-    bad = [t for t, norm in enumerate(norms, start=1) if not norm <= OVERFLOW]
-    if bad:
-        return Finding(
-            "error",
-            f"feedback under {rule}, |dL/dx_t|, is more than float32 holds ({OVERFLOW:.0e}) or no number from step "
-            f"{bad[-1]} of {steps} back: fewer steps (horizon), a smaller dt or shorter feedback would keep it finite.",
-        )
-    there = [(t, norm) for t, norm in enumerate(norms, start=1) if norm > 0.0]
-    if len(there) < 2:
-        return Finding("warning", f"feedback under {rule}, |dL/dx_t|, is 0 at all steps but {len(there)} of {steps}.")
-    (first, begin), (last, end) = there[0], there[-1]
-    words = f"feedback under {rule}, |dL/dx_t|: {end:.2g} at step {last}, {begin:.2g} at step {first}"
-    decades = math.log10(begin) - math.log10(end)
-    pace = f"a factor of 10 every {(last - first) / abs(decades):.3g} steps" if abs(decades) >= 1.0 else ""
-    if abs(decades) < 1.0:
-        return Finding("ok", f"{words}, which is within a factor of 10.")
-    level: Level = "warning" if abs(decades) > math.log10(MANY) else "ok"
-    grows = "grows" if decades > 0 else "fades"
-    verb = {("ok", "grows"): "grows", ("ok", "fades"): "fades", ("warning", "grows"): "explodes"}
-    return Finding(level, f"{words}: on its way back it {verb.get((level, grows), 'vanishes')} by {pace}.")
-
-
-def _influences(
-    system: System, episodes: Sequence[Trajectory], by_loop: Tensor | None, n: int, found: list[Finding]
-) -> None:
-    """Which actions and states have no influence on the loss."""
-    each = [influence(system, one) for one in episodes]
-    by_action = torch.stack([one.by_action for one in each]).amax(0)
-    by_state = torch.stack([one.by_state for one in each]).amax(0)[:n]
-    dead = _without(by_action)
-    for i in dead:
-        name = _component(system, "action", i)
-        found.append(
-            Finding(
-                "warning", f"{name} has no influence on the loss, at any step of these episodes: nothing trains it."
-            )
-        )
-    if not dead:
-        found.append(Finding("ok", "every action has an influence on the loss."))
-    still = _without(by_state)
-    for i in still:
-        name = _component(system, "state", i)
-        if by_loop is not None and i in _without(by_loop):
-            found.append(Finding("warning", f"{name} has no influence on the loss, nor does the controller act on it."))
-        else:
-            words = f"{name} has no influence on the loss but through the controller: M feeds nothing back by it."
-            found.append(Finding("note", words))
-    if not still:
-        found.append(Finding("ok", "every state component has an influence on the loss."))
-
-
-def _without(slopes: Tensor) -> list[int]:
-    """The components whose slope is nothing beside the largest."""
-    return (slopes <= NOTHING * slopes.amax()).nonzero().flatten().tolist()
-
-
-# What is seen and done
-
-
-def _observed(system: System, acted: Trajectory, pushed: Trajectory, found: list[Finding]) -> None:
+def _observed(system: System, acted: Trajectory, pushed: Trajectory) -> Finding:
+    """Which observations tell nothing, in words."""
     states = torch.cat([one.states.flatten(0, 1) for one in (acted, pushed)])
     constant = constant_observations(system, states)
-    for i in constant:
-        words = f"component {i} of the observation is the same in all states of these episodes."
-        found.append(Finding("warning", words))
-    if not constant:
-        found.append(Finding("ok", "every component of the observation depends on the state."))
+    if constant:
+        names = components(system, "observation", constant)
+        return Finding("warning", f"the same in all states of these episodes: {names}.")
+    return Finding("ok", "every component of the observation depends on the state.")
 
 
-def _bounded(system: System, acted: Trajectory, found: list[Finding]) -> None:
+def _bounded(system: System, acted: Trajectory) -> Finding:
+    """How many actions are beyond their bounds, in words."""
     if not system.has_bounds:
-        found.append(Finding("ok", "actions have no bounds."))
-        return
-    for i, share in enumerate(clamped(system, acted).tolist()):
-        words = f"{_component(system, 'action', i)}: the controller is beyond the bounds in {share:.0%} of the steps"
-        if share >= SATURATED:
-            words += (
-                ", where no slope goes through them; squash=True bends actions instead, smaller weights stay within"
-            )
-        found.append(Finding("warning" if share >= SATURATED else "ok", f"{words}."))
+        return Finding("ok", "actions have no bounds.")
+    shares = clamped(system, acted)
+    many = (shares >= SATURATED).nonzero().flatten().tolist()
+    if not many:
+        words = f"the controller is beyond the bounds in {float(shares.amax()):.0%} of the steps at most."
+        return Finding("ok", words)
+    return Finding(
+        "warning",
+        f"the controller is beyond the bounds in {SATURATED:.0%} of the steps or more, where no slope goes through: "
+        f"{components(system, 'action', many)}. squash=True bends actions instead; smaller weights stay within.",
+    )
 
 
 def _costs(cost: UpdateCost) -> str:

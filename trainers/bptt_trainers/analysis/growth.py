@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from bptt_envs import System, Task
-from bptt_trainers.directions.adjoint import AdjointEngine, ControllerTape, bound_with_slope
+from bptt_trainers.directions.adjoint import AdjointEngine, bound_with_slope
+from bptt_trainers.directions.controller_tape import ControllerTape
 from bptt_trainers.directions.rollout import Trajectory
 from bptt_trainers.directions.rules import MODIFIED, REGULAR, Directions, Feedback
 

@@ -79,7 +79,8 @@ def _cost(system: System, controller: nn.Module, states: Tensor, engine: Any) ->
 
 
 def _peak_bytes(program: Callable[[], object]) -> int:
-    with _LiveTensors() as tensors:
+    tensors = _LiveTensors()
+    with tensors:
         program()
     return tensors.peak
 
@@ -92,7 +93,7 @@ class _LiveTensors(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._alive: dict[int, weakref.ref[Any]] = {}
         self._bytes = 0
         self.peak = 0

@@ -12,6 +12,10 @@ class Misuse(Exception):
     """The command line asks for what cannot be; the message names the argument and what would be right."""
 
 
+class Failed(Exception):
+    """What was looked at is not as it should be; the message says how much is wrong."""
+
+
 class Interrupted(Exception):
     """Ctrl-C.
 

@@ -25,6 +25,7 @@ from bptt_trainers.figures.style import plain_text, save_figure
 from bptt_trainers.host.processes import end_with_parent, pool
 from bptt_trainers.host.threads import threads
 from bptt_trainers.host.user_code import imported_id
+from bptt_trainers.planning.plan import PLANNERS
 from bptt_trainers.presets.presets import PresetName, defaults_seen
 from bptt_trainers.records.claim import Claim, in_words, locked, same
 from bptt_trainers.records.curve import Curve, curve_to_csv, read_curve
@@ -60,7 +61,8 @@ class ComparisonConfig:
     """Options of the environment, the same for every method; its objective is that which all are judged by."""
 
     methods: tuple[Annotated[str, among(METHODS)], ...] = ("R", "M", "S", "C", "PPO", "SAC", "zero", "random")
-    """Methods: the update rules R, M, S, C; PPO, SAC; zero and random, which learn nothing."""
+    """Methods: the update rules R, M, S, C; PPO, SAC; zero and random, which learn nothing; iLQR, MPPI and GRAPE, which
+    plan each held-out episode by itself."""
 
     seeds: tuple[Seed, ...] = (0, 1, 2, 3, 4)
     """Seeds; each method runs once with each."""
@@ -242,7 +244,7 @@ def _write(
     points = [
         {"method": method, "seed": seed, **vars(point)} for (method, seed), curve in curves.items() for point in curve
     ]
-    rows = method_rows(runs)
+    rows = method_rows(runs, PLANNERS)
     table = to_markdown(rows, config.losses)
     if config.together and sum(isinstance(METHODS[run.method], BPTT) for run in runs) > 1:
         table += "Runs of the update rules are trained together; the seconds of one are its share of all.\n"

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from bptt_envs import DifferentiableEnv, System, make_env
+from bptt_envs.registration import build_system
 from bptt_trainers.controllers.baselines import RandomController, ZeroController
 from bptt_trainers.directions.rollout import Policy, losses, rollout
 from bptt_trainers.directions.rules import RULES
+from bptt_trainers.planning.plan import PLANNERS, plan, planner_settings
 from bptt_trainers.presets.presets import PresetName, RuleSettings, defaults_seen, preset, rule_settings
 from bptt_trainers.records.curve import Curve, CurvePoint
 from bptt_trainers.training.callbacks import ProgressBar
@@ -32,6 +34,11 @@ class Budget:
     test_states: int  # held-out start states
     preset: PresetName = "tuned"  # whose settings a method has, but for its own changes and overrides
     record: tuple[str, ...] = ()  # names of recorders of each run
+
+    @property
+    def horizon(self) -> int:
+        """Steps of an episode, from the options alone: the system is not tried."""
+        return build_system(self.env, self.env_options, self.env).horizon
 
     def make_env(self, **seen: Any) -> DifferentiableEnv:
         """The environment on whose objective every method is judged.
@@ -117,7 +124,7 @@ class BPTT:
         if row.get("deviation", "none") != "none" or row.get("controller") in ("gru", "lstm"):
             row["record"] = tuple(name for name in row["record"] if name != "diagnostics")  # there are none of them
         config = TrainConfig(**{**row, **given, "rule": self.rule, "test_states": budget.test_states})
-        steps_an_epoch = config.train_states * budget.make_env().horizon
+        steps_an_epoch = config.train_states * budget.horizon
         return replace(config, epochs=max(1, round(budget.steps / steps_an_epoch)))
 
     def _chosen(self, budget: Budget, overrides: Mapping[str, Any]) -> RuleSettings:
@@ -206,6 +213,32 @@ class Baseline:
         return [CurvePoint(0, 0.0, float(losses(system, trajectory).mean()))]
 
 
+@dataclass(frozen=True)
+class Planned:
+    """A planner, which learns nothing: it is told the held-out states and plans from each of them by itself.
+
+    Args:
+        method: its name among `PLANNERS`.
+    """
+
+    method: str
+
+    @property
+    def summary(self) -> str:
+        """The planner."""
+        return f"plans each held-out episode by itself, {PLANNERS[self.method].summary}"
+
+    def settings(self, budget: Budget, overrides: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of the planner."""
+        return planner_settings(self.method, overrides)
+
+    def run(self, budget: Budget, overrides: Mapping[str, Any], seed: int, folder: Path, title: str | None) -> Curve:
+        """Plan once; the seconds are those that it takes."""
+        system = budget.make_env().system
+        found = plan(system, held_out_states(system, budget.test_states), self.method, seed=seed, **overrides)
+        return [CurvePoint(0, found.seconds, float(found.losses.mean()))]
+
+
 METHODS: dict[str, Method] = {
     "R": BPTT("R"),
     "M": BPTT("M"),
@@ -214,6 +247,7 @@ METHODS: dict[str, Method] = {
     "C-turned": BPTT("C", {"combine": "turned"}),
     "PPO": RL("PPO"),
     "SAC": RL("SAC"),
+    **{name: Planned(name) for name in PLANNERS},
     "zero": Baseline("never acts", lambda system, seed: ZeroController(system)),
     "random": Baseline("acts uniformly at random", RandomController),
 }

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from bptt_trainers.records.curve import Curve
 from bptt_trainers.records.tables import Cell, Row, piped
+
+PLANNED = """Planners learn nothing: each held-out episode is planned by itself, in the seconds given. "Above the best
+plan": the loss at the end minus the least of theirs."""
 
 CLIMB = 3.0  # a run climbed back if its loss at the end is more than this times its best
 
@@ -96,11 +99,17 @@ def run_rows(runs: Iterable[RunSummary]) -> list[Row]:
     return rows
 
 
-def method_rows(runs: Iterable[RunSummary]) -> list[Row]:
+def method_rows(runs: Iterable[RunSummary], planners: Collection[str] = ()) -> list[Row]:
     """A row for each method: medians over its runs, with the least and the largest.
 
     A run that does not reach a loss counts as one that takes forever.
+
+    Args:
+        runs: of all methods.
+        planners: those methods that know best: with any, a row says how far a method ends above their best run.
     """
+    runs = list(runs)
+    known = [run.final_loss for run in runs if run.method in planners]
     by_method: dict[str, list[RunSummary]] = {}
     for run in runs:
         by_method.setdefault(run.method, []).append(run)
@@ -112,6 +121,8 @@ def method_rows(runs: Iterable[RunSummary]) -> list[Row]:
         for name in ("final_loss", "best_loss"):
             values = [getattr(run, name) for run in members]
             row |= {name: statistics.median(values), f"{name}_min": min(values), f"{name}_max": max(values)}
+        if known:
+            row |= {"above_best": float(row["final_loss"]) - min(known)}
         row |= {"climbed_back": sum(run.climbed_back for run in members)}
         for loss in members[0].steps_to:
             steps = [run.steps_to[loss] for run in members]
@@ -124,20 +135,24 @@ def method_rows(runs: Iterable[RunSummary]) -> list[Row]:
 
 def to_markdown(rows: Sequence[Row], losses: Sequence[float]) -> str:
     """The rows of the methods as a Markdown table for readers."""
-    head = ["method", "runs", "simulator steps", "seconds", "loss at the end", "best loss", "climbed back"]
+    planned = "above_best" in rows[0]
+    head = ["method", "runs", "simulator steps", "seconds", "loss at the end", "best loss"]
+    head += [*["above the best plan"] * planned, "climbed back"]
     head += [f"to {loss:g}" for loss in losses]
     lines: list[Sequence[object]] = [head, ["---"] + ["---:"] * (len(head) - 1)]
     for row in rows:
         line = [row["method"], row["runs"], _steps(row["simulator_steps"]), _seconds(row["seconds"])]
         line += [_spread(row, name) for name in ("final_loss", "best_loss")]
+        line += [f"{row['above_best']:.2g}"] if planned else []
         line += [f"{row['climbed_back']}/{row['runs']}", *(_reached(row, f"{loss:g}") for loss in losses)]
         lines.append(line)
+    note = f"\n{PLANNED}" if planned else ""
     return f"""{piped(lines)}
 
 Losses are means over the held-out start states, then the median over the runs (least to largest). Seconds are of
 training, without evaluation. "Best" is the lowest of a run's evaluations, seen in hindsight. A run climbed back
 if its loss at the end is more than {CLIMB:g} times its best. "To 0.1": simulator steps and seconds until the first
-evaluation with at most this loss, the median over all runs, those that never reached it counted as infinite.
+evaluation with at most this loss, the median over all runs, those that never reached it counted as infinite.{note}
 """
 
 

@@ -9,16 +9,32 @@ the loss by the actions, meet the parameters in one product a layer: direction =
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from bptt_envs import System
-from bptt_trainers.directions.augmented import acting, memory_size_of
+from bptt_trainers.directions.augmented import memory_size_of
+from bptt_trainers.directions.controller_products import (
+    ByAutograd,
+    Chain,
+    ControllerProducts,
+    is_chain,
+    overhead_of,
+    takes_products,
+)
+from bptt_trainers.directions.controller_tape import ControllerTape, RowOrder
 from bptt_trainers.directions.linear_layer import LinearLayer, is_linear
 from bptt_trainers.directions.parameter_hooks import after_hooks, unhooked
-from bptt_trainers.directions.recursion import SegmentSlopes, Sweep, dense_sweep, product_sweep
+from bptt_trainers.directions.recursion import (
+    ControllerPullback,
+    SegmentSlopes,
+    Sweep,
+    any_fed_back,
+    dense_pullback,
+    dense_sweep,
+    product_sweep,
+)
 from bptt_trainers.directions.rollout import Trajectory, losses, rollout
 from bptt_trainers.directions.rules import Directions, Feedback
 
@@ -38,6 +54,9 @@ class AdjointEngine:
         controller: from observations (B, *observation_shape) to actions (B, *action_shape).
         by_layer: take the products with the parameters of `nn.Linear` layers from one backward pass that
             all rules share; where False, from one vector-Jacobian product for each rule.
+        chained: take layers that are called one after the other for a chain, see `is_chain`.
+        products: whether to take the slopes of the controller by products or by its Jacobian; None: by what is faster,
+            see `takes_products`.
         segment_samples: samples (steps x batch) that are processed at once; bounds the memory.
         members: the batch holds so many equal parts, one after the other, and the loss is the sum of their
             means; for controllers that act on each part with parameters of its own (`stacked.py`).
@@ -56,12 +75,16 @@ class AdjointEngine:
         controller: nn.Module,
         *,
         by_layer: bool = True,
+        chained: bool = True,
+        products: bool | None = None,
         segment_samples: int = SEGMENT_SAMPLES,
         members: int = 1,
         inference: bool = False,
     ) -> None:
         self.system = system
         self.controller = controller
+        self.chained = chained
+        self.products = products
         self.segment_samples = segment_samples
         self.members = members
         self.inference = inference
@@ -163,23 +186,40 @@ class AdjointEngine:
         )
         if by_action is not None and bound is not None:
             by_action = by_action * bound
-        tape = ControllerTape(self.controller, system, self.by_member(state, steps), self.layers)
-        gain = self.by_time(tape.jacobian, steps)
-        slopes = SegmentSlopes(steps, by_state, by_action, by_next_state, bound, gain, memory_size_of(system))
-        if system.dense_jacobians:
+        tape = ControllerTape(self.controller, system, state, self.layers, RowOrder(steps, self.members))
+        memory = memory_size_of(system)
+        met = self.slopes_of(tape, batch, passes)
+        gain: Tensor | ControllerPullback | None = None
+        if any_fed_back(passes, memory):
+            gain = tape.jacobian if isinstance(met, ControllerTape) else met.pull
+        slopes = SegmentSlopes(steps, by_state, by_action, by_next_state, bound, gain, memory)
+        if not system.dense_jacobians:
+            sweep = product_sweep(system.pullback(state, bounded), slopes, adjoint, passes)
+        elif gain is None or isinstance(gain, Tensor):
             sweep = dense_sweep(*system.linearize(state, bounded), slopes, adjoint, passes)
         else:
-            sweep = product_sweep(system.pullback(state, bounded), slopes, adjoint, passes)
-        products = tape.products(self.by_member(sweep.weights, steps), self.others)
-        return sweep, products, deviation(self.by_time(tape.actions, steps), action.flatten(1))
+            sweep = product_sweep(dense_pullback(*system.linearize(state, bounded)), slopes, adjoint, passes)
+        return sweep, met.products(sweep.weights, self.others), deviation(tape.actions, action.flatten(1))
 
-    def by_member(self, rows: Tensor, steps: int) -> Tensor:
-        """Rows of S steps of E parts, (S E B, ...), in the order that a controller of E members takes, (E S B, ...)."""
-        return rows if self.members == 1 else rows.unflatten(0, (steps, self.members, -1)).transpose(0, 1).flatten(0, 2)
+    def slopes_of(
+        self, tape: ControllerTape, batch: int, passes: Sequence[Feedback]
+    ) -> ControllerTape | ControllerProducts:
+        """What takes the slopes of the controller, by the Jacobian or by products, for steps of a batch.
 
-    def by_time(self, rows: Tensor, steps: int) -> Tensor:
-        """The opposite of `by_member`."""
-        return rows if self.members == 1 else rows.unflatten(0, (self.members, steps, -1)).transpose(0, 1).flatten(0, 2)
+        Args:
+            tape: a run of the controller.
+            batch: samples of a step.
+            passes: which paths each backward pass takes.
+        """
+        chained, overhead = self.chained and is_chain(tape), 0
+        if any_fed_back(passes, memory_size_of(self.system)):
+            overhead = overhead_of(tape, chained=chained, dense=self.system.dense_jacobians)
+        products = self.products
+        if products is None:
+            products = takes_products(self.system.action_size, len(passes), batch, overhead)
+        if not products:
+            return tape
+        return Chain(tape) if chained else ByAutograd(tape)
 
 
 def by_pass(
@@ -194,112 +234,7 @@ def by_pass(
 
 def deviation(again: Tensor, actions: Tensor) -> Tensor:
     """The largest difference between actions of a second run and the first, relative to the largest action, ()."""
-    return (again.detach() - actions).abs().amax() / actions.abs().amax().clamp_min(torch.finfo(actions.dtype).tiny)
-
-
-class NotServedError(RuntimeError):
-    """The adjoint engine cannot serve the controller; the message says why."""
-
-
-class ControllerTape:
-    """One batched run of the controller, its Jacobian, and the products of vectors with its parameters.
-
-    One backward pass for each action component gives the Jacobian (N, m, n) by the state and passes every
-    Linear layer: with its input h and output slopes delta_j kept, any vectors c meet its weights as
-    sum_j (c_j delta_j)^T h, without another backward pass.
-
-    Attributes:
-        state: the leaf of the run, (N, *state_shape).
-        actions: what the controller gave, flattened, (N, m).
-        jacobian: (N, m, n).
-
-    Raises:
-        NotServedError: if what a layer took or gave is changed in place, so that its slopes are not those of the
-            layer, or has no slopes.
-    """
-
-    def __init__(
-        self, controller: nn.Module, system: System, state: Tensor, layers: Sequence[LinearLayer] = ()
-    ) -> None:
-        with torch.enable_grad():
-            self.state = state.detach().requires_grad_()
-            with _recorded(layers) as calls:
-                self.actions = acting(system, controller)(system.observe(self.state)).flatten(1)
-            if any(one._version != version for call in calls for one, version in call.versions):
-                raise NotServedError("what a layer took or gave is changed in place")
-            targets = [self.state, *(call.output for call in calls)]
-            try:
-                slopes = [
-                    torch.autograd.grad(
-                        self.actions[:, j].sum(), targets, retain_graph=True, allow_unused=True, materialize_grads=True
-                    )
-                    for j in range(system.action_size)
-                ]
-            except RuntimeError as error:  # such as of a layer that is run without gradients
-                first_line = str(error).partition("\n")[0]
-                raise NotServedError(f"its layers cannot be differentiated on their own ({first_line})") from error
-        # Detached, as the zeros in the place of slopes that there are none of require gradients
-        self.jacobian = torch.stack([row[0].flatten(1) for row in slopes], dim=1).detach()
-        self._controller = controller
-        self._layers = layers
-        self._calls = calls
-        self._output_slopes = [[row[1 + i].detach() for row in slopes] for i in range(len(calls))]
-
-    def products(self, weights: Tensor, others: Sequence[str]) -> dict[str, Tensor]:
-        """The product of the vectors `weights`, (N, P, m), with each parameter, (P, *shape) by name.
-
-        Args:
-            weights: a vector for each sample and each of P passes.
-            others: names of the parameters that no layer serves.
-        """
-        totals: dict[str, Tensor] = {}
-        for call, slopes in zip(self._calls, self._output_slopes, strict=True):
-            by_weight, by_bias = call.layer.products(call.inputs.detach(), slopes, weights)
-            for name, product in ((call.layer.weight, by_weight), (call.layer.bias, by_bias)):
-                if name is not None:
-                    totals[name] = totals[name] + product if name in totals else product
-        own = (name for layer in self._layers for name in (layer.weight, layer.bias) if name is not None)
-        uncalled = [name for name in own if name not in totals]
-        parameters = dict(self._controller.named_parameters()) if uncalled or others else {}
-        for name in uncalled:
-            totals[name] = weights.new_zeros(weights.shape[1], *parameters[name].shape)
-        if others:
-            with torch.enable_grad():  # vectors apart from what they meet would have torch import sympy
-                met = [(self.actions * weight).sum() for weight in weights.unbind(1)]
-            targets = [parameters[name] for name in others]
-            by_pass = [
-                torch.autograd.grad(one, targets, retain_graph=True, allow_unused=True, materialize_grads=True)
-                for one in met
-            ]
-            stacks = (torch.stack(one).detach() for one in zip(*by_pass, strict=True))
-            totals |= dict(zip(others, stacks, strict=True))
-        return totals
-
-
-class _Call:
-    """One call of a linear layer."""
-
-    def __init__(self, layer: LinearLayer, inputs: Tensor, output: Tensor) -> None:
-        self.layer = layer
-        self.inputs = inputs
-        self.output = output
-        self.versions = [(one, one._version) for one in (inputs, output)]
-
-
-@contextmanager
-def _recorded(layers: Sequence[LinearLayer]) -> Iterator[list[_Call]]:
-    """Collect every call of `layers`, with what they give before any other hook changes it."""
-    calls: list[_Call] = []
-
-    def keep(layer: LinearLayer) -> Callable[[nn.Module, tuple[Tensor, ...], dict[str, Tensor], Tensor], None]:
-        return lambda _, args, named, output: calls.append(_Call(layer, args[0] if args else named["input"], output))
-
-    handles = [layer.module.register_forward_hook(keep(layer), prepend=True, with_kwargs=True) for layer in layers]
-    try:
-        yield calls
-    finally:
-        for handle in handles:
-            handle.remove()
+    return (again - actions).abs().amax() / actions.abs().amax().clamp_min(torch.finfo(actions.dtype).tiny)
 
 
 def bound_with_slope(system: System, action: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from bptt_trainers.directions.adjoint import AdjointEngine, ControllerTape, NotServedError, bound_with_slope, deviation
+from bptt_trainers.directions.adjoint import AdjointEngine, bound_with_slope, deviation
 from bptt_trainers.directions.augmented import with_noise
 from bptt_trainers.directions.compiled import CompiledEngine
+from bptt_trainers.directions.controller_products import ControllerProducts
+from bptt_trainers.directions.controller_tape import ControllerTape, NotServedError, RowOrder
 from bptt_trainers.directions.parameter_hooks import unhooked
 from bptt_trainers.directions.rollout import Trajectory, losses
 from bptt_trainers.directions.rules import Directions, Feedback
@@ -45,7 +47,7 @@ def watched(
     allowed = SLACK * tolerance(initial_states)
     trajectory = engine.rollout(initial_states, noise)
     if look:
-        different = disagreement(engine.uncompiled, trajectory, allowed)
+        different = disagreement(engine.uncompiled, trajectory, passes, allowed)
         if different is not None:
             raise NotServedError(different)
     directions = engine.backward(trajectory, passes)
@@ -62,7 +64,9 @@ def tolerance(tensor: Tensor) -> float:
 SECOND_RUN = "its actions differ when it is run again on the same observations"
 
 
-def disagreement(engine: AdjointEngine, trajectory: Trajectory, tolerance: float, rows: int = ROWS) -> str | None:
+def disagreement(
+    engine: AdjointEngine, trajectory: Trajectory, passes: Sequence[Feedback], tolerance: float, rows: int = ROWS
+) -> str | None:
     """In words, what the engine would compute otherwise than autograd; None if they agree.
 
     At some steps of the trajectory, by one backward pass of random vectors through the controller and one through
@@ -73,6 +77,7 @@ def disagreement(engine: AdjointEngine, trajectory: Trajectory, tolerance: float
     Args:
         engine: the engine.
         trajectory: of its controller.
+        passes: which paths the backward passes take, of which it depends in which way slopes are taken.
         tolerance: difference that is taken for rounding, relative to the norm of what is expected.
         rows: samples to look at, about.
     """
@@ -82,9 +87,10 @@ def disagreement(engine: AdjointEngine, trajectory: Trajectory, tolerance: float
     state, next_state = (trajectory.states[some].flatten(0, 1) for some in (times, times + 1))
     action = trajectory.actions[times].flatten(0, 1)
     with unhooked(engine.controller):
-        found, expected = _controller_parts(engine, state, count)
-    second_run = engine.by_time(expected.pop(ACTIONS), count)
-    if float(deviation(second_run, action.flatten(1))) > tolerance:
+        order = RowOrder(count, engine.members)
+        tape = ControllerTape(engine.controller, system, state, engine.layers, order)
+        found, expected = _controller_parts(engine, tape, engine.slopes_of(tape, batch, passes))
+    if float(deviation(tape.actions, action.flatten(1))) > tolerance:
         return SECOND_RUN
     different = _different(found, expected, tolerance)
     if different is not None:
@@ -97,21 +103,25 @@ def disagreement(engine: AdjointEngine, trajectory: Trajectory, tolerance: float
     return None if different is None else f"{system.class_name}.{how}: {different} differs from that of its step"
 
 
-ACTIONS = "the actions"
 STATES = "the next states"
 
 
-def _controller_parts(engine: AdjointEngine, state: Tensor, steps: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Products with the controller's Jacobian and parameters, by the engine's tape and by autograd."""
-    tape = ControllerTape(engine.controller, engine.system, engine.by_member(state, steps), engine.layers)
-    weights = _random(tape.actions.shape, state)
-    products = {name: one.squeeze(0) for name, one in tape.products(weights.unsqueeze(1), engine.others).items()}
-    found = {BY_STATE: (weights.unsqueeze(1) @ tape.jacobian).squeeze(1), **_directions(products)}
+def _controller_parts(
+    engine: AdjointEngine, tape: ControllerTape, slopes: ControllerTape | ControllerProducts
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Products with the controller's Jacobian and parameters, by the engine and by autograd."""
+    weights = _random(tape.actions.shape, tape.actions)
+    if isinstance(slopes, ControllerTape):
+        by_state = (weights.unsqueeze(1) @ slopes.jacobian).squeeze(1)
+    else:
+        by_state = slopes.pull(slice(None), weights.unsqueeze(0), slice(1)).squeeze(0)
+    products = {n: one.squeeze(0) for n, one in slopes.products(weights.unsqueeze(1), engine.others).items()}
+    found = {BY_STATE: by_state, **_directions(products)}
     named = dict(engine.controller.named_parameters())
     targets = [tape.state, *(named[name] for name in engine.names)]
-    by_state, *by_parameter = _gradients(tape.actions, targets, weights)
-    expected = {BY_STATE: by_state.flatten(1), **_directions(dict(zip(engine.names, by_parameter, strict=True)))}
-    return found, expected | {ACTIONS: tape.actions.detach()}
+    expected_by_state, *by_parameter = _gradients(tape.given, targets, tape.order.by_member(weights))
+    expected_by_name = dict(zip(engine.names, by_parameter, strict=True))
+    return found, {BY_STATE: tape.order.by_time(expected_by_state.flatten(1)), **_directions(expected_by_name)}
 
 
 BY_STATE = "the slope of its actions by the state"

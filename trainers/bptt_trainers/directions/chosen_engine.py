@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from bptt_envs import System
 from bptt_envs.fingerprint import Onlooker, Token, fingerprint
-from bptt_trainers.directions.adjoint import AdjointEngine, NotServedError
+from bptt_trainers.directions.adjoint import AdjointEngine
 from bptt_trainers.directions.agreement import LOOK_EVERY, watched
 from bptt_trainers.directions.augmented import AugmentedSystem, augmented, memory_size_of
 from bptt_trainers.directions.autograd import AutogradEngine
 from bptt_trainers.directions.compiled import CompiledEngine
+from bptt_trainers.directions.controller_tape import NotServedError
 from bptt_trainers.directions.probe import Verdict, examine
 from bptt_trainers.directions.rollout import check_noise
 from bptt_trainers.directions.rules import Directions, Feedback
@@ -143,7 +144,11 @@ class ChosenEngine(Onlooker):
             layers = "" if verdict.by_layer else "; its layers need a vector-Jacobian product for each rule"
             self.reason = f"{asked}{layers}{'; compiled' if self._compile else ''}"
             adjoint = AdjointEngine(
-                self.system, self.controller, by_layer=verdict.by_layer, inference=verdict.inference
+                self.system,
+                self.controller,
+                by_layer=verdict.by_layer,
+                chained=verdict.chained,
+                inference=verdict.inference,
             )
             self._fast = CompiledEngine(adjoint) if self._compile else adjoint
             return

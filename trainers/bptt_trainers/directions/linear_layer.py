@@ -46,6 +46,35 @@ class LinearLayer:
         name = {own: names.get(p) for own, p in module.named_parameters()}
         return cls(module, name["weight"], name.get("bias"))
 
+    def pulled(self, vectors: Tensor, steps: int) -> Tensor:
+        """Vectors by what the layer gave as vectors by what it was given, (P, R, out) -> (P, R, in).
+
+        Args:
+            vectors: P for each of R rows; of E layers at once, those of each step are E equal parts.
+            steps: of which the rows are.
+        """
+        weight: Tensor = self.module.weight.detach()
+        if isinstance(self.module, StackedLinear):
+            parts = vectors.unflatten(1, (steps, len(weight), -1)).permute(2, 0, 1, 3, 4)  # (E, P, S, B, out)
+            met: Tensor = parts.flatten(1, 3) @ weight
+            return met.view(*parts.shape[:-1], -1).permute(1, 2, 0, 3, 4).flatten(1, 3)
+        return vectors @ weight
+
+    def products_of_slopes(self, inputs: Tensor, slopes: Tensor) -> tuple[Tensor, Tensor]:
+        """What one call adds to the directions of P passes by the weight and by the bias.
+
+        Args:
+            inputs: what the layer was given, (N, in).
+            slopes: those of the loss of each pass by what it gave, (P, N, out).
+
+        Returns:
+            (P, *weight.shape) and (P, *bias.shape).
+        """
+        if isinstance(self.module, StackedLinear):
+            slopes = slopes.unflatten(1, (len(self.module.weight), -1))
+            inputs = inputs.unflatten(0, (len(self.module.weight), -1))
+        return slopes.mT @ inputs, slopes.sum(-2)
+
     def products(self, inputs: Tensor, slopes: Sequence[Tensor], weights: Tensor) -> tuple[Tensor, Tensor]:
         """What one call adds to the directions of P passes by the weight and by the bias.
 

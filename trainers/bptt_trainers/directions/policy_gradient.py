@@ -170,7 +170,9 @@ def adjoint_engine(system: System, controller: nn.Module, initial_states: Tensor
         raise ValueError(f"{purpose} need a controller without memory and noise; got a {type(controller).__name__}.")
     system = as_task(system)
     verdict = _served(system, controller, initial_states, purpose)
-    return AdjointEngine(system, controller, by_layer=verdict.by_layer, inference=verdict.inference)
+    return AdjointEngine(
+        system, controller, by_layer=verdict.by_layer, chained=verdict.chained, inference=verdict.inference
+    )
 
 
 def stacked_engine(
@@ -197,7 +199,14 @@ def stacked_engine(
     """
     verdict = _served(system, controller, initial_states, purpose, entropy)
     system = augmented(system, controller, entropy)
-    return StackedEngine(system, controller, by_layer=verdict.by_layer, inference=verdict.inference, compile=compile)
+    return StackedEngine(
+        system,
+        controller,
+        by_layer=verdict.by_layer,
+        chained=verdict.chained,
+        inference=verdict.inference,
+        compile=compile,
+    )
 
 
 def _served(

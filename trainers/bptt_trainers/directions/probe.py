@@ -13,11 +13,13 @@ from torch.nn.modules import module as torch_module
 from bptt_envs import System
 from bptt_envs.contract import linear_backward
 from bptt_envs.fingerprint import fingerprint
-from bptt_trainers.directions.adjoint import AdjointEngine, NotServedError
+from bptt_trainers.directions.adjoint import AdjointEngine
 from bptt_trainers.directions.agreement import disagreement, tolerance
 from bptt_trainers.directions.augmented import Act, acting
+from bptt_trainers.directions.controller_tape import NotServedError
 from bptt_trainers.directions.parameter_hooks import unhooked
 from bptt_trainers.directions.rollout import Trajectory, check_actions
+from bptt_trainers.directions.rules import REGULAR
 from bptt_trainers.directions.snapshot import left_as_it_was, random_state
 
 PROBE_SAMPLES = 6
@@ -33,11 +35,13 @@ class Verdict:
     Attributes:
         obstacle: why the adjoint engine cannot serve the controller; None if it can.
         by_layer: whether it may take the products with the parameters layer by layer.
+        chained: whether it may take layers that are called one after the other for a chain.
         inference: whether rollouts may run in torch's inference mode.
     """
 
     obstacle: str | None
     by_layer: bool = False
+    chained: bool = False
     inference: bool = False
 
 
@@ -67,12 +71,16 @@ def examine(system: System, controller: nn.Module, initial_states: Tensor) -> Ve
         verdict = _judge(system, controller, states)
         if verdict.obstacle is None:
             with _other_weights(controller, generator):
-                other = _judge(system, controller, states, verdict.by_layer)
-            verdict = Verdict(other.obstacle, other.by_layer, verdict.inference and other.inference)
+                other = _judge(system, controller, states, verdict)
+            verdict = Verdict(other.obstacle, other.by_layer, other.chained, verdict.inference and other.inference)
     return verdict
 
 
-def _judge(system: System, controller: nn.Module, states: Tensor, by_layer: bool = True) -> Verdict:
+EVERYTHING = Verdict(None, by_layer=True, chained=True)
+"""What a probe looks for first."""
+
+
+def _judge(system: System, controller: nn.Module, states: Tensor, at_most: Verdict = EVERYTHING) -> Verdict:
     with torch.no_grad():
         obstacle = _why_not_batched(system, controller, system.observe(states))
         if obstacle is not None:
@@ -80,9 +88,14 @@ def _judge(system: System, controller: nn.Module, states: Tensor, by_layer: bool
         actions = acting(system, controller)(system.observe(states))
         following = system.step(states, system.bound(actions))
         trajectory = Trajectory(torch.stack([states, following]), torch.stack([actions]))
-    for one in (True, False) if by_layer else (False,):
+    for by_layer, chained in ((True, True), (True, False), (False, False)):
+        if by_layer > at_most.by_layer or chained > at_most.chained:
+            continue
+        obstacle = None
         try:
-            obstacle = disagreement(AdjointEngine(system, controller, by_layer=one), trajectory, tolerance(states))
+            for products in (False, True):
+                engine = AdjointEngine(system, controller, by_layer=by_layer, chained=chained, products=products)
+                obstacle = obstacle or disagreement(engine, trajectory, (REGULAR,), tolerance(states))
             obstacle = obstacle or _why_not_linear(system, controller, states)
             obstacle = obstacle or linear_backward(system, states, system.bound(actions))
             obstacle = obstacle or _why_not_apart(system, controller, states, system.bound(actions))
@@ -91,7 +104,9 @@ def _judge(system: System, controller: nn.Module, states: Tensor, by_layer: bool
         except RuntimeError as error:
             obstacle = f"its layers cannot be differentiated on their own ({str(error).splitlines()[0]})"
         if obstacle is None:
-            return Verdict(None, one, _same_in_inference_mode(system, controller, states, actions, following))
+            return Verdict(
+                None, by_layer, chained, _same_in_inference_mode(system, controller, states, actions, following)
+            )
     return Verdict(obstacle)
 
 

@@ -13,7 +13,7 @@ controller remembers, k is its flag m (memory) in the columns of K that belong t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +21,9 @@ from torch import Tensor
 
 from bptt_envs.system import Pullback
 from bptt_trainers.directions.rules import Feedback
+
+ControllerPullback = Callable[[slice, Tensor, slice], Tensor]
+"""From samples, vectors by the actions, (P, R, m), and which of the P are asked for, to their products with K."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class SegmentSlopes:
     by_action: Tensor | None  # dl/du, (N, m)
     by_next_state: Tensor | None  # dl/dx', (N, n)
     bound: Tensor | None  # slope of the bound on the action, (N, m)
-    controller: Tensor  # K, (N, m, n)
+    controller: Tensor | ControllerPullback | None  # K, (N, m, n), or products with it; None where no pass asks for it
     memory: int = 0  # components of the state, the last ones, that are what a controller remembers
 
 
@@ -64,10 +67,12 @@ def dense_sweep(
     by_action = by_action if slopes.bound is None else by_action * slopes.bound.unsqueeze(1)
 
     # lambda_t = offset_t + F_t^T mu_{t+1} for every pass, stacked along the batch
-    feeds_back = any(_fed_back(f, slopes.memory) != (False, False) for f in passes)
-    closed_loop = by_action @ slopes.controller if feeds_back else None
-    by_cost = None
-    if feeds_back and slopes.by_action is not None:
+    feeds_back = any_fed_back(passes, slopes.memory)
+    closed_loop = by_cost = None
+    if feeds_back:
+        assert isinstance(slopes.controller, Tensor)
+        closed_loop = by_action @ slopes.controller
+    if isinstance(slopes.controller, Tensor) and slopes.by_action is not None:
         by_cost = (slopes.by_action.unsqueeze(1) @ slopes.controller).squeeze(1)
     transitions, offsets = [], []
     for feedback in passes:
@@ -121,10 +126,7 @@ def product_sweep(pull: Pullback, slopes: SegmentSlopes, end: Tensor, passes: Se
     """
     batch = end.shape[1]
     physics = _mask([f.physics for f in passes], end)
-    fed_back = [_fed_back(f, slopes.memory) for f in passes]
-    controller = _mask([f.controller for f in passes], end)
-    feeds_back = any(map(any, fed_back))
-    kept = _kept(fed_back, slopes.memory, end) if slopes.memory else None
+    through = _through_controller(slopes, end, passes)
     arriving, weights = [], []
     adjoint = end
     for t in range(slopes.steps - 1, -1, -1):
@@ -134,14 +136,7 @@ def product_sweep(pull: Pullback, slopes: SegmentSlopes, end: Tensor, passes: Se
         weight = weight if slopes.bound is None else weight * slopes.bound[rows]
         weight = weight if slopes.by_action is None else weight + slopes.by_action[rows]
         adjoint = adjoint if physics is None else adjoint * physics
-        if feeds_back:
-            gain = slopes.controller[rows]  # (B, m, n)
-            fed = weight if controller is None or kept is not None else weight * controller
-            if gain.shape[1] == 1:
-                adjoint = torch.addcmul(adjoint, fed, gain[:, 0])
-            else:
-                through = (fed.transpose(0, 1) @ gain).transpose(0, 1)
-                adjoint = adjoint + (through if kept is None else torch.where(kept, through, 0.0))
+        adjoint = through(rows, adjoint, weight)
         if slopes.by_state is not None:
             adjoint = adjoint + slopes.by_state[rows]
         arriving.append(mu)
@@ -149,6 +144,59 @@ def product_sweep(pull: Pullback, slopes: SegmentSlopes, end: Tensor, passes: Se
     arriving.reverse()
     weights.reverse()
     return Sweep(adjoint, torch.stack(arriving), torch.stack(weights).transpose(1, 2).flatten(0, 1))
+
+
+def dense_pullback(by_state: Tensor, by_action: Tensor) -> Pullback:
+    """Products of vectors with Jacobians of the physics that are at hand: A, (N, n, n), and B, (N, n, m)."""
+    both, sizes = torch.cat([by_state, by_action], dim=-1), (by_state.shape[-1], by_action.shape[-1])
+
+    def pull(rows: slice, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        by_states, by_actions = (vectors.transpose(0, 1) @ both[rows]).transpose(0, 1).split_with_sizes(sizes, -1)
+        return by_states, by_actions
+
+    return pull
+
+
+def _through_controller(
+    slopes: SegmentSlopes, end: Tensor, passes: Sequence[Feedback]
+) -> Callable[[slice, Tensor, Tensor], Tensor]:
+    """What adds to adjoints, (P, B, n), at some rows what the vectors v_t, (P, B, m), feed back there."""
+    fed_back = [_fed_back(f, slopes.memory) for f in passes]
+    back = slopes.controller
+    if back is None:
+        return lambda rows, adjoint, weight: adjoint
+    if isinstance(back, Tensor):
+        gains, controller = back, _mask([f.controller for f in passes], end)
+        kept = _kept(fed_back, slopes.memory, end) if slopes.memory else None
+
+        def through_jacobian(rows: slice, adjoint: Tensor, weight: Tensor) -> Tensor:
+            gain = gains[rows]  # (B, m, n)
+            fed = weight if controller is None or kept is not None else weight * controller
+            if gain.shape[1] == 1:
+                return torch.addcmul(adjoint, fed, gain[:, 0])
+            product = (fed.transpose(0, 1) @ gain).transpose(0, 1)
+            return adjoint + (product if kept is None else torch.where(kept, product, 0.0))
+
+        return through_jacobian
+
+    some = [i for i, one in enumerate(fed_back) if any(one)]
+    first, stop = some[0], some[-1] + 1  # those that are asked for, and what lies between
+    asked = fed_back[first:stop]
+    kept = None if all(map(all, asked)) else _kept(asked, slopes.memory, end)
+
+    def through_products(rows: slice, adjoint: Tensor, weight: Tensor) -> Tensor:
+        product = back(rows, weight, slice(first, stop))
+        product = product if kept is None else torch.where(kept, product, 0.0)
+        if len(asked) == len(passes):
+            return adjoint + product
+        return torch.cat([adjoint[:first], adjoint[first:stop] + product, adjoint[stop:]])
+
+    return through_products
+
+
+def any_fed_back(passes: Sequence[Feedback], memory: int) -> bool:
+    """Whether any pass goes through the controller, that remembers so many components."""
+    return any(any(_fed_back(feedback, memory)) for feedback in passes)
 
 
 def _fed_back(feedback: Feedback, memory: int) -> tuple[bool, bool]:

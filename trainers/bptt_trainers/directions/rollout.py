@@ -127,12 +127,20 @@ def losses(system: System, trajectory: Trajectory) -> Tensor:
     checks.instance("trajectory", trajectory, Trajectory, "what `rollout` returns")
     refuse_samples(system)
     system, states = as_task(system), trajectory.states
-    horizon, batch = trajectory.actions.shape[:2]
     with own_surroundings(states.dtype, states.device), torch.no_grad():
-        running = system.running_cost(
-            states[:-1].flatten(0, 1), system.bound(trajectory.actions).flatten(0, 1), states[1:].flatten(0, 1)
-        )
-        return running.view(horizon, batch).sum(0) + system.final_cost(states[-1])
+        return loss_of(system, states, system.bound(trajectory.actions))
+
+
+def loss_of(system: System, states: Tensor, actions: Tensor) -> Tensor:
+    """The loss of each episode, (B,), differentiable.
+
+    Args:
+        system: the physics, or the task.
+        states: (T + 1, B, *state_shape).
+        actions: (T, B, *action_shape), bounded.
+    """
+    running = system.running_cost(states[:-1].flatten(0, 1), actions.flatten(0, 1), states[1:].flatten(0, 1))
+    return running.view(actions.shape[:2]).sum(0) + system.final_cost(states[-1])
 
 
 def check_actions(system: System, action: Any, states: Tensor) -> None:

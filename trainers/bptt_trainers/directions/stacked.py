@@ -90,6 +90,7 @@ class StackedEngine:
         system: the physics.
         controller: a module that the adjoint engine can serve; its own parameters are not used.
         by_layer: see `StackedController`.
+        chained: see `AdjointEngine`.
         inference: see `AdjointEngine`.
         compile: compile the loops over time, see `CompiledEngine`; once for each number of members.
     """
@@ -100,12 +101,14 @@ class StackedEngine:
         controller: nn.Module,
         *,
         by_layer: bool = True,
+        chained: bool = True,
         inference: bool = False,
         compile: bool = False,
     ) -> None:
         self.system = system
         self.controller = controller
         self._by_layer = by_layer
+        self._chained = chained
         self._inference = inference
         self._compile = compile
         self._calls = 0
@@ -164,7 +167,14 @@ class StackedEngine:
         ):
             self._by_layer = False
             stack = StackedController(self.controller, parameters, by_layer=False)
-        engine = AdjointEngine(self.system, stack, by_layer=stack.by_layer, members=members, inference=self._inference)
+        engine = AdjointEngine(
+            self.system,
+            stack,
+            by_layer=stack.by_layer,
+            chained=self._chained,
+            members=members,
+            inference=self._inference,
+        )
         self._engine = stack, CompiledEngine(engine) if self._compile else engine
         return self._engine
 

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from bptt_envs import checks
 from bptt_envs.fingerprint import Token, fingerprint
 from bptt_envs.settings import Positive, Seed, read_value
-from bptt_trainers.directions.adjoint import NotServedError
 from bptt_trainers.directions.agreement import tolerance
 from bptt_trainers.directions.augmented import draw_noise
 from bptt_trainers.directions.chosen_engine import remember
+from bptt_trainers.directions.controller_tape import NotServedError
 from bptt_trainers.directions.parameter_hooks import after_hooks, hooked
 from bptt_trainers.directions.policy_gradient import policy_gradient, stacked_engine
 from bptt_trainers.directions.rules import MODIFIED, REGULAR, Feedback

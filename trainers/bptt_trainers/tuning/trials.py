@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from bptt_envs.contract import ContractError
 from bptt_trainers.comparison.methods import BPTT, METHODS, RL, Budget
 from bptt_trainers.host.user_code import raised_by_user
 from bptt_trainers.records.curve import Curve, Report
@@ -43,6 +44,7 @@ def learn(
 
     Raises:
         RefusedError: if the settings are refused, or the run fails with them.
+        ContractError: if the system is wrong, which no settings mend.
     """
     trained = METHODS[method]
     try:
@@ -51,7 +53,7 @@ def learn(
         assert isinstance(trained, RL)
         return _learn_by_rl(trained, budget, settings, seed, report)
     except (NonFiniteError, ValueError, ArithmeticError) as error:  # such as stable-baselines3's of NaN
-        if raised_by_user(error):
+        if raised_by_user(error) or isinstance(error, ContractError):
             raise
         raise RefusedError(str(error)) from error
 
