@@ -66,6 +66,7 @@ from bptt_trainers import (
 from bptt_trainers.analysis.fields import grid
 from bptt_trainers.analysis.run_fields import FieldsConfig
 from bptt_trainers.controllers.baselines import RandomController
+from bptt_trainers.planning.plan import PLANNERS, plan
 from bptt_trainers.rl.view import RLView
 
 LONG = os.environ.get("BPTT_TEST_LONG") == "1"
@@ -263,7 +264,7 @@ def assert_same(stored, given):
         assert str(stored) == os.fspath(given)
 
 
-CONFIGS = (TrainConfig, BenchmarkConfig, ScalingConfig, FieldsConfig, StudyConfig)
+CONFIGS = (TrainConfig, BenchmarkConfig, ScalingConfig, FieldsConfig, StudyConfig, *PLANNERS.values())
 SYSTEMS = (CartPole, MultiPole, ChainedPendulum, Integrator, LQR, Quadrotor, QuantumControl, Guidance)
 SYSTEMS = (CartPole, MultiPole, ChainedPendulum, Integrator, LQR, QuantumControl, Guidance, Hopper)
 SYSTEMS = (
@@ -410,6 +411,12 @@ DOORS = [
     ("seed", lambda v: training_states(CartPole(), 1, v), SEEDS),
     ("dtype", lambda v: training_states(CartPole(), 1, 0, v), {"torch.dtype"}),
     ("count", lambda v: held_out_states(CartPole(), v), NUMBERS),
+    ("system", lambda v: plan(v, STATES), set()),
+    ("states", lambda v: plan(CartPole(horizon=2), v), set()),
+    ("method", lambda v: plan(Integrator(), torch.zeros(1, 1), v, iterations=1), set()),
+    ("actions", lambda v: plan(Integrator(), torch.zeros(1, 1), actions=v, iterations=1), {"None"}),
+    ("seed", lambda v: plan(Integrator(), torch.zeros(1, 1), seed=v, iterations=1), SEEDS),
+    ("restarts", lambda v: plan(Integrator(), torch.zeros(1, 1), restarts=v, iterations=1), NUMBERS | {"0"}),
     ("system", lambda v: default_controller(v), set()),
     ("seed", lambda v: default_controller(CartPole(), v), SEEDS),
     ("hidden", lambda v: default_controller(CartPole(), 0, v), {"None", "[]", "()", "[1]", "(1, 2)", "array empty"}),

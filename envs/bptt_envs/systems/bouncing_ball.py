@@ -241,7 +241,7 @@ class BouncingBall(System):
         constant speed from afar they add up to the share AHEAD of the impulse of the impact, (1 + e) w.
         """
         height = broadcast(self.wall_height)
-        nx, ny, d = _direction(x, y - torch.minimum(y, torch.as_tensor(height, dtype=y.dtype, device=y.device)))
+        nx, ny, d = _direction(x, y - y.clamp(max=height))
         strength = self._ahead(-(nx * vx + ny * vy), d) * (height > 0.0)
         ahead_x, ahead_y = strength * nx, strength * ny
         if self.n_balls > 1:

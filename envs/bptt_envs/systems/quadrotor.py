@@ -194,7 +194,8 @@ class Quadrotor(System):
         s, c = self._turned(rows[2], rows[5], turn)
         e0, e1, e2 = torch.stack([-s, c], dim=1)
         a0, a1, a2 = push * torch.stack([c, s], dim=1)  # slopes of push * e by angles, but for their sign
-        none, one, units = torch.zeros_like(turn)[None], torch.ones_like(turn)[None], torch.eye(6).to(state)
+        none, one = torch.zeros_like(turn)[None], torch.ones_like(turn)[None]
+        units = torch.eye(6, dtype=state.dtype, device=state.device)
         by_push = torch.cat([h * h / 6 * (e0 + 2 * e1), none, h / 6 * (e0 + 4 * e1 + e2), none])
         by_turn = torch.cat([-(h**4) / 24 * a1, h * h / 2 * one, -(h**3) / 12 * (a1 + a2), h * one])
         by_theta = torch.cat([-h * h / 6 * (a0 + 2 * a1), one, -h / 6 * (a0 + 4 * a1 + a2), none])

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from bptt_envs import checks
 from bptt_envs.settings import Count, Positive, read
 from bptt_trainers.planning.problem import Problem, best_of
 
@@ -42,8 +43,12 @@ class MPPI:
 
     def improve(self, problem: Problem, actions: Tensor, generator: torch.Generator) -> tuple[Tensor, int]:
         """Better actions, (T, B, *action_shape), and the iterations taken."""
+        system = problem.system
+        checks.in_memory(
+            "samples", self.samples, problem.shape[0] * len(problem) * (system.state_size + 2 * system.action_size)
+        )
         mean, best, lowest = actions, actions, problem.losses(actions[None])[0]
-        low, high = (end.to(actions) for end in problem.system.action_range)
+        low, high = (end.to(actions) for end in system.action_range)
         deviation = self.deviation * (high - low) / 2
         fall = LAST ** (1 / max(1, self.iterations - 1))
         for _ in range(self.iterations):

@@ -103,10 +103,14 @@ def plan(
     generator = torch.Generator().manual_seed(checks.seed("seed", seed))
     system = as_task(system)
     states = start_states("states", states, system).detach().double()
+    if not len(states) or not bool(states.isfinite().all()):
+        raise ValueError(f"states must be one or more finite states; got {checks.shown(states)}.")
+    checks.in_memory("restarts", restarts, 10 * system.horizon * len(states) * (system.state_size + system.action_size))
     if actions is not None:
         shape = (system.horizon, len(states), *system.action_shape)
-        if not isinstance(actions, Tensor) or tuple(actions.shape) != shape:
-            raise ValueError(f"actions must be a tensor of shape {shape}; got {checks.shown(actions)}.")
+        fits = isinstance(actions, Tensor) and actions.is_floating_point() and tuple(actions.shape) == shape
+        if not fits or not bool(actions.isfinite().all()):
+            raise ValueError(f"actions must be a tensor of {shape} finite numbers; got {checks.shown(actions)}.")
     begun = time.perf_counter()
     with own_surroundings(states.dtype, states.device):
         problem = Problem(system, states)
