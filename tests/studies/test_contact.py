@@ -1,13 +1,13 @@
 """The contact study: what is measured, that it goes on, the verdicts, and `bptt contact`."""
 
-import csv
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 import bptt_studies.contact.run
-from bptt_envs.systems import CartPole
+from bptt_envs.systems import CartPole, Integrator
 from bptt_studies.contact.config import TASKS, ContactConfig, Task
 from bptt_studies.contact.figure import contact_figure
 from bptt_studies.contact.gradients import measure
@@ -21,18 +21,14 @@ from bptt_trainers.records.files import RunFolderError
 TINY = {"horizon": 2, "seeds": 2, "epochs": 1, "samples": 2}
 
 
-@pytest.fixture
-def small(monkeypatch):
-    monkeypatch.setitem(
-        TASKS, "hopper", Task("DiffHopper-v0", (1e3, 2e4), {"form": "vertical", "substeps": 1, "dt": 0.004})
-    )
-    monkeypatch.setattr(bptt_studies.contact.run, "EPOCH_STATES", 8)
-    monkeypatch.setattr(bptt_studies.contact.run, "TEST_STATES", 2)
-
-
 def runs_of(losses, stiffness=1e4):
     """Runs with these losses by rule, all untrained at 1."""
     return [Run(stiffness, rule, i, 1.0, loss) for rule, each in losses.items() for i, loss in enumerate(each)]
+
+
+def measured_at(stiffness, trained):
+    numbers = dict.fromkeys(Measured.__dataclass_fields__, 0.5)
+    return Measured(**numbers | {"stiffness": stiffness, "trained": trained, "seed": 0, "horizon": 50})
 
 
 def test_sizes_noise_and_angle_are_those_of_the_directions_of_each_episode():
@@ -54,49 +50,44 @@ def test_sizes_noise_and_angle_are_those_of_the_directions_of_each_episode():
     assert found.balance_M > 0.0
 
 
-def test_balance_is_0_where_feedback_is_as_large_at_every_step():
-    class Level(CartPole):
-        """Its state stays, and its last state costs."""
-
-        def step(self, state, action):
-            return state + 0.0 * action
-
-        def linearize(self, state, action):
-            return super(CartPole, self).linearize(state, action)
-
-    states = Level().initial_states(3, torch.Generator().manual_seed(0))
-    found = measure(Level(horizon=8), default_controller(Level()), states)
-    assert (found.balance_R, found.balance_M) == pytest.approx((0.0, 0.0), abs=1e-9)
-    assert found.growth_physics == pytest.approx(0.0, abs=1e-6)
+def test_feedback_under_m_is_in_balance_where_the_physics_neither_grows_nor_shrinks_it():
+    system = Integrator(horizon=8)
+    found = measure(system, default_controller(system), system.initial_states(3, torch.Generator().manual_seed(0)))
+    assert found.balance_M == pytest.approx(0.0, abs=1e-9)
+    assert found.growth_physics == pytest.approx(0.0, abs=1e-9)
+    assert found.balance_R > 0.0
 
 
-def test_it_goes_on_where_it_stopped(small, tmp_path, monkeypatch):
-    out = tmp_path / "study"
-    study(ContactConfig(stiffness=(1e4,), out=out, **TINY))
-    first = (out / "runs.csv").read_text().splitlines()
-    trained = []
-    at = bptt_studies.contact.run._at
-    monkeypatch.setattr(bptt_studies.contact.run, "_at", lambda k, config: trained.append(k) or at(k, config))
-    runs, measured = study(ContactConfig(stiffness=(1e4, 2e3), out=out, **TINY))
-    assert trained == [2e3]
-    lines = (out / "runs.csv").read_text().splitlines()
-    assert lines[:1] + lines[9:] == first
-    assert {line.split(",")[0] for line in lines[1:9]} == {"2000.0"}, "the softest first"
-    assert len(runs) == 2 * len(PAPER_RULES) * 2
-    assert {(one.trained, one.horizon) for one in measured} == {
-        *((trained, 2) for trained in (START, *PAPER_RULES)),
-        *((trained, 1) for trained in (START, "C")),
-    }
-    assert (runs, measured) == read_study(out)
+@pytest.fixture
+def begun(monkeypatch):
+    """The stiffnesses at which a study began to train, which here finds what is known before."""
+    found = []
+
+    def at(stiffness, config):
+        found.append(stiffness)
+        return runs_of(dict.fromkeys(PAPER_RULES, (0.5, 0.25)), stiffness), [measured_at(stiffness, START)]
+
+    monkeypatch.setattr(bptt_studies.contact.run, "_at", at)
+    return found
+
+
+def test_it_goes_on_where_it_stopped(begun, tmp_path):
+    config = ContactConfig(stiffness=(1e4,), out=tmp_path / "study", **TINY)
+    study(config)
+    runs, measured = study(replace(config, stiffness=(1e4, 2e3)))
+    assert begun == [1e4, 2e3]
+    assert [one.stiffness for one in measured] == [2e3, 1e4], "the softest first"
+    assert (runs, measured) == read_study(config.out)
     with pytest.raises(RunFolderError, match="seeds"):
-        study(ContactConfig(out=out, **TINY | {"seeds": 3}))
+        study(replace(config, seeds=3))
 
 
-def test_a_stiffness_of_which_a_kill_left_the_runs_alone_is_done_anew(small, tmp_path):
+def test_a_stiffness_of_which_a_kill_left_the_runs_alone_is_done_anew(begun, tmp_path):
     config = ContactConfig(stiffness=(1e4,), out=tmp_path / "study", **TINY)
     expected = study(config)
     (config.out / "gradients.csv").unlink()
     assert study(config) == expected
+    assert begun == [1e4, 1e4]
 
 
 def test_verdicts_are_of_one_family_and_ask_for_enough_runs():
@@ -119,9 +110,7 @@ def test_verdicts_are_of_one_family_and_ask_for_enough_runs():
 def test_the_figure_takes_runs_that_diverged():
     some = [0.5, math.inf, math.inf]
     runs = runs_of(dict.fromkeys(PAPER_RULES, some))
-    numbers = dict.fromkeys(Measured.__dataclass_fields__, 0.5)
-    measured = [Measured(**numbers | {"stiffness": 1e4, "trained": t, "seed": 0, "horizon": 50}) for t in (START, "C")]
-    figure = contact_figure(runs, measured, ContactConfig())
+    figure = contact_figure(runs, [measured_at(1e4, START), measured_at(1e4, "C")], ContactConfig())
     assert len(figure.axes) == 6
 
 
@@ -131,13 +120,21 @@ def test_settings_out_of_range_are_refused(settings, words):
         ContactConfig(**settings)
 
 
-def test_the_command_leaves_tables_and_a_figure(small, tmp_path, capsys):
-    options = [part for name, value in TINY.items() for part in (f"--{name}", str(value))]
-    assert main(["contact", "--stiffness", "2e4", *options, "--out", str(tmp_path / "out")]) == 0
+def test_the_command_leaves_tables_and_a_figure(tmp_path, capsys, monkeypatch):
+    options = {"form": "vertical", "substeps": 1, "dt": 0.004}
+    monkeypatch.setitem(TASKS, "hopper", Task("DiffHopper-v0", (1e3, 2e4), options))
+    monkeypatch.setattr(bptt_studies.contact.run, "EPOCH_STATES", 8)
+    monkeypatch.setattr(bptt_studies.contact.run, "TEST_STATES", 2)
+    settings = [part for name, value in TINY.items() for part in (f"--{name}", str(value))]
+    assert main(["contact", "--stiffness", "2e4", *settings, "--out", str(tmp_path / "out")]) == 0
     assert "S end below its start?" in capsys.readouterr().out
-    with (tmp_path / "out" / "gradients.csv").open() as file:
-        assert {row["trained"] for row in csv.DictReader(file)} == {START, *PAPER_RULES}
+    runs, measured = read_study(tmp_path / "out")
+    assert len(runs) == len(PAPER_RULES) * TINY["seeds"]
+    assert {(one.trained, one.horizon) for one in measured} == {
+        *((trained, 2) for trained in (START, *PAPER_RULES)),
+        *((trained, 1) for trained in (START, "C")),
+    }
     tables = (tmp_path / "out" / "tables.md").read_text()
     assert "verdict" in tables
-    assert all(f"| {START} | {horizon} | 20000 |" in tables for horizon in (1, 2)), "parts of the horizon, too"
+    assert all(f"| C | {horizon} | 20000 |" in tables for horizon in (1, 2)), "parts of the horizon, too"
     assert (tmp_path / "out" / "contact.pdf").stat().st_size > 1000

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -259,7 +258,8 @@ class Hopper(System):
             height: of the foot, (B,), in m; the penetration d is minus it.
             rate: its velocity, (B,), in m/s.
         """
-        return (-self.stiffness * height.clamp(max=0.0)) * (1.0 - self.contact_damping * rate).clamp(min=0.0)
+        spring: Tensor = -self.stiffness * height.clamp(max=0.0)
+        return spring * (1.0 - self.contact_damping * rate).clamp(min=0.0)
 
     # Picture
 
@@ -285,7 +285,7 @@ class Hopper(System):
             canvas.arrow((x, z), (x, z + 0.5 * length * math.tanh(float(action[0]))))
 
 
-def _rubbed(speed: Tensor, most: Any) -> Tensor:
+def _rubbed(speed: Tensor, most: Tensor) -> Tensor:
     """A speed along the ground after friction, (B,), in m/s.
 
     Args:

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.typing import LineStyleType
 
 from bptt_envs.canvas import INK, MUTED
 from bptt_studies.contact.config import ContactConfig
@@ -28,7 +29,7 @@ from bptt_trainers.figures.style import (
 )
 from bptt_trainers.figures.ticks import log_axes
 
-LINES = {START: "--", "C": "-"}
+LINES: dict[str, LineStyleType] = {START: "--", "C": "-"}
 """Whose controllers the gradients are of."""
 
 PANELS = {

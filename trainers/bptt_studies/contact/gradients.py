@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from bptt_envs import System
 from bptt_envs.task import as_task
 from bptt_trainers.analysis.diagnostics import diagnose
-from bptt_trainers.directions.rules import MODIFIED, REGULAR, Directions, Feedback, cosine, sign_agreement
+from bptt_trainers.directions.rules import MODIFIED, REGULAR, Directions, cosine, sign_agreement
 from bptt_trainers.directions.stacked import StackedEngine
 
-MEASURED = {"R": REGULAR, "M": MODIFIED}
+PASSES = (REGULAR, MODIFIED)
 BALANCE = 5, 95  # percentiles of |dL/dx_t| over the steps, between which its decades are counted
 
 
@@ -59,18 +59,20 @@ def measure(system: System, controller: nn.Module, states: Tensor) -> Gradients:
     system, controller, states = as_task(system), copy.deepcopy(controller).double(), states.double()
     found = diagnose(system, controller, states)
     members = {n: p.detach().expand(len(states), *p.shape).clone() for n, p in controller.named_parameters()}
-    _, passes = StackedEngine(system, controller)(members, states.unsqueeze(1), tuple(MEASURED.values()), look=False)
-    norms, noises = zip(*(_size_and_noise(passes[feedback]) for feedback in MEASURED.values()), strict=True)
-    means: dict[Feedback, Directions] = {
-        feedback: {name: one.mean(0) for name, one in by_name.items()} for feedback, by_name in passes.items()
-    }
+    _, passes = StackedEngine(system, controller)(members, states.unsqueeze(1), PASSES, look=False)
+    sizes = {feedback: _size_and_noise(by_name) for feedback, by_name in passes.items()}
+    R, M = ({name: one.mean(0) for name, one in passes[feedback].items()} for feedback in PASSES)
     return Gradients(
-        *norms,
-        *noises,
-        cosine(means[REGULAR], means[MODIFIED]),
-        sign_agreement(means[REGULAR], means[MODIFIED]),
-        *(_decades(adjoints) for adjoints in found.adjoints),
-        *(float(growth[0]) for growth in found.growth),
+        norm_R=sizes[REGULAR][0],
+        norm_M=sizes[MODIFIED][0],
+        noise_R=sizes[REGULAR][1],
+        noise_M=sizes[MODIFIED][1],
+        cosine=cosine(R, M),
+        agreement=sign_agreement(R, M),
+        balance_R=_decades(found.adjoints[0]),
+        balance_M=_decades(found.adjoints[1]),
+        growth_physics=float(found.growth[0, 0]),
+        growth_loop=float(found.growth[1, 0]),
     )
 
 

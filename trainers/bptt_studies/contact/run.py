@@ -105,7 +105,7 @@ def read_study(folder: Path) -> tuple[list[Run], list[Measured]]:
     )
 
 
-def _write(path: Path, rows: Sequence[Run] | Sequence[Measured]) -> None:
+def _write(path: Path, rows: Sequence[Run | Measured]) -> None:
     """Write rows, the softest first, with what they are of before what was found."""
     names = ("stiffness", "rule", "trained", "seed", "horizon")
     lines = []
