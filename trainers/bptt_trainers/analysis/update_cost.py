@@ -32,7 +32,7 @@ class UpdateCost:
 
     Attributes:
         engine: its name.
-        seconds: the median of a few updates after a first one.
+        seconds: the median of a few updates after a first one, or the first where it takes long.
         peak_bytes: bytes of tensors that are alive at once, at most, those from before the update left out; what
             libraries take for themselves is not in it. None: not counted, as an update takes too long.
         obstacle: why the engine cannot serve; None if it can.
@@ -68,13 +68,15 @@ def _cost(system: System, controller: nn.Module, states: Tensor, engine: Any) ->
         if states.is_cuda:
             torch.cuda.synchronize(states.device)
 
-    update()
-    seconds: list[float] = []
-    while len(seconds) < REPEATS and sum(seconds) < ENOUGH:
+    def timed() -> float:
         begin = time.perf_counter()
         update()
-        seconds.append(time.perf_counter() - begin)
-    middle = statistics.median(seconds)
+        return time.perf_counter() - begin
+
+    seconds = [timed()]
+    while len(seconds) <= REPEATS and sum(seconds) < ENOUGH:
+        seconds.append(timed())
+    middle = statistics.median(seconds[1:] or seconds)
     return UpdateCost(engine, middle, _peak_bytes(update) if middle < MOST_BYTES_SECONDS else None)
 
 
