@@ -28,11 +28,5 @@ __all__ = [
     "MultiPole",
     "Pusher",
     "Quadrotor",
-    "CartPole",
-    "ChainedPendulum",
-    "Guidance",
-    "Integrator",
-    "MultiPole",
-    "Pusher",
     "QuantumControl",
 ]
