@@ -34,17 +34,6 @@ needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
-@pytest.fixture(scope="session")
-def programs(tmp_path_factory):
-    """One folder of compiled programs for all tests, those of the environments, too."""
-    return tmp_path_factory.getbasetemp() / "programs"
-
-
-@pytest.fixture(autouse=True)
-def _cache(programs, monkeypatch):
-    monkeypatch.setenv(CACHE_VARIABLE, str(programs))
-
-
 def small(system, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return MLP(system.observation_shape, system.action_shape, (6, 5), generator=generator)

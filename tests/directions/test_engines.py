@@ -29,6 +29,7 @@ SETTINGS = [
         | {"DiffCartPole-v0": [{}, {"observation": "cos_sin"}, {"observe_time": True}]}
         | {"DiffHeat-v0": [{"n_cells": 6}], "DiffBurgers-v0": [{"n_cells": 8, "horizon": 4}]}
         | {"DiffKuramotoSivashinsky-v0": [{"n_points": 16, "n_sensors": 8, "horizon": 8}]}
+        | {"DiffChainedPendulum-v0": [{"horizon": 12}], "DiffPusher-v0": [{"horizon": 20}]}
         | {"DiffHopper-v0": [{"horizon": 12, "substeps": 2, "stiffness": 2e3}]}
     ).get(env_id, [{}])
 ]
