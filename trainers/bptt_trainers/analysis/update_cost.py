@@ -20,10 +20,8 @@ from bptt_trainers.directions.rules import get_rule
 
 ENGINES = ("adjoint", "autograd")
 REPEATS = 3
-ENOUGH = 1.0  # seconds of repeats: one more than that is not begun
-MOST_BYTES_SECONDS = (
-    10.0  # seconds of an update, beyond which its bytes are not counted: that takes several times as long
-)
+ENOUGH = 1.0  # seconds after which no further update is begun
+MOST_BYTES_SECONDS = 2.0  # of an update whose bytes are counted, which takes several times as long
 
 
 @dataclass(frozen=True)
@@ -42,6 +40,16 @@ class UpdateCost:
     seconds: float
     peak_bytes: int | None
     obstacle: str | None = None
+
+    @property
+    def time(self) -> str:
+        """The seconds in words."""
+        return f"{1e3 * self.seconds:.3g} ms" if self.seconds < 1.0 else f"{self.seconds:.3g} s"
+
+    @property
+    def memory(self) -> str:
+        """The bytes in words."""
+        return "not counted" if self.peak_bytes is None else f"{self.peak_bytes / 1e6:.3g} MB"
 
 
 def update_costs(system: System, controller: nn.Module, initial_states: Tensor) -> list[UpdateCost]:
