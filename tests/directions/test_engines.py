@@ -666,6 +666,14 @@ def test_a_loss_without_any_parameter_in_it_has_directions_of_zero():
         assert all(not direction.any() for direction in directions.values())
 
 
+def test_start_states_that_are_no_numbers_are_named_as_such():
+    system = make_system("DiffCartPole-v0", {"horizon": 3})
+    states = start(system)
+    states[1, 2] = math.nan
+    with pytest.raises(ValueError, match="start states of CartPole must be finite; 1 of their 16 numbers are not"):
+        policy_gradient(system, mlp(system), states, "R", "adjoint")
+
+
 def test_a_controller_that_changes_its_observation_in_place_is_refused():
     class Halving(nn.Linear):
         def forward(self, observation):

@@ -147,6 +147,10 @@ class BouncingBall(System):
             NamedCurves("force [N]", actions[:, 0], ("x", "y")),
         ]
 
+    @property
+    def surrogate_gradient(self) -> bool:
+        return self.contact_gradient != "hard"
+
     # Dynamics: x, y, vx, vy are those of all balls, (B, n_balls)
 
     def step(self, state: Tensor, action: Tensor) -> Tensor:
