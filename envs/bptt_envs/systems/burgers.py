@@ -184,14 +184,10 @@ class Burgers(System):
         h = self.dt / self.substeps_taken
         pushed = h * force
         for _ in range(self.substeps_taken):
-            first = torch.add(u + pushed, self._inflow(u), alpha=h)
-            second = torch.add(first + pushed, self._inflow(first), alpha=h)
+            first = torch.add(u + pushed, self._faces(u).inflow(), alpha=h)
+            second = torch.add(first + pushed, self._faces(first).inflow(), alpha=h)
             u = torch.lerp(u, second, 0.5)
         return u
-
-    def _inflow(self, u: Tensor) -> Tensor:
-        """The rate of change of the cells by what flows through their faces, (B, N)."""
-        return self._faces(u).inflow()
 
     def _faces(self, u: Tensor) -> _Faces:
         if self.boundary == "periodic":

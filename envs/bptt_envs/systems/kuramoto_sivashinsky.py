@@ -135,10 +135,8 @@ class KuramotoSivashinsky(System):
         self.line.draw(canvas, state, action, full=full, least=5.0, target=None)
 
     def charts(self, states: Tensor, actions: Tensor) -> list[Chart]:
-        return [*self.line.charts(states[:, 0], actions[:, 0]), Curves("root mean square of u", self._size(states))]
-
-    def _size(self, states: Tensor) -> Tensor:
-        return states.square().mean(-1).sqrt()
+        size = states.square().mean(-1).sqrt()
+        return [*self.line.charts(states[:, 0], actions[:, 0]), Curves("root mean square of u", size)]
 
     # Dynamics
 
