@@ -28,6 +28,7 @@ class Task:
 TASKS = {
     "hopper": Task("DiffHopper-v0", (1e3, 5e3, 2e4, 1e5)),
     "upright-hopper": Task("DiffHopper-v0", (1e3, 1e4, 1e5), {"form": "vertical"}),
+    "fine-upright-hopper": Task("DiffHopper-v0", (1e5,), {"form": "vertical", "substeps": 32}),
     "pusher": Task("DiffPusher-v0", (1e2, 1e3, 1e4)),
 }
 
