@@ -10,7 +10,7 @@ from torch import nn
 
 from bptt_envs import DifferentiableEnv, DifferentiableVectorEnv, System, Task
 from bptt_envs.registration import ENTRIES, build_system
-from bptt_envs.systems import CartPole, Integrator
+from bptt_envs.systems import BouncingBall, CartPole, Integrator
 from bptt_trainers import GRU, MLP, TrainConfig, Trainer, check_gradients, default_controller, rollout
 from bptt_trainers.analysis.differences import compare_slopes
 from bptt_trainers.analysis.gradient_figure import gradient_figure
@@ -185,6 +185,13 @@ def test_training_refuses_what_is_no_gradient_in_the_same_words(name):
 
 
 @pytest.mark.usefixtures("untimed")
+@pytest.mark.parametrize("contact_gradient", ["hard", "smooth", "from_distance"])
+def test_what_a_ball_does_to_its_gradients_is_declared(contact_gradient):
+    system = BouncingBall(contact_gradient=contact_gradient, horizon=40)
+    assert not check_gradients(system).failed
+    assert system.surrogate_gradient == (contact_gradient != "hard")
+
+
 def test_a_surrogate_that_is_declared_is_a_note():
     for system in (changed(step=off, surrogate_gradient=True), Task(changed(step=off, surrogate_gradient=True))):
         check = check_gradients(system)

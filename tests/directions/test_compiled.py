@@ -34,17 +34,6 @@ needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
-@pytest.fixture(scope="session")
-def programs(tmp_path_factory):
-    """One folder of compiled programs for all tests, those of the environments, too."""
-    return tmp_path_factory.getbasetemp() / "programs"
-
-
-@pytest.fixture(autouse=True)
-def _cache(programs, monkeypatch):
-    monkeypatch.setenv(CACHE_VARIABLE, str(programs))
-
-
 def small(system, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return MLP(system.observation_shape, system.action_shape, (6, 5), generator=generator)
@@ -68,7 +57,7 @@ def assert_same(found, expected, tolerance):
         BouncingBall(horizon=3, contact_gradient="from_distance"),
         Pusher(horizon=3, stiffness=200.0, substeps=1),
         Burgers(horizon=3, n_cells=4, boundary="walled", n_actuators=2, substeps=1),
-        KuramotoSivashinsky(horizon=3, n_points=8, n_actuators=2, n_sensors=4),
+        KuramotoSivashinsky(horizon=3, n_points=8, length=5.0, n_actuators=2, n_sensors=4),
         Task(Hopper(horizon=3, form="vertical", stiffness=5e3, substeps=1)),
         Task(CartPole(horizon=4), observe_time=True),
     ],

@@ -29,6 +29,7 @@ SETTINGS = [
         | {"DiffCartPole-v0": [{}, {"observation": "cos_sin"}, {"observe_time": True}]}
         | {"DiffHeat-v0": [{"n_cells": 6}], "DiffBurgers-v0": [{"n_cells": 8, "horizon": 4}]}
         | {"DiffKuramotoSivashinsky-v0": [{"n_points": 16, "n_sensors": 8, "horizon": 8}]}
+        | {"DiffChainedPendulum-v0": [{"horizon": 12}], "DiffPusher-v0": [{"horizon": 20}]}
         | {"DiffHopper-v0": [{"horizon": 12, "substeps": 2, "stiffness": 2e3}]}
     ).get(env_id, [{}])
 ]
@@ -663,6 +664,14 @@ def test_a_loss_without_any_parameter_in_it_has_directions_of_zero():
     for engine in ("autograd", "adjoint"):
         directions = policy_gradient(system, mlp(system), start(system), "C", engine).directions
         assert all(not direction.any() for direction in directions.values())
+
+
+def test_start_states_that_are_no_numbers_are_named_as_such():
+    system = make_system("DiffCartPole-v0", {"horizon": 3})
+    states = start(system)
+    states[1, 2] = math.nan
+    with pytest.raises(ValueError, match="start states of CartPole must be finite; 1 of their 16 numbers are not"):
+        policy_gradient(system, mlp(system), states, "R", "adjoint")
 
 
 def test_a_controller_that_changes_its_observation_in_place_is_refused():

@@ -341,6 +341,16 @@ def test_linearize_is_the_derivative_by_functorch(n_balls, contact_gradient):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
 
 
+def test_without_a_wall_no_contact_gradient_sees_one():
+    states, forces = crowded(1)
+    slopes = [
+        BouncingBall(contact_gradient=one, wall_height=0.0, dt=0.1).linearize(states, forces)[0]
+        for one in CONTACT_GRADIENTS
+    ]
+    assert torch.equal(slopes[0], slopes[1])
+    assert torch.equal(slopes[0], slopes[2])
+
+
 @pytest.mark.parametrize("n_balls", BALLS)
 def test_the_hard_derivative_is_that_of_the_motion(n_balls):
     system, (states, forces) = BouncingBall(n_balls=n_balls, gravity=9.8, dt=0.1), crowded(n_balls)

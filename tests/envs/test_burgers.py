@@ -230,3 +230,10 @@ BAD_OPTIONS = [
 def test_bad_option(options, message):
     with pytest.raises(ValueError, match=message):
         gym.make("DiffBurgers-v0", **options)
+
+
+@pytest.mark.parametrize("n_cells", [32, 64, 256])
+def test_flow_and_diffusion_together_are_stable_at_any_resolution(n_cells):
+    system = Burgers(n_cells=n_cells)
+    states = system.initial_states(8, torch.Generator().manual_seed(0))
+    assert states.abs().max() < 3.5

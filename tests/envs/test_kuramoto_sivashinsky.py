@@ -146,6 +146,8 @@ def test_charts_and_picture_show_the_profile_and_the_push():
 
 BAD_OPTIONS = [
     ({"n_points": 7}, r"n_points must be an integer of at least 8; got 7\."),
+    ({"n_points": 14}, r"n_points must be at least 15 to resolve length=22\.0; got 14\."),
+    ({"length": 100.0}, r"n_points must be at least 69 to resolve length=100\.0; got 64\."),
     ({"n_sensors": 5}, r"n_sensors must divide n_points = 64, or be None; got 5\."),
     ({"n_actuators": 0}, r"n_actuators must be an integer of at least 1; got 0\."),
     ({"length": 0.0}, r"length must be a finite number above 0; got 0\.0\."),

@@ -17,7 +17,6 @@ from gymnasium.vector import AutoresetMode
 
 from bptt_envs import DifferentiableEnv, DifferentiableVectorEnv, System, Task, check_system
 from bptt_envs.checks import positive
-from bptt_envs.program import CACHE_VARIABLE
 from bptt_envs.registration import ENTRIES, system_class
 from bptt_envs.systems import LQR, CartPole, Integrator, MultiPole
 from bptt_envs.task import as_task, ends_by_itself
@@ -608,8 +607,7 @@ def test_an_environment_ends_with_its_episode_and_pays_the_final_cost_then(optio
     ("mode", "compile"),
     [*((mode, False) for mode in AutoresetMode), pytest.param(AutoresetMode.NEXT_STEP, True, marks=needs_compiler)],
 )
-def test_a_batch_ends_each_episode_as_single_environments_do(mode, compile, tmp_path, monkeypatch):
-    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
+def test_a_batch_ends_each_episode_as_single_environments_do(mode, compile):
     system = Cliff()
     envs = DifferentiableVectorEnv(system, 3, autoreset_mode=mode, compile=compile)
     states = system.initial_states(3, torch.Generator().manual_seed(0)).numpy()

@@ -13,7 +13,6 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from bptt_envs import DifferentiableVectorEnv
-from bptt_envs.program import CACHE_VARIABLE
 from bptt_envs.systems import LQR, CartPole
 
 HORIZON, NUM_ENVS = 5, 3
@@ -226,8 +225,7 @@ def test_gymnasiums_episode_statistics_see_minus_the_loss(env_id):
 @pytest.mark.parametrize(
     "env_id", ["DiffCartPole-v0", "DiffChainedPendulum-v0", "DiffQuantumControl-v0", "DiffGuidance-v0"]
 )
-def test_compiled_steps_are_those_of_the_batch(env_id, mode, tmp_path_factory, monkeypatch):
-    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path_factory.getbasetemp() / "programs"))  # each compiles once
+def test_compiled_steps_are_those_of_the_batch(env_id, mode):
     options = {"num_envs": NUM_ENVS, "horizon": HORIZON, "autoreset_mode": mode}
     plain, compiled = gym.make_vec(env_id, **options), gym.make_vec(env_id, **options, compile=True)
     plain.action_space.seed(0)

@@ -138,6 +138,13 @@ def test_a_field_has_its_points_at_their_coordinates() -> None:
     assert np.array_equal(image.get_array(), np.arange(12.0).reshape(4, 3).T)
 
 
+def test_a_field_of_both_signs_has_0_in_the_middle_of_its_colors() -> None:
+    values = torch.tensor([[-1.0, math.nan], [3.0, 0.0]])
+    (axes,) = trajectory_figure(Charted([Field("u", values, "x", 0.0, 1.0)]), pushed(Charted([]), 1)).axes
+    (image,) = axes.images
+    assert image.get_clim() == (-3.0, 3.0)
+
+
 @pytest.mark.parametrize("bad", [slice(2, None), slice(None)], ids=["the end", "everything"])
 def test_charts_that_leave_the_numbers_are_drawn_as_far_as_they_go(bad: slice, tmp_path: Path) -> None:
     values = torch.ones(4, 2)

@@ -147,6 +147,10 @@ class BouncingBall(System):
             NamedCurves("force [N]", actions[:, 0], ("x", "y")),
         ]
 
+    @property
+    def surrogate_gradient(self) -> bool:
+        return self.contact_gradient != "hard"
+
     # Dynamics: x, y, vx, vy are those of all balls, (B, n_balls)
 
     def step(self, state: Tensor, action: Tensor) -> Tensor:
@@ -173,11 +177,12 @@ class BouncingBall(System):
         crosses = (x < 0.0) != (x_free < 0.0)
         share = x / torch.where(crosses, x - x_free, 1.0)  # of the time until x = 0
         (y, y_there), (vy, _) = self._fallen(y, vy, torch.stack([t, t * share]))
-        below = broadcast(self.wall_height) - y_there
+        height = broadcast(self.wall_height)
+        below = height - y_there
         meets = crosses & (below > 0.0)
         x, vx_after = torch.where(meets, -e * x_free, x_free), torch.where(meets, -e * vx, vx)
         if self.contact_gradient == "smooth" and torch.is_grad_enabled():
-            met = torch.where(crosses, (below / self.contact_width).sigmoid(), 0.0)
+            met = torch.where(crosses & (height > 0.0), (below / self.contact_width).sigmoid(), 0.0)
             change = (1.0 + e) * (met - met.detach())
             x, vx_after = x - change * x_free, vx_after - change * vx
         return x, y, vx_after, vy
@@ -241,7 +246,7 @@ class BouncingBall(System):
         constant speed from afar they add up to the share AHEAD of the impulse of the impact, (1 + e) w.
         """
         height = broadcast(self.wall_height)
-        nx, ny, d = _direction(x, y - y.clamp(max=height))
+        nx, ny, d = _direction(x, (y - height).clamp_min(0.0))  # from the nearest point of the wall
         strength = self._ahead(-(nx * vx + ny * vy), d) * (height > 0.0)
         ahead_x, ahead_y = strength * nx, strength * ny
         if self.n_balls > 1:
@@ -254,7 +259,8 @@ class BouncingBall(System):
 
     def _ahead(self, closing: Tensor, distance: Tensor) -> Tensor:
         reach = (-distance.clamp_min(0.0) / self.contact_width).exp() * (self.dt / self.contact_width)
-        return AHEAD * (1.0 + broadcast(self.restitution)) * closing.clamp_min(0.0).square() * reach
+        impulse: Tensor = AHEAD * (1.0 + broadcast(self.restitution)) * closing.clamp_min(0.0).square() * reach
+        return impulse
 
 
 def _direction(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -19,6 +19,7 @@ from bptt_envs.systems.line import Line
 
 FEWEST_POINTS = 8
 CONTOUR = 64  # points of the circle over which the coefficients of ETDRK4 are means
+LEAST_DAMPED = math.sqrt(2.0)  # wave number that must be kept: it decays as e^(-2 t), and takes what unstable ones feed
 MOST_UNSTABLE = 20.0  # dt times the largest growth rate, 1/4: an episode's numbers would overflow in a step
 
 # Start states
@@ -46,7 +47,7 @@ class KuramotoSivashinsky(System):
 
     Args:
         objective: "final" or "continuous".
-        n_points: N, 8 or more; 3 for each unit of length resolve the flow.
+        n_points: N, 8 or more; less than 0.7 for each unit of length are refused, 3 resolve the flow well.
         length: of the ring, L. Chaotic from about 18 on.
         n_actuators: m; None: one at each point, which acts there alone.
         actuator_width: s; None: half of the distance of two neighbours.
@@ -82,6 +83,9 @@ class KuramotoSivashinsky(System):
         )
         self.length = self.line.length
         self.n_actuators, self.actuator_width = self.line.n_actuators, self.line.actuator_width
+        least = 3 * math.ceil(LEAST_DAMPED * self.length / (2 * math.pi))
+        if self.n_points < least:
+            raise ValueError(f"n_points must be at least {least} to resolve length={length!r}; got {n_points!r}.")
         if self.dt / 4 > MOST_UNSTABLE:
             raise ValueError(f"dt must be at most {4 * MOST_UNSTABLE:g}; got {dt!r}: waves grow by e^(dt / 4) a step.")
         self.n_sensors = None if n_sensors is None else positive_integer("n_sensors", n_sensors)
@@ -131,10 +135,8 @@ class KuramotoSivashinsky(System):
         self.line.draw(canvas, state, action, full=full, least=5.0, target=None)
 
     def charts(self, states: Tensor, actions: Tensor) -> list[Chart]:
-        return [*self.line.charts(states[:, 0], actions[:, 0]), Curves("root mean square of u", self._size(states))]
-
-    def _size(self, states: Tensor) -> Tensor:
-        return states.square().mean(-1).sqrt()
+        size = states.square().mean(-1).sqrt()
+        return [*self.line.charts(states[:, 0], actions[:, 0]), Curves("root mean square of u", size)]
 
     # Dynamics
 

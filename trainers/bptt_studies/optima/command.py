@@ -76,7 +76,7 @@ def beside(optima: list[Line], results: Path) -> list[Row]:
         mean, error = float(best["mean"]), float(best["standard_error"])
         row: Row = {"task": name, "planner": best["method"], "states": best["states"]}
         row |= {"best plan": f"{mean:.4g}" + (f" ± {error:.2g}" if error else "")}
-        runs = read_lines(results / f"tuned-{name}.csv")
+        runs = read_lines(results / f"{SOUGHT[name].study}-{name}.csv")
         for method in SHOWN:
             ends = [float(line["final_loss"]) for line in chosen(runs, method=method)]
             end = statistics.median(ends) if ends else None

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from bptt_studies.paper.experiments import TUNED_TASKS
+from bptt_studies.paper.experiments import EXPERIMENTS
 
 
 @dataclass(frozen=True)
@@ -14,37 +14,46 @@ class Sought:
     """One task.
 
     Attributes:
-        name: of the tuned task whose results stand beside it, or one of its own.
+        name: of the experiment's task whose results stand beside it, or one of its own.
         env_id: id of the environment.
         options: its options.
         methods: planners with their settings, in turn.
+        study: whose results stand beside it: those in results/STUDY-NAME.csv; "" if there are none.
     """
 
     name: str
     env_id: str
     options: Mapping[str, Any] = field(default_factory=dict)
     methods: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"iLQR": {}})
+    study: str = ""
 
 
 PLANNED_BY: dict[str, Mapping[str, Mapping[str, Any]]] = {
     "guidance-0.1": {"GRAPE": {"iterations": 150}},
     "quantum-3": {"GRAPE": {}},
     "quantum-5": {"GRAPE": {}},
+    "quadrotor": {"MPPI": {"iterations": 50}, "iLQR": {"restarts": 4, "iterations": 60}},
+    "chained-2": {"iLQR": {"restarts": 1, "iterations": 50}},
+    "hopper": {"GRAPE": {"iterations": 100}},
+    "heat": {"GRAPE": {}},
+    "burgers": {"GRAPE": {"iterations": 100}},
+    "kuramoto-sivashinsky": {"GRAPE": {}},
 }
-"""Tuned tasks that are not planned by iLQR alone: it would take long."""
+"""Tasks that are not planned by iLQR alone: it would take long, or get stuck."""
 
 SOUGHT = {
     one.name: one
     for one in (
         *(
-            Sought(task.name, task.env_id, task.options, PLANNED_BY.get(task.name, {"iLQR": {}}))
-            for task, _ in TUNED_TASKS
-        ),
-        Sought("chained-pendulum-2", "DiffChainedPendulum-v0", methods={"iLQR": {"restarts": 1, "iterations": 50}}),
-        Sought(
-            "quadrotor-gate",
-            "DiffQuadrotor-v0",
-            methods={"MPPI": {"iterations": 50}, "iLQR": {"restarts": 4, "iterations": 60}},
+            Sought(
+                each.task.name,
+                each.task.env_id,
+                each.task.options,
+                PLANNED_BY.get(each.task.name, {"iLQR": {}}),
+                each.study,
+            )
+            for each in EXPERIMENTS.values()
+            if each.study in ("tuned", "systems")
         ),
         Sought("lqr", "DiffLQR-v0"),
     )

@@ -275,7 +275,13 @@ SYSTEM_TASKS = (
         Amount(40, 5, train_states=64),
     ),
     (
-        Task("chained-2", "chained pendulum, 2 links", "DiffChainedPendulum-v0", {"max_force": 50.0}, (0.5, 0.1, 0.01)),
+        Task(
+            "chained-2",
+            "chained pendulum, 2 links",
+            "DiffChainedPendulum-v0",
+            {"n_links": 2, "max_force": 50.0},
+            (0.5, 0.1, 0.01),
+        ),
         Amount(50, 5, train_states=128),
     ),
     (Task("heat", "heat", "DiffHeat-v0", {"max_action": 5.0}, (0.1, 0.05, 0.02)), Amount(40, 5, train_states=160)),

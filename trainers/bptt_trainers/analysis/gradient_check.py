@@ -195,8 +195,5 @@ def _bounded(system: System, acted: Trajectory) -> Finding:
 def _costs(cost: UpdateCost) -> str:
     if cost.obstacle is not None:
         return f"an update by the {cost.engine} engine: {cost.obstacle}"
-    size = "not counted" if cost.peak_bytes is None else f"{cost.peak_bytes / 1e6:.3g} MB"
-    return (
-        f"an update of {BATCH} episodes by rule C, {cost.engine} engine: {1e3 * cost.seconds:.3g} ms, {size} of "
-        "tensors alive at once."
-    )
+    what = f"an update of {BATCH} episodes by rule C, {cost.engine} engine"
+    return f"{what}: {cost.time}; tensors alive at once: {cost.memory}."

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from bptt_envs import System
 from bptt_envs.canvas import MUTED
 from bptt_trainers.analysis.differences import ACCURACY
-from bptt_trainers.analysis.gradient_check import GradientCheck
+from bptt_trainers.analysis.gradient_check import BATCH, GradientCheck
 from bptt_trainers.figures.style import COLORS, OTHERS, WIDTH, Look, draw_curve, rgb, style_axes, title_above
 from bptt_trainers.figures.ticks import log_axes
 
@@ -61,13 +61,11 @@ def _draw_slopes(axes: Axes, check: GradientCheck) -> None:
 
 
 def _draw_costs(axes: Axes, check: GradientCheck) -> None:
-    axes.set_title("an update of 8 episodes by rule C", fontsize=9)
+    axes.set_title(f"an update of {BATCH} episodes by rule C", fontsize=9)
     axes.set_axis_off()
     rows = [["engine", "time", "tensors alive at once"]]
     for one in check.costs:
-        size = "not counted" if one.peak_bytes is None else f"{one.peak_bytes / 1e6:.3g} MB"
-        time = "cannot serve" if one.obstacle is not None else f"{1e3 * one.seconds:.3g} ms"
-        rows.append([one.engine, time, size])
+        rows.append([one.engine, "cannot serve" if one.obstacle is not None else one.time, one.memory])
     for i, row in enumerate(rows):
         for x, cell in zip((0.0, 0.3, 0.55), row, strict=True):
             color = rgb(MUTED) if i == 0 else "black"

@@ -59,12 +59,10 @@ def _difference(system: System, one: Comparison) -> Finding:
     )
     if system.surrogate_gradient and one.method == "step":
         return Finding("note", f"{words}: the class declares that it is another one on purpose (surrogate_gradient).")
-    return Finding(
-        "error",
-        f"{words}. The backward pass must be the slope of the function: no detach, no backward function of another "
-        "kind. If it is another one on purpose, as of a smoothed contact, let the class say so: "
-        "surrogate_gradient = True.",
-    )
+    mended = "The backward pass must be the slope of the function: no detach, no backward function of another kind."
+    if one.method == "step":
+        mended += " If it is on purpose, as of a smoothed contact, let the class say so: surrogate_gradient = True."
+    return Finding("error", f"{words}. {mended}")
 
 
 def _agreement(slopes: Sequence[Comparison]) -> list[Finding]:

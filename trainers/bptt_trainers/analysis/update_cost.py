@@ -20,10 +20,8 @@ from bptt_trainers.directions.rules import get_rule
 
 ENGINES = ("adjoint", "autograd")
 REPEATS = 3
-ENOUGH = 1.0  # seconds of repeats: one more than that is not begun
-MOST_BYTES_SECONDS = (
-    10.0  # seconds of an update, beyond which its bytes are not counted: that takes several times as long
-)
+ENOUGH = 1.0  # seconds after which no further update is begun
+MOST_BYTES_SECONDS = 2.0  # of an update whose bytes are counted, which takes several times as long
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,7 @@ class UpdateCost:
 
     Attributes:
         engine: its name.
-        seconds: the median of a few updates after a first one.
+        seconds: the median of a few updates after a first one, or the first where it takes long.
         peak_bytes: bytes of tensors that are alive at once, at most, those from before the update left out; what
             libraries take for themselves is not in it. None: not counted, as an update takes too long.
         obstacle: why the engine cannot serve; None if it can.
@@ -42,6 +40,16 @@ class UpdateCost:
     seconds: float
     peak_bytes: int | None
     obstacle: str | None = None
+
+    @property
+    def time(self) -> str:
+        """The seconds in words."""
+        return f"{1e3 * self.seconds:.3g} ms" if self.seconds < 1.0 else f"{self.seconds:.3g} s"
+
+    @property
+    def memory(self) -> str:
+        """The bytes in words."""
+        return "not counted" if self.peak_bytes is None else f"{self.peak_bytes / 1e6:.3g} MB"
 
 
 def update_costs(system: System, controller: nn.Module, initial_states: Tensor) -> list[UpdateCost]:
@@ -68,13 +76,15 @@ def _cost(system: System, controller: nn.Module, states: Tensor, engine: Any) ->
         if states.is_cuda:
             torch.cuda.synchronize(states.device)
 
-    update()
-    seconds: list[float] = []
-    while len(seconds) < REPEATS and sum(seconds) < ENOUGH:
+    def timed() -> float:
         begin = time.perf_counter()
         update()
-        seconds.append(time.perf_counter() - begin)
-    middle = statistics.median(seconds)
+        return time.perf_counter() - begin
+
+    seconds = [timed()]
+    while len(seconds) <= REPEATS and sum(seconds) < ENOUGH:
+        seconds.append(timed())
+    middle = statistics.median(seconds[1:] or seconds)
     return UpdateCost(engine, middle, _peak_bytes(update) if middle < MOST_BYTES_SECONDS else None)
 
 

@@ -31,9 +31,9 @@ from bptt_trainers.directions.recursion import (
     SegmentSlopes,
     Sweep,
     any_fed_back,
-    dense_pullback,
     dense_sweep,
     product_sweep,
+    pullback_of,
 )
 from bptt_trainers.directions.rollout import Trajectory, losses, rollout
 from bptt_trainers.directions.rules import Directions, Feedback
@@ -193,12 +193,10 @@ class AdjointEngine:
         if any_fed_back(passes, memory):
             gain = tape.jacobian if isinstance(met, ControllerTape) else met.pull
         slopes = SegmentSlopes(steps, by_state, by_action, by_next_state, bound, gain, memory)
-        if not system.dense_jacobians:
-            sweep = product_sweep(system.pullback(state, bounded), slopes, adjoint, passes)
-        elif gain is None or isinstance(gain, Tensor):
+        if system.dense_jacobians and (gain is None or isinstance(gain, Tensor)):
             sweep = dense_sweep(*system.linearize(state, bounded), slopes, adjoint, passes)
         else:
-            sweep = product_sweep(dense_pullback(*system.linearize(state, bounded)), slopes, adjoint, passes)
+            sweep = product_sweep(pullback_of(system, state, bounded), slopes, adjoint, passes)
         return sweep, met.products(sweep.weights, self.others), deviation(tape.actions, action.flatten(1))
 
     def slopes_of(

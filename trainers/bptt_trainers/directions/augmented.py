@@ -19,6 +19,7 @@ from torch import Tensor
 from bptt_envs import System, checks
 from bptt_envs.system import Pullback
 from bptt_envs.task import as_task
+from bptt_trainers.directions.recursion import pullback_of
 
 Act = Callable[[Tensor], Tensor]
 """From observations to actions, as the engines have them."""
@@ -286,7 +287,7 @@ class AugmentedSystem(System):
 
     def pullback(self, state: Tensor, action: Tensor) -> Pullback:
         """The system's products, and those with the memory as they are."""
-        pull = self.system.pullback(self.inner(state), self.action(action))
+        pull = pullback_of(self.system, self.inner(state), self.action(action))
         n, e, q = self.system.state_size, self.noise_size, self.memory_size
 
         def pulled(rows: slice, vectors: Tensor) -> tuple[Tensor, Tensor]:

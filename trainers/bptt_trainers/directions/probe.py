@@ -58,8 +58,14 @@ def examine(system: System, controller: nn.Module, initial_states: Tensor) -> Ve
     The controller is left as it was.
 
     Raises:
-        ValueError: if the controller's actions have a wrong shape, or it changes its observations in place.
+        ValueError: if the controller's actions have a wrong shape, or it changes its observations in place, or the
+            states are not finite.
     """
+    if not initial_states.isfinite().all():
+        raise ValueError(
+            f"start states of {system.class_name} must be finite; {int((~initial_states.isfinite()).sum())} of their "
+            f"{initial_states.numel()} numbers are not."
+        )
     hooked = _hooked(controller)
     if hooked is not None:
         return Verdict(hooked)

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bptt_envs import System, Task
 from bptt_envs.system import Pullback
 from bptt_trainers.directions.rules import Feedback
 
@@ -146,8 +147,19 @@ def product_sweep(pull: Pullback, slopes: SegmentSlopes, end: Tensor, passes: Se
     return Sweep(adjoint, torch.stack(arriving), torch.stack(weights).transpose(1, 2).flatten(0, 1))
 
 
-def dense_pullback(by_state: Tensor, by_action: Tensor) -> Pullback:
-    """Products of vectors with Jacobians of the physics that are at hand: A, (N, n, n), and B, (N, n, m)."""
+def pullback_of(system: System, state: Tensor, action: Tensor) -> Pullback:
+    """Products of vectors with the Jacobians of a step.
+
+    By the physics' own `pullback`, if it has one; else, of few states, by dense Jacobians, of all samples at once.
+    """
+    physics = system.system if isinstance(system, Task) else system
+    if not system.dense_jacobians or type(physics).pullback is not System.pullback:
+        return system.pullback(state, action)
+    return _dense_pullback(*system.linearize(state, action))
+
+
+def _dense_pullback(by_state: Tensor, by_action: Tensor) -> Pullback:
+    """Products of vectors with A, (N, n, n), and B, (N, n, m)."""
     both, sizes = torch.cat([by_state, by_action], dim=-1), (by_state.shape[-1], by_action.shape[-1])
 
     def pull(rows: slice, vectors: Tensor) -> tuple[Tensor, Tensor]:

@@ -173,12 +173,15 @@ def _plot_named(axes: Axes, dt: float, chart: NamedCurves) -> None:
 
 
 def _plot_field(axes: Axes, dt: float, chart: Field) -> None:
-    """A cell for each time and point, with its center there."""
+    """A cell for each time and point, with its center there; values of both signs in two colors, 0 in none."""
     values = _numbers(chart.values)
     steps, points = values.shape[0] - 1, values.shape[1]
     half = (chart.high - chart.low) / (points - 1) / 2
     extent = (-dt / 2, (steps + 0.5) * dt, chart.low - half, chart.high + half)
-    image = axes.imshow(values.T, cmap="Blues", origin="lower", aspect="auto", extent=extent)
+    finite = values[np.isfinite(values)]
+    reach = np.abs(finite).max() if (finite < 0.0).any() else None
+    colors = {"cmap": "Blues"} if reach is None else {"cmap": "RdBu_r", "vmin": -reach, "vmax": reach}
+    image = axes.imshow(values.T, origin="lower", aspect="auto", extent=extent, **colors)
     axes.set_ylim(chart.low, chart.high)
     axes.grid(False)
     scale = axes.inset_axes((1.015, 0.0, 0.02, 1.0))

@@ -103,7 +103,7 @@ def plan(
     generator = torch.Generator().manual_seed(checks.seed("seed", seed))
     system = as_task(system)
     states = start_states("states", states, system).detach().double()
-    if not len(states) or not bool(states.isfinite().all()):
+    if states.is_meta or not len(states) or not bool(states.isfinite().all()):
         raise ValueError(f"states must be one or more finite states; got {checks.shown(states)}.")
     checks.in_memory("restarts", restarts, 10 * system.horizon * len(states) * (system.state_size + system.action_size))
     if actions is not None:
