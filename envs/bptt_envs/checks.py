@@ -24,6 +24,8 @@ T = TypeVar("T")
 TOO_LARGE = 2**63
 #: Entries of a range that is taken in the place of a tuple.
 MOST_OF_RANGE = 2**20
+#: Steps of an integrator within a step of a system: more would seem to hang.
+MOST_SUBSTEPS = 10_000
 #: The largest float32, and the smallest of full precision: systems and controllers calculate in it.
 LARGEST = float(torch.finfo(torch.float32).max)
 SMALLEST = float(torch.finfo(torch.float32).tiny)
@@ -234,6 +236,25 @@ def in_memory(name: str, count: int, numbers: int) -> int:
     if count > most:
         raise ValueError(f"{name} must be at most {most}, for what it takes to fit into memory; got {shown(count)}.")
     return count
+
+
+def substeps(given: Any, needed: float, by: str) -> int:
+    """Return how many steps an integrator takes within a step of a system.
+
+    Args:
+        given: the option; None: as many as are `needed`.
+        needed: at least, by the other options.
+        by: which these are, with their values.
+
+    Raises:
+        ValueError: if these are too many, or `given` is no positive integer.
+    """
+    if given is not None:
+        needed = positive_integer("substeps", given)
+    if not needed <= MOST_SUBSTEPS:
+        asked = shown(given) if given is not None else f"None, and {by} need {needed:.3g}"
+        raise ValueError(f"substeps must be at most {MOST_SUBSTEPS}; got {asked}.")
+    return max(1, math.ceil(needed))
 
 
 def _memory() -> int:

@@ -58,7 +58,7 @@ def assert_same(found, expected, tolerance):
         Pusher(horizon=3, stiffness=200.0, substeps=1),
         Burgers(horizon=3, n_cells=4, boundary="walled", n_actuators=2, substeps=1),
         KuramotoSivashinsky(horizon=3, n_points=8, length=5.0, n_actuators=2, n_sensors=4),
-        Task(Hopper(horizon=3, form="vertical", stiffness=5e3, substeps=1)),
+        Task(Hopper(horizon=3, form="vertical", stiffness=5e3, substeps=2)),
         Task(CartPole(horizon=4), observe_time=True),
     ],
     ids=lambda system: type(system).__name__,

@@ -419,3 +419,14 @@ def test_the_picture_shows_every_ball(n_balls):
     moved = state.clone()
     moved[-4] += 0.5
     assert (picture(system, state) != picture(system, moved)).any()
+
+
+@pytest.mark.parametrize("side", [-1.0, 1.0])
+@pytest.mark.parametrize("contact_gradient", ["hard", "smooth", "from_distance"])
+def test_a_ball_whose_step_ends_on_the_wall_stays_on_its_side(side, contact_gradient):
+    system = BouncingBall(contact_gradient=contact_gradient)
+    state = torch.tensor([[0.025 * side, 0.5, -side, 0.0]], dtype=torch.float64)
+    for _ in range(3):
+        state = system.step(state, state.new_zeros(1, 2))
+    assert state[0, 0] * side > 0.0
+    assert state[0, 2] * side > 0.0

@@ -146,7 +146,7 @@ def test_the_upright_form_is_the_plane_on_a_leg_that_stands(actuation):
 def test_steps_converge_in_order_one_to_scipys_solution_over_a_landing():
     options = {"actuation": "position", "stiffness": 5e3, "friction": 0.2, "dt": 0.16}
     start = torch.tensor([[0.0, 1.03, 0.1, 0.05, 0.04, 0.5, -1.0, 0.0, 0.5, -1.0]], dtype=torch.float64)
-    system, action = Hopper(**options), torch.tensor([[0.2, 0.1]], dtype=torch.float64)
+    system, action = Hopper(**options, substeps=16), torch.tensor([[0.2, 0.1]], dtype=torch.float64)
 
     def rates(_, state):
         return np.concatenate([state[5:], lagranges_accelerations(system, state.tolist(), action[0].tolist())])
@@ -437,7 +437,12 @@ def test_stiffness_may_differ_from_sample_to_sample(form):
         ({"speed": 0.0}, "speed must not be 0"),
         ({"stiffness": 0.0}, "stiffness"),
         ({"stiffness": 1e6}, "substeps"),
-        ({"substeps": 1}, "stiffness must be below"),
+        ({"substeps": 1}, r"substeps must be more than 1\.9 for the foot on the ground"),
+        ({"foot_mass": 0.1}, r"substeps must be more than 9\.5 for the foot on the ground"),
+        ({"leg_damping": 1000.0}, "for the foot on the ground"),
+        ({"inertia": 0.01}, r"substeps must be more than \S+ for the hip"),
+        ({"leg_length": 0.1}, "for the hip"),
+        ({"substeps": 10**9}, "substeps must be at most 10000"),
         ({"friction": -0.1}, "friction"),
     ],
 )

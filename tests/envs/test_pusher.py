@@ -184,3 +184,15 @@ def test_the_picture_shows_both_bodies():
         moved = state.clone()
         moved[place] += 0.3
         assert (picture(system, state) != picture(system, moved)).any()
+
+
+def test_substeps_are_those_that_the_drive_takes_too():
+    assert Pusher(actuation="velocity", stiffness=20.0, pusher_mass=0.1).substeps == 4
+    with pytest.raises(ValueError, match=r"substeps must be more than 10\.0 .* else the drive diverges; got 5"):
+        Pusher(actuation="velocity", stiffness=20.0, pusher_mass=0.02, substeps=5)
+
+
+@pytest.mark.parametrize("options", [{"stiffness": 1e14}, {"dt": 1e6}])
+def test_more_substeps_than_can_be_waited_for_are_refused(options):
+    with pytest.raises(ValueError, match=r"substeps must be at most 10000; got None, and stiffness=.* need"):
+        Pusher(**options)

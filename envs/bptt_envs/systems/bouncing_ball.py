@@ -180,7 +180,8 @@ class BouncingBall(System):
         height = broadcast(self.wall_height)
         below = height - y_there
         meets = crosses & (below > 0.0)
-        x, vx_after = torch.where(meets, -e * x_free, x_free), torch.where(meets, -e * vx, vx)
+        back = torch.where((x < 0.0) & (x_free == 0.0), -e * x_free - TINY, -e * x_free)  # it stays on its side
+        x, vx_after = torch.where(meets, back, x_free), torch.where(meets, -e * vx, vx)
         if self.contact_gradient == "smooth" and torch.is_grad_enabled():
             met = torch.where(crosses & (height > 0.0), (below / self.contact_width).sigmoid(), 0.0)
             change = (1.0 + e) * (met - met.detach())

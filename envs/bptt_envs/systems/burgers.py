@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bptt_envs import checks
 from bptt_envs.canvas import Canvas
 from bptt_envs.charts import Chart, Curves
-from bptt_envs.checks import each, finite, not_negative, one_of, positive, positive_integer
+from bptt_envs.checks import each, finite, not_negative, one_of, positive
 from bptt_envs.system import Pullback, System, broadcast, constant_like
 from bptt_envs.systems.line import Line
 
@@ -97,13 +98,18 @@ class Burgers(System):
         self.n_actuators, self.actuator_width = self.line.n_actuators, self.line.actuator_width
         self.control_weight = not_negative("control_weight", control_weight)
         self.viscosity = positive("viscosity", viscosity)
-        self.substeps = None if substeps is None else positive_integer("substeps", substeps)
+        dx = self.line.dx  # flow and diffusion both narrow what is stable
+        needed = self.dt * (SPEED / dx + 2 * VISCOSITY / dx**2 / MOST_DIFFUSION)
+        self.substeps_taken = checks.substeps(
+            substeps, needed, f"dt={self.dt:g}, length={self.length:g}, n_cells={self.n_cells}"
+        )
+        self.substeps = None if substeps is None else self.substeps_taken
         diffusion = self.viscosity * self.dt / self.substeps_taken / self.line.dx**2
         if diffusion > MOST_DIFFUSION:
             raise ValueError(
                 f"viscosity={self.viscosity:g} needs substeps of at least "
-                f"{math.ceil(diffusion / MOST_DIFFUSION * self.substeps_taken)} to be stable; got {substeps!r}, which "
-                f"are {self.substeps_taken}."
+                f"{math.ceil(diffusion / MOST_DIFFUSION * self.substeps_taken)} to be stable; got {self.substeps}, "
+                f"which are {self.substeps_taken}."
             )
         self.target = None if target is None else each("target", target, finite, f"{self.n_cells} numbers, or None")
         if self.target is not None and len(self.target) != self.n_cells:
@@ -115,14 +121,6 @@ class Burgers(System):
         if self.target is None:
             self.state_labels += tuple(f"target({x:.4g})" for x in self.line.x.tolist())
         self.action_labels = self.line.action_labels
-
-    @property
-    def substeps_taken(self) -> int:
-        """Steps of the integrator in a step: those that were asked for, or as many as are stable."""
-        if self.substeps is not None:
-            return self.substeps
-        dx = self.line.dx
-        return math.ceil(self.dt * (SPEED / dx + 2 * VISCOSITY / dx**2 / MOST_DIFFUSION))  # both at once narrow it
 
     # Cost and start
 

@@ -7,8 +7,9 @@ import math
 import torch
 from torch import Tensor
 
+from bptt_envs import checks
 from bptt_envs.canvas import CYCLE, FAINT, INK, MUTED, Canvas
-from bptt_envs.checks import finite, not_negative, one_of, positive, positive_integer
+from bptt_envs.checks import finite, not_negative, one_of, positive
 from bptt_envs.system import System
 
 FORMS = ("planar", "vertical")
@@ -59,7 +60,7 @@ class Hopper(System):
         speed: what x' of the hip should be, in m/s, not 0; planar.
         height: what z of the hip should be, in m; vertical.
         control_weight: weight of the mean squared action in the loss, 0 or more.
-        stiffness: of the ground, in N/m, below 4 foot_mass / (dt / substeps)^2, where the integrator ends.
+        stiffness: of the ground, in N/m; what takes more substeps is refused.
         contact_damping: of the ground, in s/m: by how much its force grows with the speed of penetration.
         friction: coefficient of friction.
         body_mass: of the trunk, in kg.
@@ -129,13 +130,8 @@ class Hopper(System):
         self.leg_stiffness = positive("leg_stiffness", leg_stiffness)
         self.leg_damping = not_negative("leg_damping", leg_damping)
         self.gravity = not_negative("gravity", gravity)
-        self.substeps = positive_integer("substeps", substeps)
-        most = 4.0 * self.foot_mass / (self.dt / self.substeps) ** 2
-        if self.stiffness >= most:
-            raise ValueError(
-                f"stiffness must be below 4 foot_mass / (dt / substeps)^2, {most:.3g} N/m, or the integrator is not "
-                f"stable; got {self.stiffness:g}. Take more substeps than {self.substeps}."
-            )
+        self.substeps = checks.substeps(substeps, 1, "")
+        self._check_substeps()
         self.planar = self.form == "planar"
         positions = ["x", "z", "pitch", "foot x", "foot z"] if self.planar else ["z", "foot z"]
         units = ["rad" if name == "pitch" else "m" for name in positions]
@@ -146,6 +142,31 @@ class Hopper(System):
         self.state_shape = (len(self.state_labels),)
         self.action_labels = ("leg", "hip") if self.planar else ("leg",)
         self.action_shape = (len(self.action_labels),)
+
+    def _check_substeps(self) -> None:
+        """Raise ValueError if something swings or is damped too fast for the integrator.
+
+        Semi-implicit Euler in steps of h keeps a' = v, v' = -k a - c v bounded if h^2 k + 2 h c < 4.
+        """
+        pd = self.actuation == "position"
+        leg = [self.leg_stiffness + pd * LEG_GAINS[0], self.leg_damping + pd * LEG_GAINS[1]]
+        of_leg = ("leg_stiffness", "leg_damping", "foot_mass")
+        swings = [
+            ("the foot on the ground", ("stiffness", *of_leg), self.stiffness + leg[0], leg[1], 1 / self.foot_mass),
+            ("the leg", (*of_leg, "body_mass"), *leg, 1 / self.body_mass + 1 / self.foot_mass),
+        ]
+        if pd and self.form == "planar":
+            mobility = 1 / self.inertia + 1 / (self.foot_mass * self.leg_length**2)
+            swings.append(("the hip", ("inertia", "foot_mass", "leg_length"), *HIP_GAINS, mobility))
+        for what, names, stiffness, damping, mobility in swings:
+            a, b = stiffness * mobility, 2.0 * damping * mobility
+            least = self.dt * (b + math.sqrt(b * b + 16.0 * a)) / 8.0  # dt / h where a h^2 + b h = 4
+            if not self.substeps > least:
+                values = ", ".join(f"{name}={getattr(self, name):g}" for name in ("dt", *names))
+                raise ValueError(
+                    f"substeps must be more than {least:.1f} for {what} with {values}, else the integrator is not "
+                    f"stable; got {self.substeps}."
+                )
 
     # Cost, end, start, observation
 

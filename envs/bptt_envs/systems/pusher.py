@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bptt_envs import checks
 from bptt_envs.canvas import ACTION, CYCLE, FAINT, MUTED, Canvas
 from bptt_envs.charts import Chart, Curves, NamedCurves, Paths
-from bptt_envs.checks import finite_pair, not_negative, one_of, positive, positive_integer
+from bptt_envs.checks import finite_pair, not_negative, one_of, positive
 from bptt_envs.system import System, broadcast
 
 ACTUATIONS = ("force", "velocity")
@@ -62,7 +63,7 @@ class Pusher(System):
         max_action: each component is clamped to [-max_action, max_action]; None leaves it unbounded.
         horizon: steps of an episode.
         dt: duration of a step, in s.
-        substeps: steps of the integrator in a step; None: as many as the stiffness needs.
+        substeps: steps of the integrator in a step; None: as many as the stiffness and the drive need.
     """
 
     state_shape = (8,)
@@ -109,14 +110,18 @@ class Pusher(System):
         self.target = finite_pair("target", target)
         self.approach_weight = not_negative("approach_weight", approach_weight)
         self.control_weight = not_negative("control_weight", control_weight)
-        if substeps is None:
-            substeps = math.ceil(self.dt * math.sqrt(self.stiffness / REDUCED_MASS) / ACCURATE)
-        self.substeps = positive_integer("substeps", substeps)
-        least = self.dt * math.sqrt(self.stiffness * (1 / self.pusher_mass + 1 / self.disk_mass)) / UNSTABLE
+        drive = 0.0 if self.actuation == "force" else VELOCITY_GAIN / self.pusher_mass  # 1/s, how fast it acts
+        needed = self.dt * max(math.sqrt(self.stiffness / REDUCED_MASS) / ACCURATE, drive)
+        self.substeps = checks.substeps(
+            substeps, needed, f"stiffness={self.stiffness:g}, dt={self.dt:g}, pusher_mass={self.pusher_mass:g}"
+        )
+        contact = math.sqrt(self.stiffness * (1 / self.pusher_mass + 1 / self.disk_mass))
+        least, what = max((self.dt * contact / UNSTABLE, "contact"), (self.dt * drive / UNSTABLE, "drive"))
         if self.substeps <= least:
             raise ValueError(
-                f"substeps must be more than {least:.1f} for stiffness={self.stiffness:g} N/m, dt={self.dt:g} s and "
-                f"these masses, else the contact diverges; got {self.substeps}."
+                f"substeps must be more than {least:.1f} for stiffness={self.stiffness:g} N/m, dt={self.dt:g} s, "
+                f"pusher_mass={self.pusher_mass:g} kg and disk_mass={self.disk_mass:g} kg, else the {what} diverges; "
+                f"got {self.substeps}."
             )
         kind, unit = ("force", "N") if self.actuation == "force" else ("velocity", "m/s")
         self.action_labels = tuple(f"{kind} {axis} [{unit}]" for axis in "xy")
