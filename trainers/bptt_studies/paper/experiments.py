@@ -259,15 +259,15 @@ SYSTEM_METHODS = (
 # All actions have bounds, the same for every method
 SYSTEM_TASKS = (
     (
-        Task("quadrotor", "quadrotor through a gate", "DiffQuadrotor-v0", {}, (2.0, 1.5, 1.3)),
+        Task("quadrotor", "quadrotor through a gate", "DiffQuadrotor-v0", {}, (3.0, 2.0, 1.6)),
         Amount(50, 5, train_states=128),
     ),
     (
-        Task("bouncing-ball", "ball over a wall", "DiffBouncingBall-v0", {"max_force": 10.0}, (0.5, 0.1, 0.05)),
+        Task("bouncing-ball", "ball over a wall", "DiffBouncingBall-v0", {"max_force": 10.0}, (0.5, 0.1, 0.01)),
         Amount(40, 5, train_states=128),
     ),
     (
-        Task("pusher", "pusher and disk", "DiffPusher-v0", {"max_action": 5.0}, (0.3, 0.1, 0.03)),
+        Task("pusher", "pusher and disk", "DiffPusher-v0", {"max_action": 5.0}, (0.3, 0.03, 0.01)),
         Amount(40, 5, train_states=128),
     ),
     (
@@ -284,9 +284,9 @@ SYSTEM_TASKS = (
         ),
         Amount(50, 5, train_states=128),
     ),
-    (Task("heat", "heat", "DiffHeat-v0", {"max_action": 5.0}, (0.1, 0.05, 0.02)), Amount(40, 5, train_states=160)),
+    (Task("heat", "heat", "DiffHeat-v0", {"max_action": 5.0}, (0.1, 0.05, 0.03)), Amount(40, 5, train_states=160)),
     (
-        Task("burgers", "Burgers", "DiffBurgers-v0", {"max_action": 2.0}, (0.1, 0.05, 0.02)),
+        Task("burgers", "Burgers", "DiffBurgers-v0", {"max_action": 2.0}, (0.1, 0.03, 0.01)),
         Amount(50, 5, train_states=160),
     ),
     (
@@ -295,7 +295,7 @@ SYSTEM_TASKS = (
             "Kuramoto-Sivashinsky",
             "DiffKuramotoSivashinsky-v0",
             {"max_action": 1.0},
-            (1.0, 0.5, 0.2),
+            (1.0, 0.5, 0.3),
         ),
         Amount(40, 5, train_states=64),
     ),
