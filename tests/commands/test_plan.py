@@ -44,7 +44,6 @@ def test_a_trained_controller_is_judged_and_started_from(tmp_path, capsys):
     [
         (["DiffLQR-v0"], "id: 'DiffIntegrator-v0' in the folder, 'DiffLQR-v0' to plan for"),
         (["DiffIntegrator-v0", "--env-option", "horizon=6"], "horizon: 5 in the folder, 6 to plan for"),
-        (["DiffIntegrator-v0"], "horizon: 5 in the folder"),
     ],
     ids=str,
 )
