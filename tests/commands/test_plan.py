@@ -42,12 +42,31 @@ def test_a_trained_controller_is_judged_and_started_from(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["DiffLQR-v0"], "id: 'DiffIntegrator-v0' in the folder, 'DiffLQR-v0' to plan for"),
+        (["DiffIntegrator-v0", "--env-option", "horizon=6"], "horizon: 5 in the folder, 6 to plan for"),
+    ],
+    ids=str,
+)
+def test_a_run_on_another_environment_is_refused(arguments, message, tmp_path, capsys):
+    env = make_env("DiffIntegrator-v0", horizon=5)
+    config = TrainConfig(epochs=1, train_states=4, test_states=4, batch_size=4, hidden=(4,), out=tmp_path / "run")
+    Trainer(env, config=config).fit()
+    assert main(["plan", *arguments, "--states", "1", "--run-folder", str(tmp_path / "run")]) == 2
+    told = capsys.readouterr().err
+    assert "--run-folder must be of the same environment and options" in told
+    assert message in told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
         (["--methods", "LQR"], "--methods must be one of 'iLQR', 'MPPI', 'GRAPE'; got 'LQR'. Did you mean 'iLQR'?"),
         (["--methods", "iLQR", "iLQR"], "--methods"),
         (["--states", "0"], "--states must be an integer of at least 1; got 0"),
         (["--set", "MPPI.samples=4"], "--set is for MPPI, which is not among the --methods"),
         (["--set", "iLQR.learning_rate=4"], "iLQR has no setting 'learning_rate'. Its settings: restarts, iterations."),
         (["--env-option", "horizons=4"], "has no option 'horizons'"),
+        (["--states", "1", "--set", "iLQR.restarts=100000000000"], "restarts must be at most"),
     ],
     ids=str,
 )

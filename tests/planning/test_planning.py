@@ -7,7 +7,7 @@ import pytest
 import scipy.optimize
 import torch
 
-from bptt_envs import Task
+from bptt_envs import Task, checks
 from bptt_envs.systems import LQR, CartPole, Guidance, Integrator, MultiPole, Quadrotor, QuantumControl
 from bptt_trainers import Trajectory, held_out_states, losses, plan
 from bptt_trainers.planning import ilqr
@@ -221,3 +221,19 @@ def test_a_plan_that_blows_up_is_no_plan():
 def test_what_cannot_be_planned_is_refused_in_words(given, message):
     with pytest.raises(ValueError, match=message):
         plan(Integrator(), **({"states": torch.zeros(3, 1)} | given))
+
+
+def test_ilqr_refuses_matrices_that_no_memory_holds(monkeypatch):
+    system = CartPole(horizon=10)
+    monkeypatch.setattr(checks, "_memory", lambda: 3 * ilqr.MATRICES * 8 * 10 * 5**2)
+    plan(system, starts(system, 3), iterations=1, restarts=0)
+    with pytest.raises(ValueError, match=r"iLQR.*GRAPE.* must be at most 3, .*; got 4"):
+        plan(system, starts(system, 4), iterations=1, restarts=0)
+
+
+@pytest.mark.parametrize("of", [lambda system: system, Task], ids=["system", "task"])
+def test_parameters_that_differ_from_sample_to_sample_are_refused(of):
+    system = Quadrotor(horizon=2)
+    with pytest.raises(ValueError, match="mass must be one number for all episodes"):
+        plan(of(system.with_parameters(mass=torch.tensor([1.0, 2.0]))), starts(system, 2))
+    plan(of(system.with_parameters(mass=torch.tensor(2.0))), starts(system, 2), iterations=1)

@@ -10,9 +10,9 @@ import bptt_studies.contact.run
 from bptt_envs.systems import CartPole, Integrator
 from bptt_studies.contact.config import TASKS, ContactConfig, Task
 from bptt_studies.contact.figure import contact_figure
-from bptt_studies.contact.gradients import measure
+from bptt_studies.contact.gradients import _size_and_noise, measure
 from bptt_studies.contact.run import START, Measured, Run, read_study, study
-from bptt_studies.contact.tables import QUESTIONS, loss_rows, verdict_rows
+from bptt_studies.contact.tables import QUESTIONS, gradient_rows, loss_rows, verdict_rows
 from bptt_trainers import default_controller, policy_gradient
 from bptt_trainers.cli import main
 from bptt_trainers.directions.rules import PAPER_RULES, cosine, flat, sign_agreement
@@ -48,6 +48,14 @@ def test_sizes_noise_and_angle_are_those_of_the_directions_of_each_episode():
     assert found.cosine == pytest.approx(cosine(means["R"], means["M"]), abs=1e-9)
     assert found.agreement == pytest.approx(sign_agreement(means["R"], means["M"]))
     assert found.balance_M > 0.0
+
+
+@pytest.mark.parametrize("each", [[0.0, 0.0], [1.0, -1.0]], ids=["none", "opposite"])
+def test_noise_about_a_mean_of_0_is_a_dash_in_the_tables(each):
+    norm, noise = _size_and_noise({"weight": torch.tensor(each).unsqueeze(1)})
+    assert norm == 0.0
+    (row,) = gradient_rows([replace(measured_at(1e4, START), noise_R=noise)], [START], [50])
+    assert (row["noise_R"], row["noise_M"]) == ("–", "0.5")
 
 
 def test_feedback_under_m_is_in_balance_where_the_physics_neither_grows_nor_shrinks_it():
@@ -118,6 +126,14 @@ def test_the_figure_takes_runs_that_diverged():
 def test_settings_out_of_range_are_refused(settings, words):
     with pytest.raises(ValueError, match=words):
         ContactConfig(**settings)
+
+
+def test_a_stiffness_that_the_system_refuses_is_so_before_any_trains(begun, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["contact", "--stiffness", "2e4", "1e9", "--out", str(out)]) == 2
+    assert "stiffness" in capsys.readouterr().err
+    assert not begun
+    assert not out.exists()
 
 
 def test_the_command_leaves_tables_and_a_figure(tmp_path, capsys, monkeypatch):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 
 from tyro.conf import OmitArgPrefixes
 
 from bptt_studies.contact.config import ContactConfig
-from bptt_studies.contact.run import GRADIENTS, RUNS, study
+from bptt_studies.contact.run import GRADIENTS, RUNS, study, system_of
 from bptt_studies.contact.tables import loss_rows, report, verdict_rows
-from bptt_trainers.commands.exits import Interrupted
+from bptt_trainers.commands.exits import Interrupted, checking_arguments
 from bptt_trainers.commands.output import aligned, file_list
 from bptt_trainers.records.files import write_atomic
 
@@ -39,6 +40,9 @@ class Contact:
     def run(self) -> None:
         """Train, measure, write tables, draw."""
         out = self.contact.out
+        with checking_arguments():  # before any of them trains
+            for stiffness, horizon in product(self.contact.stiffnesses, self.contact.horizons):
+                system_of(self.contact, stiffness, horizon)
         try:
             runs, measured = study(self.contact)
         except KeyboardInterrupt:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,7 +27,8 @@ class Gradients:
     Attributes:
         norm_R: norm of the mean over the episodes.
         norm_M: likewise.
-        noise_R: root of the mean squared distance of an episode's direction from the mean, over the norm of the mean.
+        noise_R: root of the mean squared distance of an episode's direction from the mean, over the norm of the mean;
+            NaN where the mean is 0.
         noise_M: likewise.
         cosine: of the angle between the means.
         agreement: share of the components in which the means have the same sign, which is what C keeps.
@@ -77,11 +79,11 @@ def measure(system: System, controller: nn.Module, states: Tensor) -> Gradients:
 
 
 def _size_and_noise(directions: Directions) -> tuple[float, float]:
-    """The norm of the mean of directions (B, ...), and their noise."""
+    """The norm of the mean of directions (B, ...), and their noise, which is NaN where that is 0."""
     each = torch.cat([one.flatten(1) for one in directions.values()], dim=1)
     mean = each.mean(0)
-    norm = mean.norm()
-    return float(norm), float((each - mean).square().sum(1).mean().sqrt() / norm)
+    norm, off = float(mean.norm()), float((each - mean).square().sum(1).mean().sqrt())
+    return norm, off / norm if norm else math.nan
 
 
 def _decades(sizes: np.ndarray) -> float:

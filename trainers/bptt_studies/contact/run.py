@@ -93,6 +93,17 @@ def study(config: ContactConfig) -> tuple[list[Run], list[Measured]]:
     return read_study(config.out)
 
 
+def system_of(config: ContactConfig, stiffness: float, horizon: int) -> System:
+    """What is studied, at one stiffness, over so many steps.
+
+    Raises:
+        ValueError: if the system does not take them.
+    """
+    task = TASKS[config.task]
+    options = {**task.options, "stiffness": stiffness, "horizon": horizon}
+    return build_system(task.env, options, f"the contact study of {task.env}")
+
+
 def read_study(folder: Path) -> tuple[list[Run], list[Measured]]:
     """What a folder holds; nothing if that is nothing.
 
@@ -118,14 +129,10 @@ def _write(path: Path, rows: Sequence[Run | Measured]) -> None:
 
 def _at(stiffness: float, config: ContactConfig) -> tuple[list[Run], list[Measured]]:
     """Everything at one stiffness."""
-
-    def system_of(horizon: int) -> System:
-        task = TASKS[config.task]
-        options = {**task.options, "stiffness": stiffness, "horizon": horizon}
-        return build_system(task.env, options, f"the contact study of {task.env}")
-
     cases = list(product(PAPER_RULES, range(config.seeds)))
-    ensemble = Ensemble(system_of(config.horizon), [_training(rule, seed, config) for rule, seed in cases])
+    ensemble = Ensemble(
+        system_of(config, stiffness, config.horizon), [_training(rule, seed, config) for rule, seed in cases]
+    )
     controllers = {(START, seed): copy.deepcopy(ensemble.members[seed].controller) for seed in range(config.seeds)}
     histories = ensemble.fit()
     losses = [math.inf if i in ensemble.errors else history[-1].test_loss for i, history in enumerate(histories)]
@@ -136,7 +143,7 @@ def _at(stiffness: float, config: ContactConfig) -> tuple[list[Run], list[Measur
     controllers |= {case: member.controller for case, member in zip(cases, ensemble.members, strict=True)}
     measured = []
     for horizon in config.horizons:
-        system = system_of(horizon)
+        system = system_of(config, stiffness, horizon)
         states = held_out_states(system, config.samples)
         for (trained, seed), controller in controllers.items():
             if horizon < config.horizon and trained not in OVER_HORIZONS:

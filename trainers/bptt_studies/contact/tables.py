@@ -61,7 +61,7 @@ def verdict_rows(runs: Sequence[Run]) -> list[Row]:
 
 
 def gradient_rows(measured: Sequence[Measured], controllers: Sequence[str], horizons: Sequence[int]) -> list[Row]:
-    """A row for each controller, horizon and stiffness: medians over the seeds.
+    """A row for each controller, horizon and stiffness: medians over the seeds, a dash where that is no number.
 
     Args:
         measured: all that was measured.
@@ -76,7 +76,8 @@ def gradient_rows(measured: Sequence[Measured], controllers: Sequence[str], hori
                 there = [one for one in there if one.stiffness == stiffness]
                 row: Row = {"controller": trained, "horizon": horizon, "stiffness [N/m]": f"{stiffness:g}"}
                 for name in (field.name for field in fields(Gradients)):
-                    row[name] = f"{np.median([getattr(one, name) for one in there]):.3g}"
+                    median = np.median([getattr(one, name) for one in there])
+                    row[name] = "–" if np.isnan(median) else f"{median:.3g}"
                 rows.append(row)
     return rows
 

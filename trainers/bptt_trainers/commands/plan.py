@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from tyro.conf import Positional, UseAppendAction, arg
 
 from bptt_envs import checks
+from bptt_envs.registration import ENTRIES, system_class
 from bptt_trainers.commands.environment import EnvOptions, Module, make_environment, parse_options
 from bptt_trainers.commands.exits import Misuse, checking_arguments
 from bptt_trainers.commands.output import aligned
 from bptt_trainers.directions.rollout import losses, rollout
+from bptt_trainers.host.user_code import split_id
 from bptt_trainers.planning.plan import PLANNERS, plan_in_turn, planner_settings
-from bptt_trainers.presets.presets import parse_overrides
+from bptt_trainers.presets.presets import SEEN, parse_overrides
+from bptt_trainers.records.claim import plain_differences
 from bptt_trainers.records.files import write_atomic
+from bptt_trainers.records.plain import plain
 from bptt_trainers.records.tables import to_csv
 from bptt_trainers.training.run_folder import RunFolder
 from bptt_trainers.training.start_states import held_out_states
@@ -76,15 +81,17 @@ class PlanCommand:
             for method in self.methods:
                 planner_settings(method, settings.get(method, {}))
             checks.seed("--seed", self.seed)
-            system = make_environment(self.env, parse_options(self.env, self.env_option)).system
-        states = held_out_states(system, max(count, 256))[:count]
-        columns: dict[str, torch.Tensor] = {}
-        table, actions = [["method", "mean", "median", "largest", "iterations", "seconds"]], None
-        if self.run_folder is not None:
-            actions, columns["run"] = _of_run(self.run_folder, count)
-            table.append(["run", *_numbers(columns["run"]), "–", "–"])
-        methods = {method: settings.get(method, {}) for method in self.methods}
-        for method, found in plan_in_turn(system, states, methods, actions=actions, seed=self.seed).items():
+            options = parse_options(self.env, self.env_option)
+            system = make_environment(self.env, options).system
+            states = held_out_states(system, max(count, 256))[:count]
+            columns: dict[str, torch.Tensor] = {}
+            table, actions = [["method", "mean", "median", "largest", "iterations", "seconds"]], None
+            if self.run_folder is not None:
+                actions, columns["run"] = _of_run(self.run_folder, split_id(self.env)[1], options, count)
+                table.append(["run", *_numbers(columns["run"]), "–", "–"])
+            methods = {method: settings.get(method, {}) for method in self.methods}
+            plans = plan_in_turn(system, states, methods, actions=actions, seed=self.seed)
+        for method, found in plans.items():
             columns[method] = found.losses
             table.append([method, *_numbers(found.losses), str(found.iterations), f"{found.seconds:.1f}"])
         print("\n".join(aligned(table, left=1)))
@@ -96,14 +103,29 @@ class PlanCommand:
             print(f"\n{self.out}  a line a start state")
 
 
-def _of_run(path: Path, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the last controller of a run does from the first held-out states, and its losses there."""
+def _of_run(path: Path, env_id: str, options: Mapping[str, Any], count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the last controller of a run does from the first held-out states, and its losses there.
+
+    Raises:
+        Misuse: if the run is of another environment than the one with `env_id` and `options`.
+        RunFolderError: if it cannot be used.
+    """
     folder = RunFolder(path)
     system = folder.make_env().system
+    of_run = folder.read_config()["environment"]
+    different = plain_differences(_asked(of_run["id"], of_run["options"]), _asked(env_id, options), "to plan for")
+    if different:
+        raise Misuse("--run-folder must be of the same environment and options:\n  " + "\n  ".join(different))
     controller, _ = folder.load_controller(system, "last")
     states = held_out_states(system, max(count, 256))[:count]
     trajectory = rollout(system, controller, states.to(next(controller.parameters())))
     return system.bound(trajectory.actions), losses(system, trajectory)
+
+
+def _asked(env_id: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """An environment as JSON has it, but for what a controller sees of it."""
+    all_options = system_class(env_id).env_options() | ENTRIES[env_id].defaults | dict(options)
+    return {"id": env_id} | {name: plain(value) for name, value in all_options.items() if name not in SEEN}
 
 
 def _numbers(losses: torch.Tensor) -> list[str]:

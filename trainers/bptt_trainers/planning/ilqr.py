@@ -10,6 +10,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from bptt_envs import checks
 from bptt_envs.settings import Count, read
 from bptt_trainers.directions.rollout import loss_of
 from bptt_trainers.planning.problem import Problem, best_of
@@ -19,6 +20,7 @@ NEWTONS = 4  # projected Newton steps for the few actions of one time
 PATIENCE = 8  # iterations in a row without a better plan, after which an episode is done
 TOLERANCE = 1e-10  # of the loss: less is no better plan
 FLOOR = 1e-12  # the least curvature by an action
+MATRICES = 5  # by state and action, of each step, that are held at once
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,12 @@ class ILQR:
 
     def improve(self, problem: Problem, actions: Tensor, generator: torch.Generator) -> tuple[Tensor, int]:
         """Better actions, (T, B, *action_shape), and the iterations taken."""
+        joint = problem.system.state_size + problem.system.action_size
+        checks.in_memory(
+            "episodes times plans to start from of iLQR, which keeps matrices of all steps (GRAPE keeps none),",
+            len(problem),
+            2 * MATRICES * problem.system.horizon * joint**2,  # in float64
+        )
         plan, lowest = actions.clone(), problem.losses(actions[None])[0]
         damping, stalled = torch.zeros_like(lowest), torch.zeros_like(lowest)
         for iteration in range(self.iterations):

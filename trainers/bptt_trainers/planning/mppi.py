@@ -27,7 +27,7 @@ class MPPI:
     Args:
         iterations: so many.
         samples: plans that are drawn in each, of each episode.
-        deviation: of the noise at first, as a share of the largest action of the system's range.
+        deviation: of the noise at first, as a share of half the actions' range.
         temperature: as a share of the losses' standard deviation.
     """
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from bptt_envs import System, checks
+from bptt_envs import System, Task, checks
 from bptt_envs.differentiable import start_states
 from bptt_envs.surroundings import own_surroundings
 from bptt_envs.task import as_task
@@ -102,6 +102,7 @@ def plan(
     restarts = values.pop("restarts")
     generator = torch.Generator().manual_seed(checks.seed("seed", seed))
     system = as_task(system)
+    _check_parameters(system)
     states = start_states("states", states, system).detach().double()
     if states.is_meta or not len(states) or not bool(states.isfinite().all()):
         raise ValueError(f"states must be one or more finite states; got {checks.shown(states)}.")
@@ -138,6 +139,18 @@ def plan_in_turn(
         plans[method] = plan(system, states, method, actions=actions, seed=seed, **settings)
         actions = plans[method].actions
     return plans
+
+
+def _check_parameters(system: System) -> None:
+    """Raise ValueError if a parameter has a value for each sample: here each start state is several of them."""
+    system = system.system if isinstance(system, Task) else system
+    for name in system.parameter_names:
+        value = getattr(system, name)
+        if isinstance(value, Tensor) and value.numel() > 1:
+            raise ValueError(
+                f"{name} must be one number for all episodes, in a system to plan with; got a tensor of "
+                f"{tuple(value.shape)}. Plan with each value by itself."
+            )
 
 
 def _middle(problem: Problem) -> Tensor:
