@@ -149,11 +149,11 @@ class Hopper(System):
         Semi-implicit Euler in steps of h keeps a' = v, v' = -k a - c v bounded if h^2 k + 2 h c < 4.
         """
         pd = self.actuation == "position"
-        leg = [self.leg_stiffness + pd * LEG_GAINS[0], self.leg_damping + pd * LEG_GAINS[1]]
+        k, c = self.leg_stiffness + pd * LEG_GAINS[0], self.leg_damping + pd * LEG_GAINS[1]
         of_leg = ("leg_stiffness", "leg_damping", "foot_mass")
-        swings = [
-            ("the foot on the ground", ("stiffness", *of_leg), self.stiffness + leg[0], leg[1], 1 / self.foot_mass),
-            ("the leg", (*of_leg, "body_mass"), *leg, 1 / self.body_mass + 1 / self.foot_mass),
+        swings: list[tuple[str, tuple[str, ...], float, float, float]] = [
+            ("the foot on the ground", ("stiffness", *of_leg), self.stiffness + k, c, 1 / self.foot_mass),
+            ("the leg", (*of_leg, "body_mass"), k, c, 1 / self.body_mass + 1 / self.foot_mass),
         ]
         if pd and self.form == "planar":
             mobility = 1 / self.inertia + 1 / (self.foot_mass * self.leg_length**2)
