@@ -25,12 +25,12 @@ FILES = {
 
 @dataclass(frozen=True)
 class Contact:
-    """Study contacts: R, M, S and C over the stiffness of what is touched, about 10 minutes on a core.
+    """Study R, M, S and C over the stiffness of contacts: 10 minutes on a core.
 
-    The loss after the same budget, with a verdict, and what R and M are before and
-    after: their norms, their noise over start states, the angle between them, how
-    feedback is spread over the steps. Leaves tables (CSV, Markdown) and a figure. Run
-    again, it does only the stiffnesses that are missing.
+    The loss after the same budget, with a verdict, and what R and M are before
+    and after: their norms, their noise over start states, the angle between
+    them, how feedback is spread over the steps. Leaves tables (CSV, Markdown) and
+    a figure. Run again, it does only the stiffnesses that are missing.
 
     example: bptt contact --task hopper --out runs/contact
     """
