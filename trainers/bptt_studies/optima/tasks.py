@@ -33,6 +33,7 @@ PLANNED_BY: dict[str, Mapping[str, Mapping[str, Any]]] = {
     "quantum-3": {"GRAPE": {}},
     "quantum-5": {"GRAPE": {}},
     "quadrotor": {"MPPI": {"iterations": 50}, "iLQR": {"restarts": 4, "iterations": 60}},
+    "pusher": {"MPPI": {"iterations": 50}, "GRAPE": {"iterations": 100}},
     "chained-2": {"iLQR": {"restarts": 1, "iterations": 50}},
     "hopper": {"GRAPE": {"iterations": 100}},
     "heat": {"GRAPE": {}},
