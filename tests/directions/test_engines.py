@@ -489,7 +489,7 @@ def test_long_horizon_keeps_memory_to_the_states():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"rule": "Q"}, "rule must be one of 'R', 'M', 'S', 'C', 'M without memory'; got 'Q'"),
+        ({"rule": "Q"}, "rule must be one of 'R', 'M', 'S', 'C', 'M without memory', or a rule with a decay.* got 'Q'"),
         ({"engine": "adjont"}, "engine must be one of .* got 'adjont'. Did you mean 'adjoint'?"),
         ({"combine": "both"}, "combine must be one of 'modified', 'regular', 'random', 'turned'; got 'both'"),
         ({"initial_states": torch.zeros(3, 5)}, r"initial_states must be a tensor \(B, 4\).*got \(3, 5\)"),

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Annotated, Any, ClassVar, Protocol
 
 from bptt_envs import DifferentiableEnv, System, make_env
+from bptt_envs.checks import nearest, shown
 from bptt_envs.registration import build_system
+from bptt_envs.settings import By
 from bptt_trainers.controllers.baselines import RandomController, ZeroController
 from bptt_trainers.directions.rollout import Policy, losses, rollout
-from bptt_trainers.directions.rules import RULES
+from bptt_trainers.directions.rules import OR_FADED, RULES, base_of, get_rule, named_rule
 from bptt_trainers.planning.plan import PLANNERS, plan, planner_settings
 from bptt_trainers.presets.presets import PresetName, RuleSettings, defaults_seen, preset, rule_settings
 from bptt_trainers.records.curve import Curve, CurvePoint
@@ -86,7 +88,7 @@ class BPTT:
     def summary(self) -> str:
         """The rule, and what differs from the preset."""
         changes = "".join(f", {name} {value}" for name, value in self.changes.items())
-        return f"BPTT, {RULES[self.rule].summary}{changes}"
+        return f"BPTT, {get_rule(self.rule).summary}{changes}"
 
     def settings(self, budget: Budget, overrides: Mapping[str, Any]) -> dict[str, Any]:
         """Those of `TrainConfig` that the comparison does not set itself, and what the controller sees."""
@@ -140,7 +142,7 @@ class BPTT:
 
 def settings_of_today(method: str, stored: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a method in a folder, which may be an earlier version's, as `settings` gives them now."""
-    if not isinstance(METHODS.get(method), BPTT):
+    if not by_rule(method):
         return dict(stored)
     return {name: value for name, value in of_today(stored).items() if name not in BPTT.HOW}
 
@@ -251,3 +253,40 @@ METHODS: dict[str, Method] = {
     "zero": Baseline("never acts", lambda system, seed: ZeroController(system)),
     "random": Baseline("acts uniformly at random", RandomController),
 }
+"""The methods. Beside them every rule is one by its name, such as "R decay 0.9": see `get_method`."""
+
+
+def get_method(name: str) -> Method:
+    """The method of that name: a row of `METHODS`, or an update rule as `get_rule` knows it.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    name = method_name("method", name)
+    return METHODS[name] if name in METHODS else BPTT(name)
+
+
+def method_name(name: str, value: Any, rows: Collection[str] = METHODS) -> str:
+    """The name of a method as tables and folders have it, else raise ValueError.
+
+    Args:
+        name: of the argument, for messages.
+        value: what the argument is.
+        rows: those of `METHODS` that it may be.
+    """
+    if isinstance(value, str):
+        if value in rows:
+            return str.__str__(value)
+        if value not in METHODS and base_of(value) in RULES:
+            return named_rule(name, value).name
+    raise ValueError(
+        f"{name} must be one of {', '.join(map(repr, rows))}, {OR_FADED}; got {shown(value)}.{nearest(value, rows)}"
+    )
+
+
+def by_rule(method: str) -> bool:
+    """Whether a name, such as one in a folder of another version, is that of a method that is an update rule."""
+    return isinstance(METHODS[method], BPTT) if method in METHODS else base_of(method) in RULES
+
+
+MethodName = Annotated[str, By(method_name)]

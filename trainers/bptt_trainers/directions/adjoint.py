@@ -34,6 +34,7 @@ from bptt_trainers.directions.recursion import (
     dense_sweep,
     product_sweep,
     pullback_of,
+    where_open,
 )
 from bptt_trainers.directions.rollout import Trajectory, losses, rollout
 from bptt_trainers.directions.rules import Directions, Feedback
@@ -130,11 +131,13 @@ class AdjointEngine:
         parameters = dict(self.controller.named_parameters())
         totals = {n: parameters[n].new_zeros(len(passes), *parameters[n].shape) for n in self.names}
         adjoint = self.final_adjoint(trajectory.states[-1], len(passes))
+        open_steps = where_open(passes, self.system.horizon, adjoint.device)
         deviations = []
         with unhooked(self.controller):
             for steps in self._segments(adjoint.shape[1], len(passes)):
-                states = trajectory.states[steps.start : steps.stop + 1]
-                sweep, products, deviation = self.segment(states, trajectory.actions[steps], adjoint, passes)
+                states, actions = trajectory.states[steps.start : steps.stop + 1], trajectory.actions[steps]
+                open_here = None if open_steps is None else open_steps[steps]
+                sweep, products, deviation = self.segment(states, actions, adjoint, passes, open_here)
                 deviations.append(deviation)
                 adjoint = sweep.start
                 for name, product in products.items():
@@ -163,7 +166,12 @@ class AdjointEngine:
         return max(1, samples // batch)
 
     def segment(
-        self, states: Tensor, actions: Tensor, adjoint: Tensor, passes: Sequence[Feedback]
+        self,
+        states: Tensor,
+        actions: Tensor,
+        adjoint: Tensor,
+        passes: Sequence[Feedback],
+        open_steps: Tensor | None = None,
     ) -> tuple[Sweep, dict[str, Tensor], Tensor]:
         """Take the adjoints from the end of a segment of S steps to its start.
 
@@ -172,6 +180,7 @@ class AdjointEngine:
             actions: (S, B, *action_shape).
             adjoint: at the end, (P, B, n).
             passes: which paths each backward pass takes.
+            open_steps: whether each of them feeds back to the state at a step, (S, P); None: all do.
 
         Returns:
             The adjoints, what the segment adds to the directions, (P, *shape) by name, and its `deviation`.
@@ -192,7 +201,7 @@ class AdjointEngine:
         gain: Tensor | ControllerPullback | None = None
         if any_fed_back(passes, memory):
             gain = tape.jacobian if isinstance(met, ControllerTape) else met.pull
-        slopes = SegmentSlopes(steps, by_state, by_action, by_next_state, bound, gain, memory)
+        slopes = SegmentSlopes(steps, by_state, by_action, by_next_state, bound, gain, memory, open_steps)
         if system.dense_jacobians and (gain is None or isinstance(gain, Tensor)):
             sweep = dense_sweep(*system.linearize(state, bounded), slopes, adjoint, passes)
         else:

@@ -326,11 +326,6 @@ class AugmentedSystem(System):
         """The system's actions, (..., m + q) -> (..., *action_shape of the system)."""
         return self._split_action(action)[0]
 
-    def without_gradients(self, state: Tensor, *, of_state: bool, of_memory: bool) -> Tensor:
-        """The state with its system's part or its memory detached."""
-        before, memory = state.split_with_sizes([self.system.state_size + self.noise_size, self.memory_size], dim=-1)
-        return torch.cat([before.detach() if of_state else before, memory.detach() if of_memory else memory], dim=-1)
-
     def _joined(self, first: Tensor, noise: Tensor, memory: Tensor) -> Tensor:
         """The system's part, (B, n), noise and memory as one row for each sample; empty ones are left out."""
         return torch.cat([first, *(one.flatten(1) for one in (noise, memory) if one.numel())], dim=-1)

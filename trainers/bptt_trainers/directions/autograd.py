@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bptt_envs import System
-from bptt_trainers.directions.augmented import AugmentedSystem, acting, with_noise
+from bptt_trainers.directions.augmented import acting, memory_size_of, with_noise
 from bptt_trainers.directions.rollout import check_actions
 from bptt_trainers.directions.rules import Directions, Feedback
 from bptt_trainers.directions.snapshot import left_as_it_was
@@ -61,18 +61,29 @@ class AutogradEngine:
         state, total = initial_states, initial_states.new_zeros(initial_states.shape[0])
         for t in range(system.horizon):
             state = state if noise is None else with_noise(system, state, noise[t])
-            action = act(system.observe(_seen(system, state, feedback)))
+            paths = feedback.at(t)
+            action = act(system.observe(_seen(system, state, paths)))
             if t == 0:
                 check_actions(system, action, initial_states)
             action = system.bound(action)
-            next_state = system.step(state if feedback.physics else state.detach(), action)
+            next_state = system.step(fed_back(state, paths.physics), action)
             total = total + system.running_cost(state, action, next_state)
             state = next_state
         return total + system.final_cost(state)
 
 
+def fed_back(value: Tensor, factor: float) -> Tensor:
+    """The value itself, with so much of its slope: factor value + (1 - factor) value.detach()."""
+    if factor == 1.0:
+        return value
+    fixed = value.detach()
+    return fixed.lerp(value, factor) if factor else fixed
+
+
 def _seen(system: System, state: Tensor, feedback: Feedback) -> Tensor:
-    """The state, detached where a pass does not go back through the controller."""
-    if isinstance(system, AugmentedSystem):
-        return system.without_gradients(state, of_state=not feedback.controller, of_memory=not feedback.memory)
-    return state if feedback.controller else state.detach()
+    """The state, with as much of its slope as a pass takes back through the controller."""
+    memory = memory_size_of(system)
+    if not memory:
+        return fed_back(state, feedback.controller)
+    before, remembered = state.split_with_sizes([state.shape[-1] - memory, memory], dim=-1)
+    return torch.cat([fed_back(before, feedback.controller), fed_back(remembered, feedback.memory or 0.0)], dim=-1)

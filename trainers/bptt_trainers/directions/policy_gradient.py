@@ -85,7 +85,7 @@ def policy_gradient(
             `memory_shape`, from those and memories (B, *memory_shape) to both; with a `noise_shape`, from those and
             noise (B, *noise_shape).
         initial_states: (B, *state_shape), in the dtype and on the device of the controller.
-        rule: a name of `RULES`, such as "R", "M", "S" or "C", or a `Rule`.
+        rule: a name, such as "R", "M", "S", "C", "R decay 0.9" or "C every 16" (see `get_rule`), or a `Rule`.
         engine: "autograd" (the definition), "adjoint" (fast) or "auto" (adjoint where it can serve the
             controller; warns once where it cannot).
         combine: the component that rule C keeps where signs agree, "modified" or "regular"; "random": that of M,

@@ -11,11 +11,11 @@ from typing import Annotated, Any, Literal, get_type_hints
 from tyro.conf import Suppress
 
 from bptt_envs.checks import finite, mapping, shown
-from bptt_envs.settings import By, Count, Decay, NotNegative, Positive, Seed, among, read
+from bptt_envs.settings import By, Count, Decay, NotNegative, Positive, Seed, read
 from bptt_trainers.controllers.defaults import ControllerName, DeviationName
 from bptt_trainers.controllers.networks import widths
 from bptt_trainers.directions.chosen_engine import EngineName
-from bptt_trainers.directions.rules import RULES, Combine
+from bptt_trainers.directions.rules import Combine, named_rule
 from bptt_trainers.records.plain import plain
 from bptt_trainers.training.recorders import BY_DEFAULT, recorder_names
 from bptt_trainers.training.torch_optimizer import named_optimizer
@@ -76,7 +76,7 @@ def marked(mark: Mark) -> tuple[str, ...]:
 
 
 Device = Annotated[str, By(_device)]
-RuleName = Annotated[str, among(RULES)]
+RuleName = Annotated[str, By(lambda name, value: named_rule(name, value).name)]
 Record = Annotated[tuple[str, ...], By(recorder_names)]
 Hidden = Annotated[tuple[int, ...] | None, By(_hidden)]
 
@@ -92,7 +92,8 @@ class TrainConfig:
     """
 
     rule: RuleName = "C"
-    """Update rule: R (regular), M (modified), S (stopped) or C (combined)."""
+    """Update rule: R (regular), M (modified), S (stopped) or C (combined); with feedback that decays or is cut every so
+    many steps, one such as "R decay 0.9", "C every 16"."""
 
     combine: Combine = "modified"
     """The component that rule C keeps where the signs of R and M agree: M's (modified) or R's (regular). Or M's at as

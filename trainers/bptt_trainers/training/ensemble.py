@@ -194,7 +194,7 @@ class Ensemble:
         drawn = [query.noise for query in asked if query.noise is not None]
         noise = torch.stack(drawn, dim=1) if drawn else None
         # In one order whatever the members' rules: a compiled program is of passes in their order
-        passes = sorted(wanted, key=lambda one: (one.physics, one.controller, bool(one.memory)), reverse=True)
+        passes = sorted(wanted, key=lambda one: (one.physics, one.controller, one.memory, one.every or 0), reverse=True)
         losses, directions = _computed_together(engine, filled, states, passes, noise=noise, look=compared)
         flat = {feedback: of[: len(queries)] for feedback, of in directions.items()}
         answer_directions(queries, losses[: len(queries)], flat, begin)

@@ -11,7 +11,7 @@ from typing import Any
 
 from bptt_envs import System
 from bptt_envs.checks import nearest, one_of, shown
-from bptt_trainers.comparison.methods import BPTT, METHODS, RL, Budget
+from bptt_trainers.comparison.methods import BPTT, METHODS, RL, Budget, get_method, method_name
 from bptt_trainers.controllers.defaults import default_controller
 from bptt_trainers.controllers.networks import MLP
 from bptt_trainers.presets.presets import Preset
@@ -159,7 +159,12 @@ SPACES: dict[str, Callable[[System], Space]] = {"rules": _of_rules, "PPO": _of_p
 """What is searched of the update rules, each alike, and of each method of reinforcement learning."""
 
 TUNABLE = tuple(name for name, method in METHODS.items() if isinstance(method, (BPTT, RL)))
-"""The methods that have settings."""
+"""The rows of METHODS that have settings."""
+
+
+def tunable(name: str, value: Any) -> str:
+    """The name of a method that has settings: one of TUNABLE or another update rule; else raise ValueError."""
+    return method_name(name, value, TUNABLE)
 
 
 @dataclass(frozen=True)
@@ -235,7 +240,7 @@ def search_of(
     Raises:
         ValueError: if a setting is unknown, pinned and searched at once, or cannot be what it is to be.
     """
-    trained = METHODS[method]
+    trained = get_method(method)
     if row is None:
         row = trained.settings(budget, {})
         row.pop("rule", None)  # which is no setting of a rule, but the rule
@@ -284,7 +289,7 @@ def read_searches(texts: Iterable[str]) -> dict[str, dict[str, Entry]]:
     found: dict[str, dict[str, Entry]] = {}
     for text in texts:
         target, equals, entry = text.partition("=")
-        method, dot, name = target.partition(".")
+        method, dot, name = target.rpartition(".")  # of "R decay 0.9", too
         if not (method and dot and name and equals and entry):
             raise ValueError(f"search must be METHOD.NAME=LOW:HIGH, LOW:HIGH:log or {{A,B,...}}; got {text!r}.")
         try:
