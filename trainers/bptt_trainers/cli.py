@@ -129,6 +129,8 @@ def read_command(name: str, arguments: Sequence[str]) -> Command:
     """
     module, _, class_name = COMMANDS[name].path.partition(":")
     command: type[Command] = getattr(importlib.import_module(module), class_name)
+    choose = getattr(command, "chosen", None)  # some have other settings for what is asked for
+    command = command if choose is None else choose(arguments)
     if not {"-h", "--help"}.isdisjoint(arguments):  # printed here, as tyro would join the lines and not wrap them
         print(inspect.getdoc(command), end="\n\n")
     with checking_arguments(), wide_enough():

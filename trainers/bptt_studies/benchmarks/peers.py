@@ -156,7 +156,9 @@ class _StepCompiled(AutogradEngine):
 
         self._step = torch.compile(step, dynamic=False)
 
-    def unrolled_losses(self, initial_states: Tensor, feedback: Feedback, noise: Tensor | None = None) -> Tensor:
+    def unrolled_losses(
+        self, initial_states: Tensor, feedback: Feedback, noise: Tensor | None = None, show: object = None
+    ) -> Tensor:
         """The loss of each episode, (B,)."""
         state, total = initial_states, initial_states.new_zeros(initial_states.shape[0])
         for _ in range(self.system.horizon):
@@ -172,7 +174,9 @@ class _LossCompiled(AutogradEngine):
         super().__init__(system, controller)
         self._losses = torch.compile(super().unrolled_losses, dynamic=False)
 
-    def unrolled_losses(self, initial_states: Tensor, feedback: Feedback, noise: Tensor | None = None) -> Tensor:
+    def unrolled_losses(
+        self, initial_states: Tensor, feedback: Feedback, noise: Tensor | None = None, show: object = None
+    ) -> Tensor:
         """The loss of each episode, (B,)."""
         return self._losses(initial_states, feedback, noise)
 

@@ -59,7 +59,8 @@ class Run:
     @property
     def group(self) -> tuple[Any, ...]:
         """Runs with the same may be members of one ensemble; None among them stands for nobody else."""
-        if self.config is None or self.variant.alone:
+        method = self.variant.method
+        if self.config is None or self.variant.alone or not (isinstance(method, BPTT) and method.TOGETHER):
             return (self.member,)
         begins = self.start is None
         return (self.member.experiment, self.member.options, begins, *(getattr(self.config, name) for name in SHARED))

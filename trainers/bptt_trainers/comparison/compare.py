@@ -191,7 +191,7 @@ def _train_together(config: ComparisonConfig, progress: bool) -> None:
     envs: dict[tuple[Any, ...], DifferentiableEnv] = {}
     for method in config.methods:
         rule = get_method(method)
-        if isinstance(rule, BPTT):
+        if isinstance(rule, BPTT) and rule.TOGETHER:
             for seed in config.seeds:
                 folder = member_folder(config.out, method, seed)
                 if not exists(folder / FINISHED):
@@ -211,6 +211,12 @@ def _train_together(config: ComparisonConfig, progress: bool) -> None:
         for i, (folder, history) in enumerate(zip(folders, ensemble.fit(), strict=True)):
             if i not in ensemble.errors:
                 write_atomic(folder / FINISHED, curve_to_csv(learning_curve(history)).encode())
+
+
+def _together(method: str) -> bool:
+    """Whether runs of a method are trained as one ensemble."""
+    trained = get_method(method)
+    return isinstance(trained, BPTT) and trained.TOGETHER
 
 
 def _train_in_processes(config: ComparisonConfig, progress: bool) -> None:
@@ -255,7 +261,7 @@ def _write(
     ]
     rows = method_rows(runs, PLANNERS)
     table = to_markdown(rows, config.losses)
-    if config.together and sum(by_rule(run.method) for run in runs) > 1:
+    if config.together and sum(_together(run.method) for run in runs) > 1:
         table += "Runs of the update rules are trained together; the seconds of one are its share of all.\n"
     write_atomic(config.out / "curves.csv", to_csv(points).encode())
     write_atomic(config.out / "runs.csv", to_csv(run_rows(runs)).encode())

@@ -15,12 +15,21 @@ from bptt_trainers.controllers.baselines import RandomController, ZeroController
 from bptt_trainers.directions.rollout import Policy, losses, rollout
 from bptt_trainers.directions.rules import OR_FADED, RULES, base_of, get_rule, named_rule
 from bptt_trainers.planning.plan import PLANNERS, plan, planner_settings
-from bptt_trainers.presets.presets import PresetName, RuleSettings, defaults_seen, preset, rule_settings
+from bptt_trainers.presets.presets import (
+    PresetName,
+    RuleSettings,
+    defaults_seen,
+    preset,
+    rule_settings,
+)
+from bptt_trainers.presets.presets import (
+    method_name as row_name,
+)
 from bptt_trainers.records.curve import Curve, CurvePoint
 from bptt_trainers.training.callbacks import ProgressBar
 from bptt_trainers.training.config import TrainConfig
 from bptt_trainers.training.metrics import learning_curve
-from bptt_trainers.training.run_folder import of_today
+from bptt_trainers.training.run_folder import CONFIGS, of_today
 from bptt_trainers.training.start_states import held_out_states
 from bptt_trainers.training.trainer import Trainer
 
@@ -83,6 +92,8 @@ class BPTT:
 
     GIVEN: ClassVar = ("rule", "epochs", "seed", "test_states", "out")  # by the comparison
     HOW: ClassVar = ("compile", "device", "record")  # it is computed: no part of what is compared
+    LEARNER: ClassVar[str] = "BPTT"  # a name of `CONFIGS`
+    TOGETHER: ClassVar[bool] = True  # several runs may be one ensemble
 
     @property
     def summary(self) -> str:
@@ -125,19 +136,44 @@ class BPTT:
         row = {"on_nonfinite": "skip", "record": budget.record, **self._chosen(budget, overrides).training}
         if row.get("deviation", "none") != "none" or row.get("controller") in ("gru", "lstm"):
             row["record"] = tuple(name for name in row["record"] if name != "diagnostics")  # there are none of them
-        config = TrainConfig(**{**row, **given, "rule": self.rule, "test_states": budget.test_states})
+        kind = CONFIGS[self.LEARNER]
+        config = kind(**{**row, **given, "rule": self.rule, "test_states": budget.test_states})
         steps_an_epoch = config.train_states * budget.horizon
         return replace(config, epochs=max(1, round(budget.steps / steps_an_epoch)))
 
     def _chosen(self, budget: Budget, overrides: Mapping[str, Any]) -> RuleSettings:
         """Preset, own changes, overrides."""
         changes, options = {**self.changes, **overrides}, budget.env_options
-        return rule_settings(self.name, budget.env, changes, name=budget.preset, options=options, given=self.GIVEN)
+        return rule_settings(
+            self.name,
+            budget.env,
+            changes,
+            name=budget.preset,
+            options=options,
+            given=self.GIVEN,
+            learner=self.LEARNER,
+        )
 
     @property
     def name(self) -> str:
-        """Its name among the presets: what turns the modified direction is tuned apart."""
-        return f"{self.rule}-turned" if self.changes.get("combine") == "turned" else self.rule
+        """Its name among the presets."""
+        return row_name(self.LEARNER, self.rule, self.changes.get("combine", TrainConfig.combine))
+
+
+@dataclass(frozen=True)
+class SHAC(BPTT):
+    """The short-horizon actor-critic by one of the update rules within a window; its settings are `SHACConfig`'s.
+
+    Args: as those of `BPTT`.
+    """
+
+    LEARNER: ClassVar[str] = "SHAC"
+    TOGETHER: ClassVar[bool] = False
+
+    @property
+    def summary(self) -> str:
+        """The rule, and what differs from the preset."""
+        return super().summary.replace("BPTT", "SHAC, windows with a critic", 1)
 
 
 def settings_of_today(method: str, stored: Mapping[str, Any]) -> dict[str, Any]:
@@ -247,6 +283,9 @@ METHODS: dict[str, Method] = {
     "S": BPTT("S"),
     "C": BPTT("C"),
     "C-turned": BPTT("C", {"combine": "turned"}),
+    "SHAC": SHAC("R"),
+    "SHAC-M": SHAC("M"),
+    "SHAC-C": SHAC("C"),
     "PPO": RL("PPO"),
     "SAC": RL("SAC"),
     **{name: Planned(name) for name in PLANNERS},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ def watched(
     passes: Sequence[Feedback],
     look: bool,
     noise: Tensor | None = None,
+    show: Callable[[Trajectory], object] | None = None,
 ) -> tuple[Tensor, dict[Feedback, Directions]]:
     """The losses and directions of an engine, if they can be trusted.
 
@@ -40,6 +41,7 @@ def watched(
         passes: which paths each backward pass takes.
         look: whether to compare the parts, which takes as long as a fifth of a small update.
         noise: that of all steps, (T, B, *noise_shape), for a controller that is handed any; None: zeros.
+        show: is shown what the episodes went through.
 
     Raises:
         NotServedError: if they cannot be trusted.
@@ -53,6 +55,8 @@ def watched(
     directions = engine.backward(trajectory, passes)
     if float(engine.deviation) > allowed:
         raise NotServedError(SECOND_RUN)
+    if show is not None:
+        show(trajectory)
     return losses(engine.uncompiled.system, trajectory), directions
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bptt_envs import System
 from bptt_trainers.directions.augmented import acting, memory_size_of, with_noise
-from bptt_trainers.directions.rollout import check_actions
+from bptt_trainers.directions.rollout import Trajectory, check_actions
 from bptt_trainers.directions.rules import Directions, Feedback
 from bptt_trainers.directions.snapshot import left_as_it_was
 
@@ -32,7 +32,11 @@ class AutogradEngine:
         self.controller = controller
 
     def __call__(
-        self, initial_states: Tensor, passes: Sequence[Feedback], noise: Tensor | None = None
+        self,
+        initial_states: Tensor,
+        passes: Sequence[Feedback],
+        noise: Tensor | None = None,
+        show: Callable[[Trajectory], object] | None = None,
     ) -> tuple[Tensor, dict[Feedback, Directions]]:
         """The loss of each episode, (B,), and the directions of every pass for their mean.
 
@@ -40,13 +44,14 @@ class AutogradEngine:
             initial_states: (B, *state_shape).
             passes: which paths each backward pass takes.
             noise: that of all steps, (T, B, *noise_shape), for a controller that is handed any; None: zeros.
+            show: is shown what the episodes of the first pass went through.
         """
         parameters = {n: p for n, p in self.controller.named_parameters() if p.requires_grad}
         directions = {}
         for i, feedback in enumerate(passes):
             # A rule compares its passes, so all of them see the same random numbers and buffers
             with left_as_it_was(self.controller) if i + 1 < len(passes) else nullcontext():
-                losses = self.unrolled_losses(initial_states, feedback, noise)
+                losses = self.unrolled_losses(initial_states, feedback, noise, show if i == 0 else None)
                 gradients: Sequence[Tensor] = [torch.zeros_like(p) for p in parameters.values()]
                 if losses.requires_grad:
                     gradients = torch.autograd.grad(
@@ -55,20 +60,32 @@ class AutogradEngine:
             directions[feedback] = {name: one.detach() for name, one in zip(parameters, gradients, strict=True)}
         return losses.detach(), directions
 
-    def unrolled_losses(self, initial_states: Tensor, feedback: Feedback, noise: Tensor | None = None) -> Tensor:
+    def unrolled_losses(
+        self,
+        initial_states: Tensor,
+        feedback: Feedback,
+        noise: Tensor | None = None,
+        show: Callable[[Trajectory], object] | None = None,
+    ) -> Tensor:
         """The loss of each episode, (B,), with a graph that carries exactly the paths of `feedback`."""
         system, act = self.system, acting(self.system, self.controller)
         state, total = initial_states, initial_states.new_zeros(initial_states.shape[0])
+        states, actions = [], []
         for t in range(system.horizon):
             state = state if noise is None else with_noise(system, state, noise[t])
             paths = feedback.at(t)
             action = act(system.observe(_seen(system, state, paths)))
             if t == 0:
                 check_actions(system, action, initial_states)
+            if show is not None:
+                states.append(state.detach())
+                actions.append(action.detach())
             action = system.bound(action)
             next_state = system.step(fed_back(state, paths.physics), action)
             total = total + system.running_cost(state, action, next_state)
             state = next_state
+        if show is not None:
+            show(Trajectory(torch.stack([*states, state.detach()]), torch.stack(actions)))
         return total + system.final_cost(state)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 from weakref import WeakKeyDictionary, WeakSet
@@ -18,7 +19,7 @@ from bptt_trainers.directions.autograd import AutogradEngine
 from bptt_trainers.directions.compiled import CompiledEngine
 from bptt_trainers.directions.controller_tape import NotServedError
 from bptt_trainers.directions.probe import Verdict, examine
-from bptt_trainers.directions.rollout import check_noise
+from bptt_trainers.directions.rollout import Trajectory, check_noise
 from bptt_trainers.directions.rules import Directions, Feedback
 from bptt_trainers.directions.surroundings import computing
 
@@ -167,6 +168,7 @@ class ChosenEngine(Onlooker):
         *,
         noise: Tensor | None = None,
         look: bool | None = None,
+        show: Callable[[Trajectory], object] | None = None,
     ) -> tuple[Tensor, dict[Feedback, Directions]]:
         """The loss of each episode, (B,), and the directions of every pass for their mean.
 
@@ -176,6 +178,7 @@ class ChosenEngine(Onlooker):
             noise: that of all steps, (T, B, *noise_shape), for a controller that is handed any; None: zeros.
             look: whether to compare the engine's parts with autograd's, as a trainer has it done once an epoch. None:
                 in the first call and then in every 32nd.
+            show: is shown what the episodes went through, as `system` has it: noise and memory in its states.
         """
         self.choose(initial_states)
         with computing(initial_states):
@@ -189,14 +192,14 @@ class ChosenEngine(Onlooker):
                 assert self._judgement is not None
                 due = self._judgement.calls % LOOK_EVERY == 0 if look is None else look
                 try:
-                    answer = watched(self._fast, initial_states, passes, due, noise)
+                    answer = watched(self._fast, initial_states, passes, due, noise, show)
                 except NotServedError as error:
                     self._step_aside(str(error))
                 else:
                     self._judgement.calls += 1
                     self._settle()
                     return answer
-            return self._autograd(initial_states, passes, noise)
+            return self._autograd(initial_states, passes, noise, show)
 
     def _settle(self) -> None:
         """Take what a run itself leaves in the controller, such as a cache or its last action, for no change."""

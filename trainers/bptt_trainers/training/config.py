@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, get_type_hints
 
 from tyro.conf import Suppress
 
@@ -90,6 +90,9 @@ class TrainConfig:
     Raises:
         ValueError: if a setting is of another type or out of range; the message names it.
     """
+
+    learner: ClassVar[str] = "BPTT"
+    """The name of what learns by such settings."""
 
     rule: RuleName = "C"
     """Update rule: R (regular), M (modified), S (stopped) or C (combined); with feedback that decays or is cut every so
@@ -219,6 +222,17 @@ class TrainConfig:
             left_at_default(self, ("initial_deviation",), "deviation is 'none'")
         if self.batch_size > self.train_states:
             raise ValueError(f"batch_size must be at most train_states ({self.train_states}); got {self.batch_size}.")
+
+    @property
+    def of_controller(self) -> dict[str, Any]:
+        """What `default_controller` is handed beside the system and a seed."""
+        return {
+            "hidden": self.hidden,
+            "kind": self.controller,
+            "squash": self.squash,
+            "deviation": self.deviation,
+            "initial_deviation": self.initial_deviation,
+        }
 
 
 def left_at_default(config: TrainConfig, names: Iterable[str], why: str) -> None:

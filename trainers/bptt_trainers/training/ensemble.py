@@ -412,6 +412,10 @@ def _check_configs(configs: Sequence[TrainConfig], own_controllers: bool) -> Non
         raise TypeError(f"configs must be a list of TrainConfig, at least one; got {checks.shown(configs)}.")
     first = configs[0]
     for i, config in enumerate(configs):
+        if config.learner != TrainConfig.learner:
+            raise CannotStackError(
+                f"members of an ensemble learn over whole episodes; configs[{i}] is a {type(config).__name__}. {_ONE_BY_ONE}"
+            )
         for name in SHARED:
             if getattr(config, name) != getattr(first, name):
                 raise ValueError(

@@ -95,6 +95,14 @@ class StartStates:
         order = torch.randperm(len(self.first), generator=generator)
         return self.first[order.to(self.first.device)]
 
+    def some(self, count: int, number: int) -> Tensor:
+        """Start states of episodes that begin in update `number`, (count, ...): new ones, or any of the set."""
+        generator = torch.Generator().manual_seed(stream_seed(FRESH, self._config.seed, number))
+        if self._config.start_states != "fresh":
+            return self.first[torch.randint(len(self.first), (count,), generator=generator).to(self.first.device)]
+        drawn = self._draw(count, generator)
+        return checked_states("train_states", drawn, self._system, count, generator).to(self._like)
+
     def _drawn(self, seed: int) -> Tensor:
         count = checks.in_memory("train_states", self._config.train_states, self._system.state_size)
         generator = torch.Generator().manual_seed(seed)

@@ -116,8 +116,9 @@ def command(config: TuneConfig, method: str, row: Preset) -> str:
     options = dict(config.env_options)
     words += ["--env", config.env, "--preset", "paper"]  # all that differs from it is in the row
     if isinstance(trained, BPTT):
-        own = {one.name for one in fields(TrainConfig)}
         settings = trained.config(config.budget, row)
+        own = {one.name for one in fields(settings)}
+        words += [] if trained.LEARNER == TrainConfig.learner else ["--learner", trained.LEARNER]
         given = ("rule", "epochs", "on_nonfinite", *trained.changes, *(name for name in row if name in own))
         for name in dict.fromkeys(given):
             words += _flag(name, getattr(settings, name))

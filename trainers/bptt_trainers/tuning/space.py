@@ -11,7 +11,7 @@ from typing import Any
 
 from bptt_envs import System
 from bptt_envs.checks import nearest, one_of, shown
-from bptt_trainers.comparison.methods import BPTT, METHODS, RL, Budget, get_method, method_name
+from bptt_trainers.comparison.methods import BPTT, METHODS, RL, SHAC, Budget, get_method, method_name
 from bptt_trainers.controllers.defaults import default_controller
 from bptt_trainers.controllers.networks import MLP
 from bptt_trainers.presets.presets import Preset
@@ -121,6 +121,22 @@ def _of_rules(system: System) -> Space:
     return space
 
 
+def _of_shac(system: System) -> Space:
+    space = _of_rules(system)
+    del space["adam_betas"], space["clip"]
+    return space | {
+        "learning_rate": Range(3e-4, 3e-2, log=True),
+        "batch_size": Choice((8, 16, 32, 64)),
+        "window": Choice((4, 8, 16, 32)),
+        "discount": Choice((0.98, 0.99, 1.0)),
+        "td_lambda": Choice((0.9, 0.95, 1.0)),
+        "critic_learning_rate": Range(3e-4, 1e-2, log=True),
+        "critic_iterations": Choice((4, 8, 16)),
+        "target_rate": Choice((0.2, 0.5, 0.8)),
+        "deviation": Choice(("none", "constant")),
+    }
+
+
 def _of_ppo(system: System) -> Space:
     some = system.horizon
     return {
@@ -155,8 +171,13 @@ def _of_sac(system: System) -> Space:
     }
 
 
-SPACES: dict[str, Callable[[System], Space]] = {"rules": _of_rules, "PPO": _of_ppo, "SAC": _of_sac}
-"""What is searched of the update rules, each alike, and of each method of reinforcement learning."""
+SPACES: dict[str, Callable[[System], Space]] = {
+    "rules": _of_rules,
+    "SHAC": _of_shac,
+    "PPO": _of_ppo,
+    "SAC": _of_sac,
+}
+"""What is searched of the update rules, each alike, in windows, too, and of each method of reinforcement learning."""
 
 TUNABLE = tuple(name for name, method in METHODS.items() if isinstance(method, (BPTT, RL)))
 """The rows of METHODS that have settings."""
@@ -244,7 +265,8 @@ def search_of(
     if row is None:
         row = trained.settings(budget, {})
         row.pop("rule", None)  # which is no setting of a rule, but the rule
-    table = SPACES[trained.method if isinstance(trained, RL) else "rules"](budget.make_env().system)
+    own = trained.method if isinstance(trained, RL) else trained.LEARNER if isinstance(trained, SHAC) else "rules"
+    table = SPACES[own](budget.make_env().system)
     published = trained.settings(replace(budget, preset="paper"), {})
     table |= {name: only(value) for name, value in row.items() if name not in table and published.get(name) != value}
     searchable = [*row, *(name for name in table if name == MINIBATCHES)]
