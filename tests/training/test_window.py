@@ -9,7 +9,7 @@ from cliff import ByProducts, Cliff
 from bptt_envs import Task
 from bptt_envs.systems import CartPole, Guidance, QuantumControl
 from bptt_envs.task import as_task
-from bptt_trainers import MLP, RULES, Gaussian
+from bptt_trainers import RULES, Gaussian
 from bptt_trainers.controllers.normalized import Normalized
 from bptt_trainers.directions.policy_gradient import choose_engine
 from bptt_trainers.directions.rules import combined
@@ -67,7 +67,9 @@ def test_losses_and_directions_of_a_window_are_those_of_its_equation(name, disco
         for feedback in rule.passes:
             losses = torch.cat(
                 [
-                    by_hand(window.system, controller, critic, window.inner(states[i : i + 1]), LEFT[i], discount, feedback)
+                    by_hand(
+                        window.system, controller, critic, window.inner(states[i : i + 1]), LEFT[i], discount, feedback
+                    )
                     for i in range(BATCH)
                 ]
             )
@@ -91,7 +93,9 @@ def test_a_state_stays_where_its_episode_ended_and_costs_nothing_more():
     choose_engine(window, controller, states).engine(states, RULES["R"].passes, show=seen.append)
     through, actions = seen[0].states, seen[0].actions
     over = window.episode_over(through)
-    assert over[-1].any() and not over[-1].all() and not over[0].any()
+    assert over[-1].any()
+    assert not over[-1].all()
+    assert not over[0].any()
     for t in range(STEPS):
         torch.testing.assert_close(through[t + 1][over[t]], through[t][over[t]], rtol=0, atol=0)
         costs = window.running_cost(through[t], window.bound(actions[t]), through[t + 1])
@@ -153,7 +157,9 @@ def test_targets_of_the_critic_are_means_of_returns_of_every_length():
                 for k in range(1, length - start + 1)
             ]
             weighted = (1 - decay) * sum(decay**i * one for i, one in enumerate(returns[:-1]))
-            assert float(found[episode, start]) == pytest.approx(float(weighted + decay ** (len(returns) - 1) * returns[-1]))
+            assert float(found[episode, start]) == pytest.approx(
+                float(weighted + decay ** (len(returns) - 1) * returns[-1])
+            )
 
 
 def test_windows_divide_the_horizon_into_equal_parts():

@@ -17,9 +17,8 @@ from bptt_trainers.directions.augmented import AugmentedSystem, memory_shape_of
 from bptt_trainers.directions.policy_gradient import Choice, choose_engine
 from bptt_trainers.directions.rollout import Trajectory
 from bptt_trainers.directions.rules import Feedback
-from bptt_trainers.training.bptt import BPTTLearner
 from bptt_trainers.training.books import Checkpoint
-from bptt_trainers.training.config import TrainConfig
+from bptt_trainers.training.bptt import BPTTLearner
 from bptt_trainers.training.critic import Critic, SlowCopy, targets
 from bptt_trainers.training.learner import Update
 from bptt_trainers.training.optimizer import Optimizer
@@ -65,7 +64,8 @@ class SHACLearner(BPTTLearner):
     def _choose(self) -> Choice:
         if memory_shape_of(self.controller):
             raise ValueError(
-                f"controller must be one without memory, as the critic sees none; got a {type(self.controller).__name__}."
+                "controller must be one without memory, as the critic sees none; got a "
+                f"{type(self.controller).__name__}."
             )
         steps = window_steps(self.system.horizon, self.config.window)
         self._make_critic()
@@ -184,7 +184,7 @@ class SHACLearner(BPTTLearner):
         states = self.window.at(self.window.inner(self._under_way), self.window.left(self._under_way))
         fresh = int(over.sum())
         if fresh:  # update 0 has those of `_set_out`
-            states[over] = self._begun(self._start_states.some(len(states), number + 1))[:fresh]
+            states[over] = self._begun(self._start_states.some(fresh, number + 1))
         return states
 
     @torch.no_grad()

@@ -6,7 +6,15 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from bptt_envs.settings import Count, Decay, NotNegative, Positive, Share
-from bptt_trainers.training.config import Clip, Hidden, RuleName, ScheduleName, StartStates, TrainConfig, left_at_default
+from bptt_trainers.training.config import (
+    Clip,
+    Hidden,
+    RuleName,
+    ScheduleName,
+    StartStates,
+    TrainConfig,
+    left_at_default,
+)
 
 NO_MEANING = ("entropy",)
 """Settings of `TrainConfig` that are none here."""

@@ -25,7 +25,6 @@ from bptt_trainers.training.shac import SHACLearner
 from bptt_trainers.training.start_states import Draw
 from bptt_trainers.training.torch_optimizer import Make
 
-
 LEARNERS: dict[str, type[BPTTLearner]] = {"BPTT": BPTTLearner, "SHAC": SHACLearner}
 """What learns by settings of a class, by the name that it has there."""
 
