@@ -93,7 +93,9 @@ def test_a_state_stays_where_its_episode_ended_and_costs_nothing_more():
     choose_engine(window, controller, states).engine(states, RULES["R"].passes, show=seen.append)
     through, actions = seen[0].states, seen[0].actions
     over = window.episode_over(through)
-    assert over[-1].any() and not over[-1].all() and not over[0].any()
+    assert over[-1].any()
+    assert not over[-1].all()
+    assert not over[0].any()
     for t in range(STEPS):
         torch.testing.assert_close(through[t + 1][over[t]], through[t][over[t]], rtol=0, atol=0)
         costs = window.running_cost(through[t], window.bound(actions[t]), through[t + 1])

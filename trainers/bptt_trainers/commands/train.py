@@ -245,7 +245,7 @@ def announce_compiling(config: TrainConfig) -> None:
 
 
 def default_folder(env_id: str, options: dict[str, Any], config: TrainConfig, several: Collection[str] = ()) -> Path:
-    """runs/<id>[_<option>=<value> ...][_<learner>]_<rule>_seed<seed>; of several runs, what they differ in is left out."""
+    """runs/<id>[_<option>=<value> ...][_SHAC]_<rule>_seed<seed>; of several runs, what they differ in is left out."""
     given = (f"{name}={_short(value)}" for name, value in options.items())
     fixed = {"rules": config.rule, "seeds": f"seed{config.seed}"}
     learner = [] if config.learner == TrainConfig.learner else [config.learner]

@@ -96,10 +96,11 @@ class Normalized(Controller):
     @property
     def settings(self) -> dict[str, Any]:
         """What its constructor takes besides the shapes and the generator, as plain data."""
-        return {"kind": self.kind} | self.controller.settings
+        own: dict[str, Any] = self.controller.settings
+        return {"kind": self.kind} | own
 
     def forward(self, observation: Tensor, *handed: Tensor) -> Any:
-        """What the controller gives for normalised observations (B, *observation_shape), handed on what it is handed."""
+        """What the controller gives for normalised observations (B, *observation_shape) and what else it is handed."""
         return self.controller(self.normalizer(observation), *handed)
 
 

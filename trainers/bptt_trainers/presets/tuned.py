@@ -43,8 +43,8 @@ _SENSIBLE: Mapping[str, Any] = {
 _IN_WINDOWS: Mapping[str, Any] = {
     "observation": "cos_sin",
     "train_states": 64,
-    "batch_size": 32,
-    "window": 16,
+    "batch_size": 16,
+    "critic_iterations": 8,
 }
 
 ANYWHERE: Mapping[str, Row] = {

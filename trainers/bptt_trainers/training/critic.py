@@ -19,8 +19,8 @@ LEAST_UNIT = 1e-6  # of values: those of a task that costs nothing are not divid
 class Critic(nn.Module):
     """What is still to be paid of an episode, by what is observed and the share of the horizon that is left.
 
-    V(o, left) = middle + unit f((o - mean) / deviation, left / T): a multi-layer perceptron f with ELU, as published, on
-    normalised observations, whose outcome counts in the unit of the costs, see `measure`.
+    V(o, left) = middle + unit f((o - mean) / deviation, left / T): a multi-layer perceptron f with ELU, as published,
+    on normalised observations, whose outcome counts in the unit of the costs, see `measure`.
 
     Args:
         observation_shape: shape of one observation.
@@ -45,7 +45,8 @@ class Critic(nn.Module):
 
     def forward(self, observation: Tensor, left: Tensor) -> Tensor:
         """Observations (B, *observation_shape) and steps that are left, (B,), to values, (B,)."""
-        return self.middle + self.unit * self.network(self.inputs(observation, left)).squeeze(1)
+        value: Tensor = self.middle + self.unit * self.network(self.inputs(observation, left)).squeeze(1)
+        return value
 
     def inputs(self, observation: Tensor, left: Tensor) -> Tensor:
         """What the network is shown, (B, observation_size + 1)."""
@@ -61,8 +62,8 @@ class Critic(nn.Module):
 def targets(costs: Tensor, to_pay: Tensor, over: Tensor, discount: float, decay: float) -> Tensor:
     """What a critic is fitted to: TD(lambda) within a window, (S, B).
 
-    As arXiv 2204.07137, equations 6 to 8, with costs in place of rewards. With v_k what is to be paid from step k by the
-    estimate, or the final cost where the episode is over, their mean of returns of different length is, backwards,
+    As arXiv 2204.07137, equations 6 to 8, with costs in place of rewards. With v_k what is to be paid from step k by
+    the estimate, or the final cost where the episode is over, their mean of returns of all lengths is, backwards,
 
         y_k = cost_k + gamma ((1 - lambda) v_{k+1} + lambda y_{k+1}),   y_S = v_S,   y_k = v_k where it is over.
 

@@ -414,7 +414,8 @@ def _check_configs(configs: Sequence[TrainConfig], own_controllers: bool) -> Non
     for i, config in enumerate(configs):
         if config.learner != TrainConfig.learner:
             raise CannotStackError(
-                f"members of an ensemble learn over whole episodes; configs[{i}] is a {type(config).__name__}. {_ONE_BY_ONE}"
+                f"members of an ensemble learn over whole episodes; configs[{i}] is a {type(config).__name__}. "
+                f"{_ONE_BY_ONE}"
             )
         for name in SHARED:
             if getattr(config, name) != getattr(first, name):

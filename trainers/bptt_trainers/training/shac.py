@@ -64,7 +64,8 @@ class SHACLearner(BPTTLearner):
     def _choose(self) -> Choice:
         if memory_shape_of(self.controller):
             raise ValueError(
-                f"controller must be one without memory, as the critic sees none; got a {type(self.controller).__name__}."
+                "controller must be one without memory, as the critic sees none; got a "
+                f"{type(self.controller).__name__}."
             )
         steps = window_steps(self.system.horizon, self.config.window)
         self._make_critic()
@@ -183,7 +184,7 @@ class SHACLearner(BPTTLearner):
         states = self.window.at(self.window.inner(self._under_way), self.window.left(self._under_way))
         fresh = int(over.sum())
         if fresh:  # update 0 has those of `_set_out`
-            states[over] = self._begun(self._start_states.some(len(states), number + 1))[:fresh]
+            states[over] = self._begun(self._start_states.some(fresh, number + 1))
         return states
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""A window of an episode as a system of its own: some steps from wherever the episode is, then the value of the rest."""
+"""A window of an episode as a system of its own: some steps from where the episode is, then the value of the rest."""
 
 from __future__ import annotations
 
@@ -155,10 +155,8 @@ class Window(System):
         unit = torch.eye(self.system.state_size, dtype=state.dtype, device=state.device)
         by_state = where_over(over, unit, by_state)
         by_action = where_over(over, by_action.new_zeros(()), by_action)
-        held = 1 + self._discounts
-        return torch.nn.functional.pad(by_state, (0, held, 0, held)), torch.nn.functional.pad(
-            by_action, (0, 0, 0, held)
-        )
+        held, pad = 1 + self._discounts, torch.nn.functional.pad
+        return pad(by_state, (0, held, 0, held)), pad(by_action, (0, 0, 0, held))
 
     def pullback(self, state: Tensor, action: Tensor) -> Pullback:
         """The system's products."""

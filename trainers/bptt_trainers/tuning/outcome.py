@@ -118,7 +118,8 @@ def command(config: TuneConfig, method: str, row: Preset) -> str:
     if isinstance(trained, BPTT):
         settings = trained.config(config.budget, row)
         own = {one.name for one in fields(settings)}
-        words += [] if trained.LEARNER == TrainConfig.learner else ["--learner", trained.LEARNER]
+        learner = trained.LEARNER
+        words += [] if learner == TrainConfig.learner else ["--learner", learner]
         given = ("rule", "epochs", "on_nonfinite", *trained.changes, *(name for name in row if name in own))
         for name in dict.fromkeys(given):
             words += _flag(name, getattr(settings, name))
