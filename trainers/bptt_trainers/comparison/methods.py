@@ -135,7 +135,9 @@ class BPTT:
     @property
     def name(self) -> str:
         """Its name among the presets: what turns the modified direction is tuned apart."""
-        return f"{self.rule}-turned" if self.changes.get("combine") == "turned" else self.rule
+        if self.changes.get("combine") == "turned":
+            return f"{self.rule}-turned"
+        return ESTIMATED.get(self.changes.get("estimator", ""), self.rule)
 
 
 def settings_of_today(method: str, stored: Mapping[str, Any]) -> dict[str, Any]:
@@ -239,12 +241,16 @@ class Planned:
         return [CurvePoint(0, found.seconds, float(found.losses.mean()))]
 
 
+ESTIMATED = {"likelihood_ratio": "LR", "total_propagation": "TP", "alpha_order": "AoBG"}
+"""The estimators of a stochastic controller's gradient that are methods, by their names in the literature."""
+
 METHODS: dict[str, Method] = {
     "R": BPTT("R"),
     "M": BPTT("M"),
     "S": BPTT("S"),
     "C": BPTT("C"),
     "C-turned": BPTT("C", {"combine": "turned"}),
+    **{name: BPTT("R", {"estimator": one, "deviation": "constant"}) for one, name in ESTIMATED.items()},
     "PPO": RL("PPO"),
     "SAC": RL("SAC"),
     **{name: Planned(name) for name in PLANNERS},

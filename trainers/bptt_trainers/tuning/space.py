@@ -11,7 +11,7 @@ from typing import Any
 
 from bptt_envs import System
 from bptt_envs.checks import nearest, one_of, shown
-from bptt_trainers.comparison.methods import BPTT, METHODS, RL, Budget
+from bptt_trainers.comparison.methods import BPTT, ESTIMATED, METHODS, RL, Budget
 from bptt_trainers.controllers.defaults import default_controller
 from bptt_trainers.controllers.networks import MLP
 from bptt_trainers.presets.presets import Preset
@@ -121,6 +121,13 @@ def _of_rules(system: System) -> Space:
     return space
 
 
+def _of_estimators(system: System) -> Space:
+    return _of_rules(system) | {
+        "batch_size": Choice((8, 16, 32, 64)),
+        "initial_deviation": Range(0.01, 1.0, log=True),
+    }
+
+
 def _of_ppo(system: System) -> Space:
     some = system.horizon
     return {
@@ -155,8 +162,13 @@ def _of_sac(system: System) -> Space:
     }
 
 
-SPACES: dict[str, Callable[[System], Space]] = {"rules": _of_rules, "PPO": _of_ppo, "SAC": _of_sac}
-"""What is searched of the update rules, each alike, and of each method of reinforcement learning."""
+SPACES: dict[str, Callable[[System], Space]] = {
+    "rules": _of_rules,
+    "estimators": _of_estimators,
+    "PPO": _of_ppo,
+    "SAC": _of_sac,
+}
+"""What is searched of the update rules, each alike, of estimators, likewise, and of each method of RL."""
 
 TUNABLE = tuple(name for name, method in METHODS.items() if isinstance(method, (BPTT, RL)))
 """The methods that have settings."""
@@ -239,7 +251,8 @@ def search_of(
     if row is None:
         row = trained.settings(budget, {})
         row.pop("rule", None)  # which is no setting of a rule, but the rule
-    table = SPACES[trained.method if isinstance(trained, RL) else "rules"](budget.make_env().system)
+    kind = "estimators" if method in ESTIMATED.values() else "rules"
+    table = SPACES[trained.method if isinstance(trained, RL) else kind](budget.make_env().system)
     published = trained.settings(replace(budget, preset="paper"), {})
     table |= {name: only(value) for name, value in row.items() if name not in table and published.get(name) != value}
     searchable = [*row, *(name for name in table if name == MINIBATCHES)]
