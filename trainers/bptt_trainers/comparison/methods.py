@@ -137,7 +137,8 @@ class BPTT:
         """Its name among the presets: what turns the modified direction is tuned apart."""
         if self.changes.get("combine") == "turned":
             return f"{self.rule}-turned"
-        return ESTIMATED.get(self.changes.get("estimator", ""), self.rule)
+        estimator = self.changes.get("estimator")
+        return next((n for n, one in ESTIMATED.items() if one.changes["estimator"] == estimator), self.rule)
 
 
 def settings_of_today(method: str, stored: Mapping[str, Any]) -> dict[str, Any]:
@@ -241,8 +242,11 @@ class Planned:
         return [CurvePoint(0, found.seconds, float(found.losses.mean()))]
 
 
-ESTIMATED = {"likelihood_ratio": "LR", "total_propagation": "TP", "alpha_order": "AoBG"}
-"""The estimators of a stochastic controller's gradient that are methods, by their names in the literature."""
+ESTIMATED = {
+    name: BPTT("R", {"estimator": estimator, "deviation": "constant"})
+    for name, estimator in (("LR", "likelihood_ratio"), ("TP", "total_propagation"), ("AoBG", "alpha_order"))
+}
+"""Estimators of a stochastic controller's gradient, by their names in the literature."""
 
 METHODS: dict[str, Method] = {
     "R": BPTT("R"),
@@ -250,7 +254,7 @@ METHODS: dict[str, Method] = {
     "S": BPTT("S"),
     "C": BPTT("C"),
     "C-turned": BPTT("C", {"combine": "turned"}),
-    **{name: BPTT("R", {"estimator": one, "deviation": "constant"}) for one, name in ESTIMATED.items()},
+    **ESTIMATED,
     "PPO": RL("PPO"),
     "SAC": RL("SAC"),
     **{name: Planned(name) for name in PLANNERS},

@@ -251,7 +251,7 @@ def search_of(
     if row is None:
         row = trained.settings(budget, {})
         row.pop("rule", None)  # which is no setting of a rule, but the rule
-    kind = "estimators" if method in ESTIMATED.values() else "rules"
+    kind = "estimators" if method in ESTIMATED else "rules"
     table = SPACES[trained.method if isinstance(trained, RL) else kind](budget.make_env().system)
     published = trained.settings(replace(budget, preset="paper"), {})
     table |= {name: only(value) for name, value in row.items() if name not in table and published.get(name) != value}
