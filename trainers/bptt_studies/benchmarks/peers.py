@@ -157,7 +157,7 @@ class _StepCompiled(AutogradEngine):
         self._step = torch.compile(step, dynamic=False)
 
     def unrolled_losses(
-        self, initial_states: Tensor, feedback: Feedback, noise: Tensor | None = None, show: object = None
+        self, initial_states: Tensor, feedback: Feedback, noise: Tensor | None = None, meet: object = None
     ) -> Tensor:
         """The loss of each episode, (B,)."""
         state, total = initial_states, initial_states.new_zeros(initial_states.shape[0])
@@ -175,7 +175,7 @@ class _LossCompiled(AutogradEngine):
         self._losses = torch.compile(super().unrolled_losses, dynamic=False)
 
     def unrolled_losses(
-        self, initial_states: Tensor, feedback: Feedback, noise: Tensor | None = None, show: object = None
+        self, initial_states: Tensor, feedback: Feedback, noise: Tensor | None = None, meet: object = None
     ) -> Tensor:
         """The loss of each episode, (B,)."""
         return self._losses(initial_states, feedback, noise)

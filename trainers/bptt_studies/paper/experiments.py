@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
-from bptt_trainers.comparison.methods import BPTT, RL
+from bptt_trainers.comparison.methods import BPTT, ESTIMATED, RL
 from bptt_trainers.presets.presets import PresetName
 from bptt_trainers.presets.tuned import TUNED
 
@@ -227,6 +227,7 @@ TUNED_METHODS = (
     *_alone("RMSC"),
     Variant("C turned", BPTT("C", {"combine": "turned"}), alone=True),
     *(replace(ablation, alone=True) for ablation in ABLATIONS),
+    *(Variant(name, method, alone=True) for name, method in ESTIMATED.items()),
     Variant("PPO", RL("PPO")),
     Variant("PPO by hand", RL("PPO"), preset="paper"),
 )

@@ -157,7 +157,9 @@ class BPTT:
     @property
     def name(self) -> str:
         """Its name among the presets."""
-        return row_name(self.LEARNER, self.rule, self.changes.get("combine", TrainConfig.combine))
+        estimator = self.changes.get("estimator")
+        named = (name for name, one in ESTIMATED.items() if one.changes["estimator"] == estimator)
+        return next(named, row_name(self.LEARNER, self.rule, self.changes.get("combine", TrainConfig.combine)))
 
 
 @dataclass(frozen=True)
@@ -277,12 +279,19 @@ class Planned:
         return [CurvePoint(0, found.seconds, float(found.losses.mean()))]
 
 
+ESTIMATED = {
+    name: BPTT("R", {"estimator": estimator, "deviation": "constant"})
+    for name, estimator in (("LR", "likelihood_ratio"), ("TP", "total_propagation"), ("AoBG", "alpha_order"))
+}
+"""Estimators of a stochastic controller's gradient, by their names in the literature."""
+
 METHODS: dict[str, Method] = {
     "R": BPTT("R"),
     "M": BPTT("M"),
     "S": BPTT("S"),
     "C": BPTT("C"),
     "C-turned": BPTT("C", {"combine": "turned"}),
+    **ESTIMATED,
     "SHAC": SHAC("R"),
     "SHAC-M": SHAC("M"),
     "SHAC-C": SHAC("C"),

@@ -233,7 +233,7 @@ class AugmentedSystem(System):
         if any(one.dtype is not like.dtype for one in given):
             raise ValueError(f"{self._must(controller)}; got {given[0].dtype} and {given[-1].dtype} for {like.dtype}.")
         by_name = dict(zip(wanted, given, strict=True))
-        entropy = [by_name["entropy"].unsqueeze(1)] if self._entropies else []
+        entropy = [by_name["entropy"].unsqueeze(1)] if self._entropies and self.gives_entropy else []
         return [by_name["action"], *entropy, *([by_name["memory"]] if self.memory_shape else [])]
 
     def step(self, state: Tensor, action: Tensor) -> Tensor:

@@ -117,7 +117,8 @@ class CompiledEngine:
         deviations: list[Tensor] = []
         if rest:
             last = trajectory.states[-rest - 1 :], trajectory.actions[-rest:]
-            sweep, by_name, deviation = engine.segment(*last, adjoint, passes, *open_from(horizon - rest, rest))
+            open_here = next(iter(open_from(horizon - rest, rest)), None)
+            sweep, by_name, deviation = engine.segment(*last, adjoint, passes, open_here)
             adjoint, products = sweep.start.contiguous(), [by_name[name] for name in engine.names]
             deviations.append(deviation)
         program = self._program(

@@ -29,6 +29,14 @@ ControllerPullback = Callable[[slice, Tensor, slice], Tensor]
 
 
 @dataclass(frozen=True)
+class Mix:
+    """What is taken in place of the slopes v_t, see `estimators.py`."""
+
+    taken: Callable[[int, Tensor], Tensor]  # from a step and the slopes there, (P, B, m)
+    looks: bool = True  # at them, but for those by a memory; else those of the physics need not be taken
+
+
+@dataclass(frozen=True)
 class SegmentSlopes:
     """What the recursion needs besides the physics, for S steps of B samples as N = S B rows, time first.
 
@@ -126,7 +134,9 @@ def dense_sweep(
     return Sweep(start.view(end.shape), arriving, weights)
 
 
-def product_sweep(pull: Pullback, slopes: SegmentSlopes, end: Tensor, passes: Sequence[Feedback]) -> Sweep:
+def product_sweep(
+    pull: Pullback, slopes: SegmentSlopes, end: Tensor, passes: Sequence[Feedback], mix: Mix | None = None
+) -> Sweep:
     """The recursion with products: the Jacobians of the physics are never formed.
 
     Args:
@@ -134,6 +144,7 @@ def product_sweep(pull: Pullback, slopes: SegmentSlopes, end: Tensor, passes: Se
         slopes: the other slopes of the segment.
         end: lambda at the end of the segment, (P, B, n).
         passes: which paths each pass takes.
+        mix: what is taken in place of v_t, by the step of the segment.
     """
     batch = end.shape[1]
     physics = _taken([[one.physics] for one in passes], [1], end)
@@ -147,6 +158,7 @@ def product_sweep(pull: Pullback, slopes: SegmentSlopes, end: Tensor, passes: Se
         adjoint, weight = pull(rows, mu)
         weight = weight if slopes.bound is None else weight * slopes.bound[rows]
         weight = weight if slopes.by_action is None else weight + slopes.by_action[rows]
+        weight = weight if mix is None else mix.taken(t, weight)
         adjoint = through(rows, physics.of(adjoint), weight)
         adjoint = adjoint if open_steps is None else torch.where(open_steps[t], adjoint, 0.0)
         if slopes.by_state is not None:

@@ -425,6 +425,8 @@ def _check_configs(configs: Sequence[TrainConfig], own_controllers: bool) -> Non
                 )
     if first.engine == "autograd":
         raise CannotStackError(f"an ensemble is computed by the adjoint engine; got engine='autograd'. {_ONE_BY_ONE}")
+    if first.estimator != "pathwise":
+        raise CannotStackError(f"ensembles take gradients pathwise; got estimator={first.estimator!r}. {_ONE_BY_ONE}")
     for (i, one), (j, other) in combinations(enumerate(configs), 2):
         if one.out is not None and other.out is not None and Path(one.out).resolve() == Path(other.out).resolve():
             raise ValueError(f"members need folders of their own; out is {one.out} in configs[{i}] and configs[{j}].")
