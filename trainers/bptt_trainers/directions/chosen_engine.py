@@ -197,14 +197,14 @@ class ChosenEngine(Onlooker):
                 assert self._judgement is not None
                 due = self._judgement.calls % LOOK_EVERY == 0 if look is None else look
                 try:
-                    answer = watched(self._fast, initial_states, passes, due, noise, show, mixing)
+                    answer = watched(self._fast, initial_states, passes, due, noise, show=show, mixing=mixing)
                 except NotServedError as error:
                     self.step_aside(str(error))
                 else:
                     self._judgement.calls += 1
                     self._settle()
                     return answer
-            return self._autograd(initial_states, passes, noise, show, mixing)
+            return self._autograd(initial_states, passes, noise, show=show, mixing=mixing)
 
     def stacked(self) -> StackedEngine | None:
         """An engine for many parameter vectors of the controller, if the adjoint engine serves it; else None."""

@@ -146,7 +146,7 @@ class StackedEngine:
         due = self._calls % LOOK_EVERY == 0 if look is None else look
         states = self.system.episode_start(initial_states.flatten(0, 1))
         together = None if noise is None else noise.flatten(1, 2)
-        episode_losses, directions = watched(engine, states, passes, due, together, mixing)
+        episode_losses, directions = watched(engine, states, passes, due, together, mixing=mixing)
         self._calls += 1
         by_name = {feedback: stack.by_name(direction) for feedback, direction in directions.items()}
         return episode_losses.view(initial_states.shape[:2]), by_name
