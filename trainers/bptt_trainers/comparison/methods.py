@@ -96,6 +96,11 @@ class BPTT:
     TOGETHER: ClassVar[bool] = True  # several runs may be one ensemble
 
     @property
+    def compiles(self) -> bool:
+        """Whether studies that compile compile it: no estimator can be."""
+        return "estimator" not in self.changes
+
+    @property
     def summary(self) -> str:
         """The rule, and what differs from the preset."""
         changes = "".join(f", {name} {value}" for name, value in self.changes.items())
@@ -171,6 +176,11 @@ class SHAC(BPTT):
 
     LEARNER: ClassVar[str] = "SHAC"
     TOGETHER: ClassVar[bool] = False
+
+    @property
+    def compiles(self) -> bool:
+        """Not in studies: most of its time is the critic's, and each size of a window would be compiled anew."""
+        return False
 
     @property
     def summary(self) -> str:

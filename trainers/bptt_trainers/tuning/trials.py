@@ -49,7 +49,7 @@ def learn(
     trained = get_method(method)
     try:
         if isinstance(trained, BPTT):
-            return _learn_by_rule(trained, budget, {**settings, "compile": compile}, seed, report)
+            return _learn_by_rule(trained, budget, {**settings, "compile": compile and trained.compiles}, seed, report)
         assert isinstance(trained, RL)
         return _learn_by_rl(trained, budget, settings, seed, report)
     except (NonFiniteError, ValueError, ArithmeticError) as error:  # such as stable-baselines3's of NaN
