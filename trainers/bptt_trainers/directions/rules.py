@@ -16,7 +16,12 @@ from bptt_envs.settings import By, Count, read
 
 
 def _factor(name: str, value: Any) -> float:
-    return float(value) if isinstance(value, (bool, np.bool_)) else share(name, value)
+    if isinstance(value, (bool, np.bool_)):
+        return float(value)
+    try:
+        return share(name, value)
+    except ValueError:
+        raise ValueError(f"{name} must be a number from 0 to 1, or True or False; got {shown(value)}.") from None
 
 
 Factor = Annotated[float, By(_factor)]

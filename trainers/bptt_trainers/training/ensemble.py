@@ -348,7 +348,7 @@ def variations(
     members = []
     for values in product(*axes.values()):
         settings: dict[str, Any] = {name.removesuffix("s"): value for name, value in zip(axes, values, strict=True)}
-        folder = "-".join(_PREFIXES[name] + str(value) for name, value in settings.items())
+        folder = "-".join(_PREFIXES[name] + str(value) for name, value in settings.items()).replace(" ", "-")
         members.append(replace(config, **settings, out=None if config.out is None else config.out / folder))
     return members
 
