@@ -207,11 +207,12 @@ class RunFolder(Books):
         with self.understanding("config.json"):
             stored = of_today(self.read_config()["training"])
             record = changes.get("record", [name for name in stored["record"] if name in RECORDERS])
+            hidden = None if stored["hidden"] is None else tuple(stored["hidden"])
             kind = _config_of(self.read_config())
             tuples = {one.name: tuple(stored[one.name]) for one in fields(kind) if type(stored.get(one.name)) is list}
             for name, largest in LARGEST.items():
                 _check_size(name, stored.get(name), largest)
-            config = kind(**(stored | tuples | {"record": record, "out": self.path}))
+            config = kind(**(stored | tuples | {"hidden": hidden, "record": record, "out": self.path}))
         return replace(config, **changes)
 
     def check_complete(self, record: Sequence[str] | None = None) -> None:
