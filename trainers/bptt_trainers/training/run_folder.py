@@ -25,12 +25,13 @@ from bptt_trainers.records.plain import EVAL, code_line, content, objects_in, pa
 from bptt_trainers.training.books import Books, Checkpoint, Config
 from bptt_trainers.training.config import ANY_TIME, TrainConfig, marked
 from bptt_trainers.training.recorders import RECORDERS
+from bptt_trainers.training.sapo_config import SAPOConfig
 from bptt_trainers.training.shac_config import SHACConfig
 
 CHANGEABLE = marked(ANY_TIME)
 """Settings with others of which a run may be continued. The number of epochs is none where `epochs_count`."""
 
-CONFIGS: dict[str, type[TrainConfig]] = {kind.learner: kind for kind in (TrainConfig, SHACConfig)}
+CONFIGS: dict[str, type[TrainConfig]] = {kind.learner: kind for kind in (TrainConfig, SHACConfig, SAPOConfig)}
 """The settings of each learner, by the name that config.json has for it."""
 
 EPOCHS_COUNT = " (its step sizes follow from the number of epochs: choose it when training begins)"
