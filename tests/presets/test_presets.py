@@ -159,7 +159,9 @@ def test_a_tuned_row_is_the_best_trial_of_its_committed_study(row):
 @pytest.mark.parametrize("study", sorted({row.study for row in TUNED}))
 def test_the_methods_of_a_study_are_tuned_alike(study):
     rows = [row for row in TUNED if row.study == study]
-    wanted = {"SHAC", "SHAC-M", "SHAC-C"} if study.startswith("algorithms-") else {"R", "M", "S", "C", "C-turned", "PPO"}
+    wanted = (
+        {"SHAC", "SHAC-M", "SHAC-C"} if study.startswith("algorithms-") else {"R", "M", "S", "C", "C-turned", "PPO"}
+    )
     assert wanted <= {row.method for row in rows}
     assert len({(row.env_id, repr(dict(row.options)), row.steps) for row in rows}) == 1
     counts = {row.method: sum(one["method"] == row.method for one in trials_of(study)) for row in rows}

@@ -1,5 +1,6 @@
 """The learner of short windows: where its episodes are, what flows between them, what it learns, how it goes on."""
 
+import copy
 import json
 from dataclasses import replace
 
@@ -18,6 +19,7 @@ from bptt_trainers import (
     NonFiniteError,
     RunFolder,
     RunFolderError,
+    SAPOConfig,
     SHACConfig,
     TrainConfig,
     Trainer,
@@ -201,6 +203,80 @@ def assert_equal(found, expected):
             assert_equal(one, other)
     else:
         assert found == expected
+
+
+def test_a_resumed_run_with_soft_values_is_the_same_bit_for_bit(tmp_path):
+    settings = {one: getattr(TINY, one) for one in ("batch_size", "train_states", "test_states", "window", "record")}
+    config = SAPOConfig(epochs=3, hidden=(4,), critic_hidden=(4,), critic_iterations=2, **settings)
+    whole = Trainer(CartPole(horizon=10), config=config)
+    whole.fit()
+    part = replace(config, out=tmp_path)
+    Trainer(CartPole(horizon=10), config=replace(part, epochs=1, final_learning_rate=None))
+    stopped = Trainer(CartPole(horizon=10), config=part, callbacks=[EndAfter(1)])
+    assert len(stopped.fit()) == 2
+    resumed = Trainer(CartPole(horizon=10), config=part)
+    resumed.fit()
+    assert_equal(resumed.learner.state_dict(), whole.learner.state_dict())
+
+
+class EndAfter(Callback):
+    """Ends a run after so many epochs."""
+
+    def __init__(self, epochs):
+        self.epochs = epochs
+
+    def on_epoch_end(self, trainer, metrics):
+        return metrics.epoch < self.epochs
+
+
+def test_soft_values_take_the_critic_that_expects_most_and_the_entropy():
+    settings = {one: getattr(TINY, one) for one in ("batch_size", "train_states", "test_states", "window", "record")}
+    system = CartPole(horizon=10, objective="continuous")
+    config = SAPOConfig(epochs=1, hidden=(4,), critic_hidden=(4,), normalize=False, td_lambda=0.0, **settings)
+    learner = Trainer(system, config=config).learner
+    seen = []
+    learner._fit = lambda found, number: seen.append(found)
+    with learner.session():
+        learner.begin()
+        with learner.epoch(0):
+            updating = learner.update(0)
+            query = next(updating)
+            learner.answer(query)
+            critic, worth = copy.deepcopy(learner.critic), learner._end.temperature
+            through = learner._trajectory
+            with pytest.raises(StopIteration):
+                next(updating)
+    augmented, window, found = learner.choice.engine.system, learner.window, seen[-1]
+    states, actions = augmented.inner(through.states), augmented.action(through.actions)
+    entropies = augmented.entropies(through.actions)
+    expected = []
+    for k in range(window.steps):
+        for i in range(len(states[0])):
+            left = window.left(states[k, i])
+            if left == 0:
+                continue
+            x, y = window.inner(states[k, i : i + 1]), window.inner(states[k + 1, i : i + 1])
+            cost = system.running_cost(x, actions[k, i : i + 1], y) - worth * entropies[k, i]
+            shown = torch.cat([critic.normalizer(y), (left.view(1, 1) - 1) / 10], dim=1)
+            both = torch.stack([network(shown) for network in critic.networks])
+            rest = critic.middle + critic.unit * both.max() if left > 1 else system.final_cost(y)
+            expected.append(float((cost + rest).detach()))
+    assert len(critic.networks) == 2
+    torch.testing.assert_close(found.targets, torch.tensor(expected), rtol=1e-4, atol=1e-4)
+
+
+def test_what_entropy_is_worth_follows_what_it_should_be():
+    settings = {one: getattr(TINY, one) for one in ("batch_size", "train_states", "test_states", "window", "record")}
+    small = {"epochs": 1, "hidden": (4,), "critic_hidden": (4,), "critic_iterations": 1, **settings}
+    system = CartPole(horizon=10, max_force=50.0)
+    for wanted, rises in ((5.0, True), (-5.0, False)):
+        learner = Trainer(system, config=SAPOConfig(target_entropy=wanted, **small)).learner
+        assert learner.wanted_entropy == pytest.approx(wanted + torch.log(torch.tensor(50.0)).item())
+        before = float(learner._log_temperature)
+        Trainer.fit(trainer := Trainer(system, config=SAPOConfig(target_entropy=wanted, **small)))
+        assert (float(trainer.learner._log_temperature) > before) == rises
+    with pytest.raises(ValueError, match="deviation must be 'state' or 'constant'"):
+        SAPOConfig(deviation="none")
 
 
 def test_an_interrupted_run_stands_at_its_last_epoch_and_goes_on():

@@ -115,32 +115,63 @@ def test_a_critic_that_changes_needs_no_new_engine():
     torch.testing.assert_close(after - before, going_on.double())
 
 
+def soft(system, discount, steps=STEPS):
+    """A window in which entropy counts, a stochastic controller, its noise, and start states."""
+    generator = torch.Generator().manual_seed(1)
+    shapes = as_task(system).observation_shape, as_task(system).action_shape
+    controller = Gaussian(*shapes, (4,), deviation="state", squash=(-2.0, 2.0), generator=generator).double()
+    plain, _, critic, states = made(system, discount, controller)
+    window = Window(system, steps, discount, EndValue(critic, 0.3), soft=True)
+    noise = torch.randn(steps, BATCH, *controller.noise_shape, dtype=torch.float64, generator=generator)
+    return window, controller, critic, noise, plain.inner(states)
+
+
+@pytest.mark.parametrize("discount", [1.0, 0.9])
+def test_a_window_counts_the_entropy_of_actions_by_what_it_is_worth(discount):
+    system = CartPole(horizon=10, objective="continuous")
+    window, controller, critic, noise, inner = soft(system, discount)
+    total = 0.0
+    for i in range(BATCH):
+        x, weight = inner[i : i + 1], 1.0
+        for k in range(STEPS):
+            action, entropy = controller(x, noise[k, i : i + 1])
+            following = system.step(x, action)
+            total = total + weight * (system.running_cost(x, action, following) - 0.3 * entropy)
+            x, weight = following, weight * discount
+            if k + 1 == LEFT[i]:
+                break
+        else:
+            total = total + weight * critic(x, torch.tensor([float(LEFT[i] - STEPS)], dtype=torch.float64))
+    parameters = dict(controller.named_parameters())
+    expected = torch.autograd.grad(total.sum() / BATCH, list(parameters.values()))
+    states = window.at(inner, torch.tensor(LEFT))
+    for engine in ("adjoint", "autograd"):
+        choice = choose_engine(window, controller, states, engine, entropy=window.entropy_weight)
+        losses, passes = choice.engine(states, RULES["R"].passes, noise=noise)
+        torch.testing.assert_close(losses.mean(), total.sum().detach() / BATCH)
+        (found,) = passes.values()
+        torch.testing.assert_close(found, dict(zip(parameters, expected, strict=True)), rtol=1e-8, atol=1e-12)
+
+
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
-def test_a_compiled_window_follows_the_critic():
-    window, controller, critic, states = made(Cliff(horizon=10), 0.9)
-    compiled = choose_engine(window, controller, states, "adjoint", compile=True).engine
-    plain = choose_engine(window, controller, states, "adjoint").engine
-    passes = RULES["C"].passes
+def test_a_compiled_window_follows_the_critic_and_what_entropy_is_worth():
+    window, controller, critic, noise, inner = soft(Cliff(horizon=10), 0.9, steps=1)
+    states = window.at(inner, torch.tensor(LEFT))
+    compiled, plain = (
+        choose_engine(window, controller, states, "adjoint", compile=one, entropy=window.entropy_weight).engine
+        for one in (True, False)
+    )
+    passes = RULES["R"].passes
     for _ in range(2):
-        losses, directions = compiled(states, passes)
-        expected_losses, expected = plain(states, passes)
+        states = window.at(inner, torch.tensor(LEFT))
+        losses, directions = compiled(states, passes, noise=noise)
+        expected_losses, expected = plain(states, passes, noise=noise)
         torch.testing.assert_close(losses, expected_losses)
         torch.testing.assert_close(directions, expected)
+        window.end.temperature += 0.5
         with torch.no_grad():
             for parameter in critic.parameters():
                 parameter += 0.1
-
-
-def test_a_window_of_a_stochastic_controller_takes_its_noise():
-    system = CartPole(horizon=10)
-    controller = Gaussian((4,), (1,), (8,), generator=torch.Generator().manual_seed(1)).double()
-    window, controller, _, states = made(system, 0.9, controller)
-    noise = torch.randn(STEPS, BATCH, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    passes = RULES["C"].passes
-    found, directions = choose_engine(window, controller, states, "adjoint").engine(states, passes, noise=noise)
-    losses, expected = choose_engine(window, controller, states, "autograd").engine(states, passes, noise=noise)
-    torch.testing.assert_close(found, losses)
-    torch.testing.assert_close(directions, expected)
 
 
 def test_targets_of_the_critic_are_means_of_returns_of_every_length():

@@ -32,6 +32,7 @@ from bptt_trainers.training.config import Clip, OnNonfinite, TrainConfig
 from bptt_trainers.training.ensemble import Ensemble, variations
 from bptt_trainers.training.run import NonFiniteError
 from bptt_trainers.training.run_folder import CHANGEABLE, CONFIGS, RunFolder
+from bptt_trainers.training.sapo_config import SAPOConfig
 from bptt_trainers.training.shac_config import SHACConfig
 from bptt_trainers.training.trainer import Trainer
 
@@ -53,8 +54,8 @@ class Train:
     are trained together, in less time than one after the other; what is finished
     is not computed again.
 
-    --learner SHAC trains in short windows with a critic; its options are those of
-    bptt train --learner SHAC --help.
+    --learner SHAC or SAPO trains in short windows with a critic; their options are
+    those of bptt train --learner SHAC --help.
 
     example: bptt train --env DiffMultiPole-v0 --env-option n_poles=2 --epochs 100
     example: bptt train --rules R C --seeds 0 1 2 3 --epochs 100 --out runs/grid
@@ -66,7 +67,7 @@ class Train:
     training: OmitArgPrefixes[TrainConfig]
 
     learner: Annotated[str, among(CONFIGS)] = "BPTT"
-    """What learns: BPTT, over whole episodes, or SHAC, in short windows with a critic (docs/shac.md)."""
+    """What learns: BPTT, over whole episodes; SHAC or SAPO, in short windows with a critic (docs/shac.md)."""
 
     preset: PresetName = "tuned"
     """Where settings come from that are not given: tuned (docs/tuning.md), or the paper's."""
@@ -164,10 +165,27 @@ class TrainSHAC(Train):
     training: OmitArgPrefixes[SHACConfig]
 
     learner: Annotated[str, among(CONFIGS)] = "SHAC"
-    """What learns: BPTT, over whole episodes, or SHAC, in short windows with a critic (docs/shac.md)."""
+    """What learns: BPTT, over whole episodes; SHAC or SAPO, in short windows with a critic (docs/shac.md)."""
 
 
-COMMANDS: dict[str, type[Train]] = {command.learner: command for command in (Train, TrainSHAC)}
+@dataclass(frozen=True, kw_only=True)
+class TrainSAPO(Train):
+    """Train a stochastic controller in short windows with soft values, into a run folder.
+
+    Soft analytic policy optimisation (arXiv 2412.12089, docs/shac.md) by one of
+    the update rules: --rule R is as published. Everything else is as without
+    --learner.
+
+    example: bptt train --learner SAPO --env DiffHopper-v0 --env-option max_action=1
+    """
+
+    training: OmitArgPrefixes[SAPOConfig]
+
+    learner: Annotated[str, among(CONFIGS)] = "SAPO"
+    """What learns: BPTT, over whole episodes; SHAC or SAPO, in short windows with a critic (docs/shac.md)."""
+
+
+COMMANDS: dict[str, type[Train]] = {command.learner: command for command in (Train, TrainSHAC, TrainSAPO)}
 """The command for each learner."""
 
 VARIED = ("rules", "clips", "learning_rates", "seeds")

@@ -185,7 +185,7 @@ class SHAC(BPTT):
     @property
     def summary(self) -> str:
         """The rule, and what differs from the preset."""
-        return super().summary.replace("BPTT", "SHAC, windows with a critic", 1)
+        return super().summary.replace("BPTT", f"{self.LEARNER}, windows with a critic", 1)
 
 
 def settings_of_today(method: str, stored: Mapping[str, Any]) -> dict[str, Any]:
@@ -289,6 +289,16 @@ class Planned:
         return [CurvePoint(0, found.seconds, float(found.losses.mean()))]
 
 
+@dataclass(frozen=True)
+class SAPO(SHAC):
+    """Soft analytic policy optimisation by one of the update rules within a window; its settings are `SAPOConfig`'s.
+
+    Args: as those of `BPTT`.
+    """
+
+    LEARNER: ClassVar[str] = "SAPO"
+
+
 ESTIMATED = {
     name: BPTT("R", {"estimator": estimator, "deviation": "constant"})
     for name, estimator in (("LR", "likelihood_ratio"), ("TP", "total_propagation"), ("AoBG", "alpha_order"))
@@ -305,6 +315,7 @@ METHODS: dict[str, Method] = {
     "SHAC": SHAC("R"),
     "SHAC-M": SHAC("M"),
     "SHAC-C": SHAC("C"),
+    "SAPO": SAPO("R"),
     "PPO": RL("PPO"),
     "SAC": RL("SAC"),
     **{name: Planned(name) for name in PLANNERS},

@@ -25,6 +25,10 @@ Act = Callable[[Tensor], Tensor]
 """From observations to actions, as the engines have them."""
 
 
+EntropyWeight = Callable[[Tensor], Tensor]
+"""From states of the system, (B, *state_shape), to what the entropy of the action there is worth, (B,)."""
+
+
 def memory_shape_of(controller: Any) -> tuple[int, ...]:
     """The shape of what a controller remembers of one episode; () of one without memory.
 
@@ -59,7 +63,7 @@ def memory_size_of(system: System) -> int:
     return system.memory_size if isinstance(system, AugmentedSystem) else 0
 
 
-def augmented(system: System, controller: Any, entropy: float = 0.0) -> System:
+def augmented(system: System, controller: Any, entropy: float | EntropyWeight = 0.0) -> System:
     """The system as the engines have it: with memory and noise of the controller in its state, if that has any.
 
     Args:
@@ -128,7 +132,7 @@ class AugmentedSystem(System):
         memory_shape: of what the controller remembers of one episode; () for nothing.
         noise_shape: of the noise that it is handed at one step; () for none.
         gives_entropy: whether it gives its entropy.
-        entropy: the weight w.
+        entropy: the weight w; or what takes the place of w / T, which may differ from state to state.
     """
 
     def __init__(  # all that System's sets is the system's
@@ -138,7 +142,7 @@ class AugmentedSystem(System):
         noise_shape: tuple[int, ...] = (),
         *,
         gives_entropy: bool = False,
-        entropy: float = 0.0,
+        entropy: float | EntropyWeight = 0.0,
     ) -> None:
         self.system = system
         self.memory_shape = memory_shape
@@ -266,7 +270,9 @@ class AugmentedSystem(System):
         if self._entropies:
             over = self.episode_over(state)
             worth = entropy[..., 0] if over is None else entropy[..., 0].masked_fill(over, 0.0)
-            cost = cost - float(self.entropy) / int(self.horizon) * worth
+            given = self.entropy
+            weight = given(self.inner(state)) if callable(given) else float(given) / int(self.horizon)
+            cost = cost - weight * worth
         return cost
 
     def episode_over(self, state: Tensor) -> Tensor | None:
@@ -325,6 +331,10 @@ class AugmentedSystem(System):
     def action(self, action: Tensor) -> Tensor:
         """The system's actions, (..., m + q) -> (..., *action_shape of the system)."""
         return self._split_action(action)[0]
+
+    def entropies(self, action: Tensor) -> Tensor:
+        """The entropy that the controller gives, (..., m + 1 + q) -> (...,)."""
+        return self._split_action(action)[1][..., 0]
 
     def _joined(self, first: Tensor, noise: Tensor, memory: Tensor) -> Tensor:
         """The system's part, (B, n), noise and memory as one row for each sample; empty ones are left out."""

@@ -14,7 +14,7 @@ from bptt_envs import System
 from bptt_envs.fingerprint import Onlooker, Token, fingerprint
 from bptt_trainers.directions.adjoint import AdjointEngine
 from bptt_trainers.directions.agreement import LOOK_EVERY, watched
-from bptt_trainers.directions.augmented import AugmentedSystem, augmented, memory_size_of
+from bptt_trainers.directions.augmented import AugmentedSystem, EntropyWeight, augmented, memory_size_of
 from bptt_trainers.directions.autograd import AutogradEngine
 from bptt_trainers.directions.compiled import CompiledEngine
 from bptt_trainers.directions.controller_tape import NotServedError
@@ -83,7 +83,8 @@ class ChosenEngine(Onlooker):
         controller: from observations (B, *observation_shape) to actions (B, *action_shape).
         engine: "autograd", "adjoint" or "auto", as in `policy_gradient`.
         compile: compile the loops of the adjoint engine, see `CompiledEngine`.
-        entropy: weight of the entropy of the controller's actions, which is subtracted from the loss.
+        entropy: weight of the entropy of the controller's actions, which is subtracted from the loss, see
+            `AugmentedSystem`.
 
     Attributes:
         reason: why the engine of the last call, or of `choose`.
@@ -95,7 +96,7 @@ class ChosenEngine(Onlooker):
         controller: nn.Module,
         engine: EngineName = "auto",
         compile: bool = False,
-        entropy: float = 0.0,
+        entropy: float | EntropyWeight = 0.0,
     ) -> None:
         self.system = augmented(system, controller, entropy)
         self.controller = controller

@@ -15,6 +15,7 @@ from bptt_envs.fingerprint import fingerprint
 from bptt_envs.task import as_task
 from bptt_trainers.directions.adjoint import AdjointEngine
 from bptt_trainers.directions.augmented import (
+    EntropyWeight,
     augmented,
     draw_noise,
     memory_shape_of,
@@ -159,7 +160,7 @@ def choose_engine(
     engine: EngineName = "auto",
     *,
     compile: bool = False,
-    entropy: float = 0.0,
+    entropy: float | EntropyWeight = 0.0,
 ) -> Choice:
     """The engine of that name for `controller`, see `ChosenEngine`.
 
@@ -170,13 +171,13 @@ def choose_engine(
         engine: as in `policy_gradient`.
         compile: compile the loops of the adjoint engine at its first call, see `CompiledEngine`; keep the engine,
             as each one reads its programs from the disk again. They are made anew when anything changes.
-        entropy: as in `policy_gradient`.
+        entropy: as in `policy_gradient`, or what a step's is worth in each state.
 
     Raises:
         ValueError: as `policy_gradient`, and if `compile` is asked for and the adjoint engine is not the choice.
     """
     checks.one_of("engine", engine, ENGINES)
-    entropy = checks.not_negative("entropy", entropy)
+    entropy = entropy if callable(entropy) else checks.not_negative("entropy", entropy)
     _check_states(system, controller, initial_states)
     if engine == "autograd" and compile:
         raise ValueError(

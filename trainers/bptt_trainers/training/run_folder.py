@@ -25,12 +25,13 @@ from bptt_trainers.records.plain import EVAL, code_line, content, objects_in, pa
 from bptt_trainers.training.books import Books, Checkpoint, Config
 from bptt_trainers.training.config import ANY_TIME, TrainConfig, marked
 from bptt_trainers.training.recorders import RECORDERS
+from bptt_trainers.training.sapo_config import SAPOConfig
 from bptt_trainers.training.shac_config import SHACConfig
 
 CHANGEABLE = marked(ANY_TIME)
 """Settings with others of which a run may be continued. The number of epochs is none where `epochs_count`."""
 
-CONFIGS: dict[str, type[TrainConfig]] = {kind.learner: kind for kind in (TrainConfig, SHACConfig)}
+CONFIGS: dict[str, type[TrainConfig]] = {kind.learner: kind for kind in (TrainConfig, SHACConfig, SAPOConfig)}
 """The settings of each learner, by the name that config.json has for it."""
 
 EPOCHS_COUNT = " (its step sizes follow from the number of epochs: choose it when training begins)"
@@ -207,11 +208,12 @@ class RunFolder(Books):
         with self.understanding("config.json"):
             stored = of_today(self.read_config()["training"])
             record = changes.get("record", [name for name in stored["record"] if name in RECORDERS])
+            hidden = None if stored["hidden"] is None else tuple(stored["hidden"])
             kind = _config_of(self.read_config())
             tuples = {one.name: tuple(stored[one.name]) for one in fields(kind) if type(stored.get(one.name)) is list}
             for name, largest in LARGEST.items():
                 _check_size(name, stored.get(name), largest)
-            config = kind(**(stored | tuples | {"record": record, "out": self.path}))
+            config = kind(**(stored | tuples | {"hidden": hidden, "record": record, "out": self.path}))
         return replace(config, **changes)
 
     def check_complete(self, record: Sequence[str] | None = None) -> None:

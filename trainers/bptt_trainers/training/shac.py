@@ -28,6 +28,7 @@ from bptt_trainers.training.start_states import ORDER, WEIGHTS, stream_seed
 from bptt_trainers.training.window import EndValue, Window, window_steps
 
 CRITIC = 1  # part of the stream of weights: those of the critic
+MEASURED = 0.1  # share that the targets of an update have in the unit of the critic's values
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,12 @@ class SHACLearner(BPTTLearner):
 
     config: SHACConfig
 
+    _critics = 1
+    """Perceptrons of the critic."""
+
+    _soft = False
+    """Whether the entropy of actions counts."""
+
     def _choose(self) -> Choice:
         if memory_shape_of(self.controller):
             raise ValueError(
@@ -71,16 +78,22 @@ class SHACLearner(BPTTLearner):
         self._make_critic()
         self._under_way: Tensor | None = None  # (batch_size, n): where the episodes are; None: at the start of the run
         self._trajectory: Trajectory
-        self.window = Window(self.trained_system, steps, self.config.discount, self._end)
-        states = self._begun(self.train_states)
-        return choose_engine(self.window, self.controller, states, self.config.engine, compile=self.config.compile)
+        self.window = Window(self.trained_system, steps, self.config.discount, self._end, soft=self._soft)
+        return choose_engine(
+            self.window,
+            self.controller,
+            self._begun(self.train_states),
+            self.config.engine,
+            compile=self.config.compile,
+            entropy=self.window.entropy_weight if self._soft else 0.0,
+        )
 
     def _make_critic(self) -> None:
         """The critic as it is before the first update."""
         config = self.config
         generator = torch.Generator().manual_seed(stream_seed(WEIGHTS, config.seed, CRITIC))
         shape, horizon = self.system.observation_shape, self.system.horizon
-        self.critic = Critic(shape, horizon, config.critic_hidden or (), generator).to(self.train_states)
+        self.critic = Critic(shape, horizon, config.critic_hidden or (), generator, self._critics).to(self.train_states)
         self._slow = SlowCopy(self.critic, config.target_rate)
         self._end = EndValue(self._slow.network)
         parameters = {name: one for name, one in self.critic.named_parameters() if one.requires_grad}
@@ -171,8 +184,7 @@ class SHACLearner(BPTTLearner):
         found = self._experience(states, trajectory.actions, 1.0)
         if len(found.targets):
             self._gather(found)
-            self.critic.measure(found.targets)
-            self._slow.take_over()
+            self._measure(found, 1.0)
         windows = math.ceil(horizon / self.window.steps)
         places = torch.arange(count, device=begun.device)
         self._under_way = states[places * windows // count * self.window.steps, places]
@@ -191,12 +203,14 @@ class SHACLearner(BPTTLearner):
     def _go_on(self, number: int) -> None:
         """Learn from the windows, and keep where they ended."""
         system, trajectory = self.choice.engine.system, self._trajectory
-        states, actions = trajectory.states, trajectory.actions
+        states, actions, entropies = trajectory.states, trajectory.actions, None
         if isinstance(system, AugmentedSystem):
+            entropies = system.entropies(actions) if self._soft else None
             states, actions = system.inner(states), system.action(actions)
-        found = self._experience(states, actions, self.config.td_lambda)
+        found = self._experience(states, actions, self.config.td_lambda, entropies)
         if len(found.targets):
             self._gather(found)
+            self._measure(found, MEASURED)
             self._fit(found, number)
             self._slow.follow()
         lost = ~states[-1].isfinite().all(dim=1)  # such an episode ends here
@@ -205,18 +219,21 @@ class SHACLearner(BPTTLearner):
 
     # What is learnt from them
 
-    def _experience(self, states: Tensor, actions: Tensor, decay: float) -> Experience:
+    def _experience(self, states: Tensor, actions: Tensor, decay: float, entropies: Tensor | None = None) -> Experience:
         """What S steps of windows teach, without what is not finite.
 
         Args:
             states: of the window, (S + 1, B, n).
             actions: (S, B, *action_shape).
             decay: lambda of the critic's targets.
+            entropies: of the actions, (S, B), if they count.
         """
         window, shape = self.window, actions.shape[:2]
         before, after = states[:-1].flatten(0, 1), states[1:].flatten(0, 1)
         costs = window.step_cost(before, window.bound(actions.flatten(0, 1)), after)
-        to_pay, over = window.to_pay(after), window.episode_over(states)
+        to_pay, over = window.to_pay(after, self._slow.network.worst), window.episode_over(states)
+        if entropies is not None:
+            costs = costs - self._end.temperature * entropies.flatten().masked_fill(over[:-1].flatten(), 0.0)
         wanted = targets(costs.view(shape), to_pay.view(shape), over[1:], self.config.discount, decay).flatten()
         seen = window.observe(before)
         rows = ~over[:-1].flatten() & wanted.isfinite() & seen.flatten(1).isfinite().all(dim=1)
@@ -227,6 +244,11 @@ class SHACLearner(BPTTLearner):
         self.critic.normalizer.gather(found.observations)
         if isinstance(self.controller, Normalized):
             self.controller.normalizer.gather(found.observations)
+
+    def _measure(self, found: Experience, share: float) -> None:
+        """Let targets have that share in the unit of the values."""
+        for critic in (self.critic, self._slow.network):
+            critic.measure(found.targets, share)
 
     @torch.enable_grad()
     def _fit(self, found: Experience, number: int) -> None:
@@ -239,8 +261,8 @@ class SHACLearner(BPTTLearner):
         for _ in range(config.critic_iterations):
             order = torch.randperm(len(wanted), generator=generator).to(wanted.device)
             for rows in order.chunk(config.critic_minibatches):
-                error = critic.network(inputs[rows]).squeeze(1) - wanted[rows]
-                slopes = torch.autograd.grad(error.square().mean(), parameters)
+                error = critic.relative(inputs[rows]) - wanted[rows]
+                slopes = torch.autograd.grad(error.square().mean(1).sum(), parameters)
                 direction = torch.cat([slope.flatten() for slope in slopes])
                 norm = float(direction.norm())
                 if self._critic_optimizer.objection(direction, norm) is None:

@@ -21,11 +21,12 @@ from bptt_trainers.training.loss_terms import Regularizer
 from bptt_trainers.training.optimizer import Schedule
 from bptt_trainers.training.run import Run
 from bptt_trainers.training.run_folder import RunFolder, describe, epochs_count
+from bptt_trainers.training.sapo import SAPOLearner
 from bptt_trainers.training.shac import SHACLearner
 from bptt_trainers.training.start_states import Draw
 from bptt_trainers.training.torch_optimizer import Make
 
-LEARNERS: dict[str, type[BPTTLearner]] = {"BPTT": BPTTLearner, "SHAC": SHACLearner}
+LEARNERS: dict[str, type[BPTTLearner]] = {"BPTT": BPTTLearner, "SHAC": SHACLearner, "SAPO": SAPOLearner}
 """What learns by settings of a class, by the name that it has there."""
 
 

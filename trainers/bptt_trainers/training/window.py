@@ -24,10 +24,12 @@ class EndValue(Onlooker):
 
     Attributes:
         value: what is still to be paid by an estimate.
+        temperature: what the entropy of an action is worth, in windows that count it.
     """
 
-    def __init__(self, value: Value) -> None:
+    def __init__(self, value: Value, temperature: float = 0.0) -> None:
         self.value = value
+        self.temperature = temperature
 
 
 class Window(System):
@@ -41,23 +43,30 @@ class Window(System):
     and where an episode ends within the window, by its horizon or early, w_k final_cost(x_k) at that step: the state
     stays as it is from there, and nothing more is paid.
 
-    State: the system's, flattened; the steps that the episode has left, 0 when it is over; with a discount below 1, w.
-    No slope goes through either of the two. Observations and actions are the system's.
+    State: the system's, flattened; the steps that the episode has left, 0 when it is over; with a discount below 1, w;
+    where entropy counts, what it is worth. No slope goes through these. Observations and actions are the system's.
 
     Args:
         system: the physics.
         steps: of a window, h.
         discount: gamma.
         end: the value V.
+        soft: whether the entropy of actions counts, see `entropy_weight`.
     """
 
     def __init__(  # all that System's sets is the system's
-        self, system: System, steps: int, discount: float, end: EndValue
+        self, system: System, steps: int, discount: float, end: EndValue, *, soft: bool = False
     ) -> None:
         self.system = as_task(system)
         self.steps = steps
         self.discount = discount
         self.end = end
+        self.soft = soft
+
+    @property
+    def _held(self) -> int:
+        """Components of the state after the system's."""
+        return 1 + self._discounts + self.soft
 
     @property
     def _discounts(self) -> int:
@@ -65,7 +74,7 @@ class Window(System):
         return int(self.discount != 1.0)
 
     horizon: Any = property(lambda self: self.steps)
-    state_shape: Any = property(lambda self: (self.system.state_size + 1 + self._discounts,))
+    state_shape: Any = property(lambda self: (self.system.state_size + self._held,))
     action_shape: Any = property(lambda self: self.system.action_shape)
     observation_shape: Any = property(lambda self: self.system.observation_shape)
     class_name: Any = property(lambda self: self.system.class_name)
@@ -82,7 +91,8 @@ class Window(System):
     def at(self, state: Tensor, left: Tensor) -> Tensor:
         """States at the start of a window: the system's, (B, *state_shape of it), with so many steps left, (B,)."""
         ones = state.new_ones(len(state), self._discounts)
-        return torch.cat([state.flatten(1), left.to(state).unsqueeze(1), ones], dim=1)
+        worth = state.new_full((len(state), int(self.soft)), self.end.temperature)
+        return torch.cat([state.flatten(1), left.to(state).unsqueeze(1), ones, worth], dim=1)
 
     def inner(self, state: Tensor) -> Tensor:
         """The system's states, (..., n) -> (..., *state_shape of the system)."""
@@ -95,7 +105,12 @@ class Window(System):
 
     def weight(self, state: Tensor) -> Tensor:
         """What a cost counts, w, (..., n) -> (...,)."""
-        return state[..., -1].detach() if self._discounts else torch.ones_like(state[..., -1])
+        at = self.system.state_size + 1
+        return state[..., at].detach() if self._discounts else torch.ones_like(state[..., 0])
+
+    def entropy_weight(self, state: Tensor) -> Tensor:
+        """What the entropy of an action counts, (..., n) -> (...,): what it is worth times w."""
+        return self.weight(state) * state[..., -1].detach()
 
     def episode_over(self, state: Tensor) -> Tensor:
         """Whether the episode is over, (..., n) -> (...,) of bool."""
@@ -112,6 +127,7 @@ class Window(System):
         left = left if early is None else left.masked_fill(early.detach(), 0.0)
         weight = torch.where(over, self.weight(state), self.discount * self.weight(state))
         held = [left.unsqueeze(1), *([weight.unsqueeze(1)] if self._discounts else [])]
+        held += [state[:, -1:].detach()] if self.soft else []
         return torch.cat([following.flatten(1), *held], dim=1)
 
     def initial_states(self, batch: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -140,13 +156,18 @@ class Window(System):
         """What is still to be paid, times w, (B,)."""
         return self.weight(state) * self.to_pay(state)
 
-    def to_pay(self, state: Tensor) -> Tensor:
-        """The system's final cost where the episode is over, and the value of the state where it goes on, (B,)."""
+    def to_pay(self, state: Tensor, value: Value | None = None) -> Tensor:
+        """The system's final cost where the episode is over, and the value of the state where it goes on, (B,).
+
+        Args:
+            state: (B, n).
+            value: in the place of V.
+        """
         over, inner = self.episode_over(state), self.inner(state)
         (going_on,) = while_going_on(over, inner)
         (ended,) = while_going_on(~over, inner)
-        value = self.end.value(self.system.observe(going_on), self.left(state))
-        return torch.where(over, self.system.final_cost(ended), value)
+        rest = (value or self.end.value)(self.system.observe(going_on), self.left(state))
+        return torch.where(over, self.system.final_cost(ended), rest)
 
     def linearize(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         """The system's Jacobians; where the episode is over, the state is the next one."""
@@ -155,13 +176,13 @@ class Window(System):
         unit = torch.eye(self.system.state_size, dtype=state.dtype, device=state.device)
         by_state = where_over(over, unit, by_state)
         by_action = where_over(over, by_action.new_zeros(()), by_action)
-        held, pad = 1 + self._discounts, torch.nn.functional.pad
+        held, pad = self._held, torch.nn.functional.pad
         return pad(by_state, (0, held, 0, held)), pad(by_action, (0, 0, 0, held))
 
     def pullback(self, state: Tensor, action: Tensor) -> Pullback:
         """The system's products."""
         pull, over = pullback_of(self.system, self.inner(state), action), self.episode_over(state)
-        n, held = self.system.state_size, 1 + self._discounts
+        n, held = self.system.state_size, self._held
 
         def pulled(rows: slice, vectors: Tensor) -> tuple[Tensor, Tensor]:
             inner = vectors[..., :n]
@@ -174,7 +195,7 @@ class Window(System):
 
     def observe_pullback(self, state: Tensor) -> ObservePullback:
         """The system's products."""
-        pull, held = self.system.observe_pullback(self.inner(state)), 1 + self._discounts
+        pull, held = self.system.observe_pullback(self.inner(state)), self._held
 
         def pulled(rows: slice, vectors: Tensor) -> Tensor:
             return torch.nn.functional.pad(vectors if pull is None else pull(rows, vectors), (0, held))

@@ -137,6 +137,16 @@ def _of_shac(system: System) -> Space:
     }
 
 
+def _of_sapo(system: System) -> Space:
+    space = _of_shac(system)
+    del space["target_rate"]
+    return space | {
+        "deviation": Choice(("constant", "state")),
+        "temperature": Range(1e-3, 1.0, log=True),
+        "target_entropy": Choice((-2.0, -1.0, -0.5)),
+    }
+
+
 def _of_estimators(system: System) -> Space:
     return _of_rules(system) | {
         "batch_size": Choice((8, 16, 32, 64)),
@@ -182,6 +192,7 @@ SPACES: dict[str, Callable[[System], Space]] = {
     "rules": _of_rules,
     "estimators": _of_estimators,
     "SHAC": _of_shac,
+    "SAPO": _of_sapo,
     "PPO": _of_ppo,
     "SAC": _of_sac,
 }
