@@ -244,6 +244,7 @@ def test_flags_are_the_factors_one_and_zero():
             assert (made, hash(made)) == (constant, hash(constant))
         assert Feedback(kind(1), kind(0), kind(0)) == MODIFIED_FORGETFUL
     assert REGULAR.memory == MODIFIED.memory == 1.0
+    assert repr(Feedback(-0.0, 0)) == repr(STOPPED)
     assert Feedback(0.2, 0.7).memory == 0.7
     assert Feedback(1, 1, every=8) not in (REGULAR, Feedback(1, 1, every=4))
     assert Feedback(1, 0.5, every=1) == Feedback(0, 0, every=7) == STOPPED
