@@ -229,6 +229,7 @@ def test_what_a_cut_leaves_out_may_be_infinite(dense, monkeypatch):
 
     cut = Feedback(physics=True, controller=True, every=2)
     assert direction(cut).isfinite().all()
+    assert direction(Feedback(physics=False, controller=0.5)).isfinite().all()
     torch.testing.assert_close(direction(cut), AutogradEngine(system, OneAStep())(states, (cut,))[1][cut]["weight"])
     assert not direction(REGULAR).isfinite().all()
     assert not direction(Feedback(physics=True, controller=True, every=3)).isfinite().all()
