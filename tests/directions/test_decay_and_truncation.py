@@ -229,6 +229,7 @@ def test_what_a_cut_leaves_out_may_be_infinite(dense, monkeypatch):
 
     cut = Feedback(physics=True, controller=True, every=2)
     assert direction(cut).isfinite().all()
+    assert direction(Feedback(physics=False, controller=0.5)).isfinite().all()
     torch.testing.assert_close(direction(cut), AutogradEngine(system, OneAStep())(states, (cut,))[1][cut]["weight"])
     assert not direction(REGULAR).isfinite().all()
     assert not direction(Feedback(physics=True, controller=True, every=3)).isfinite().all()
@@ -244,6 +245,7 @@ def test_flags_are_the_factors_one_and_zero():
             assert (made, hash(made)) == (constant, hash(constant))
         assert Feedback(kind(1), kind(0), kind(0)) == MODIFIED_FORGETFUL
     assert REGULAR.memory == MODIFIED.memory == 1.0
+    assert repr(Feedback(-0.0, 0)) == repr(STOPPED)
     assert Feedback(0.2, 0.7).memory == 0.7
     assert Feedback(1, 1, every=8) not in (REGULAR, Feedback(1, 1, every=4))
     assert Feedback(1, 0.5, every=1) == Feedback(0, 0, every=7) == STOPPED

@@ -19,7 +19,7 @@ def _factor(name: str, value: Any) -> float:
     if isinstance(value, (bool, np.bool_)):
         return float(value)
     try:
-        return share(name, value)
+        return abs(share(name, value))  # no -0.0
     except ValueError:
         raise ValueError(f"{name} must be a number from 0 to 1, or True or False; got {shown(value)}.") from None
 
@@ -119,7 +119,7 @@ def faded(rule: Rule, decay: float | None = None, every: int | None = None) -> R
     """
     name, summary, factor = rule.name, rule.summary, 1.0
     if decay is not None:
-        factor = share("decay", decay)
+        factor = abs(share("decay", decay))
         name, summary = f"{name} decay {_digits(factor)}", f"{summary}; feedback times {_digits(factor)} a step"
     if every is not None:
         every = positive_integer("every", every)
@@ -182,7 +182,7 @@ def named_rule(name: str, value: Any) -> Rule:
     """
     if isinstance(value, str) and value in RULES:
         return RULES[value]
-    base, decay, every = _parts(value)
+    base, decay, every = _parts(value) if isinstance(value, str) else ("", None, None)
     if base not in RULES or base == value or base_of(base) != base:
         plain = ", ".join(repr(one) for one in RULES if base_of(one) == one)
         raise ValueError(f"{name} must be one of {plain}, {OR_FADED}; got {shown(value)}.{nearest(value, RULES)}")
@@ -203,10 +203,10 @@ def base_of(name: str) -> str:
     return _parts(name)[0]
 
 
-def _parts(name: Any) -> tuple[str, str | None, str | None]:
+def _parts(name: str) -> tuple[str, str | None, str | None]:
     """The name of a rule, its decay and its window."""
-    match = _NAME.fullmatch(name) if isinstance(name, str) else None
-    return (str(name), None, None) if match is None else (match["base"], match["decay"], match["every"])
+    match = _NAME.fullmatch(name)
+    return (name, None, None) if match is None else (match["base"], match["decay"], match["every"])
 
 
 _NAME = re.compile(r"(?P<base>.+?)(?: decay (?P<decay>\S+))?(?: every (?P<every>\S+))?")
