@@ -40,7 +40,7 @@ CONFIDENCE = 0.95
 """With which the likelihood ratio is as near to the gradient as the bound on the bias takes it to be."""
 
 
-def likelihood_ratio(system: SampledSystem, trajectory: Trajectory, scale: float) -> Tensor:
+def likelihood_ratio(system: SampledSystem, trajectory: Trajectory, scale: float, groups: int = 1) -> Tensor:
     """Slopes by the distribution of each action from the costs alone, (T, B, 2 m), for the mean loss.
 
     The baseline of an episode at a step is the mean cost from there on of the other episodes, which depends on none of
@@ -48,15 +48,18 @@ def likelihood_ratio(system: SampledSystem, trajectory: Trajectory, scale: float
 
     Args:
         system: of the trajectory.
-        trajectory: B episodes, at least two, with distributions as actions.
-        scale: 1 / B for the mean loss of the batch.
+        trajectory: B episodes, with distributions as actions.
+        scale: one over the episodes of the mean loss.
+        groups: the batch holds so many equal parts, one after the other, of at least two episodes, which know nothing
+            of each other.
     """
     states, actions = trajectory.states, trajectory.actions
     steps, batch = actions.shape[:2]
     before = states[:-1].flatten(0, 1)
     costs = system.running_cost(before, actions.flatten(0, 1), states[1:].flatten(0, 1)).view(steps, batch)
     to_go = costs.flip(0).cumsum(0).flip(0) + system.final_cost(states[-1])
-    advantage = (to_go - to_go.mean(1, keepdim=True)) * (batch / (batch - 1))  # that is, less the mean of the others
+    parts, size = to_go.unflatten(1, (groups, -1)), batch // groups
+    advantage = (parts - parts.mean(2, keepdim=True)).flatten(1) * (size / (size - 1))  # less the mean of the others
     _, log_deviation, noise, _ = system.parts(states[:-1], actions)
     score = torch.cat([noise * (-log_deviation).exp(), noise.square() - 1.0], dim=-1)
     slopes = advantage.unsqueeze(-1) * score
@@ -65,12 +68,13 @@ def likelihood_ratio(system: SampledSystem, trajectory: Trajectory, scale: float
     over = system.episode_over(before)
     if over is not None:
         slopes = slopes.masked_fill(over.view(steps, batch, 1), 0.0)
-    return scale * slopes
+    scaled: Tensor = scale * slopes
+    return scaled
 
 
-def replaced(system: SampledSystem, trajectory: Trajectory, scale: float) -> Mix:
+def replaced(system: SampledSystem, trajectory: Trajectory, scale: float, groups: int = 1) -> Mix:
     """The likelihood ratio in the place of every slope."""
-    by_ratio = likelihood_ratio(system, trajectory, scale)
+    by_ratio = likelihood_ratio(system, trajectory, scale, groups)
 
     def taken(step: int, slopes: Tensor) -> Tensor:
         memory = slopes[..., by_ratio.shape[-1] :]
@@ -79,17 +83,22 @@ def replaced(system: SampledSystem, trajectory: Trajectory, scale: float) -> Mix
     return Mix(taken, looks=False)
 
 
-def propagated(system: SampledSystem, trajectory: Trajectory, scale: float) -> Mix:
-    """Total propagation: at each step the two kinds of slopes, weighed by the inverse of their variances."""
-    by_ratio = likelihood_ratio(system, trajectory, scale)
+def propagated(system: SampledSystem, trajectory: Trajectory, scale: float, groups: int = 1) -> Mix:
+    """Total propagation: at each step the two kinds of slopes, weighed by the inverse of their variances.
+
+    The variances are those over the episodes of a group, each slope in a unit in which the Fisher information of its
+    parameter is 1: that by the mean times the deviation, that by the log deviation over the root of 2.
+    """
+    by_ratio = likelihood_ratio(system, trajectory, scale, groups)
     _, log_deviation, _, _ = system.parts(trajectory.states[:-1], trajectory.actions)
     units = torch.cat([log_deviation.exp(), torch.full_like(log_deviation, math.sqrt(0.5))], dim=-1)
 
     def taken(step: int, slopes: Tensor) -> Tensor:
         pathwise, memory = slopes.split_with_sizes([units.shape[-1], slopes.shape[-1] - units.shape[-1]], dim=-1)
         ratio = by_ratio[step].expand_as(pathwise)
-        share = share_of_ratio(variance(pathwise * units[step]), variance(ratio * units[step]))
-        return torch.cat([mixture(share.view(-1, 1, 1), ratio, pathwise), memory], dim=-1)
+        scattered = [variance((one * units[step]).unflatten(1, (groups, -1))) for one in (pathwise, ratio)]
+        share = share_of_ratio(*scattered).repeat_interleave(pathwise.shape[1] // groups, dim=1).unsqueeze(-1)
+        return torch.cat([mixture(share, ratio, pathwise), memory], dim=-1)
 
     return Mix(taken)
 
