@@ -50,9 +50,9 @@ class EstimatorsConfig:
     (pusher, upright-hopper)."""
     values: tuple[Positive, ...] = ()
     """Of what is varied, steps or N/m; none: the task's own."""
-    batch: Annotated[int, "at least 2"] = 16
+    batch: Count = 16
     """Episodes of an estimate, at least 2."""
-    estimates: Annotated[int, "at least 2"] = 64
+    estimates: Count = 64
     """Estimates of each kind, at least 2, whose scatter is the variance."""
     truth: Count = 8
     """How many times as many episodes, others, the gradient that they are held against is the mean of."""
