@@ -30,7 +30,7 @@ class Estimators:
     tables (CSV, Markdown) and a figure. Run again, it does only the values that
     are missing.
 
-    example: bptt estimators --task pusher --out runs/estimators
+    example: bptt estimators --task upright-hopper --out runs/estimators
     """
 
     estimators: OmitArgPrefixes[EstimatorsConfig]

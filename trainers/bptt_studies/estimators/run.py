@@ -73,7 +73,10 @@ def study(config: EstimatorsConfig) -> list[Measured]:
         with progress_bar("estimators", len(missing), "point", disable=not missing) as bar:
             for value in missing:
                 rows = sorted([*rows, *_at(value, config)], key=lambda row: row.value)
-                lines = [{name: short(one, 6) for name, one in asdict(row).items()} for row in rows]
+                lines = [
+                    {name: short(one, 6) if isinstance(one, float) else one for name, one in asdict(row).items()}
+                    for row in rows
+                ]
                 write_atomic(config.out / ROWS, to_csv(lines).encode())
                 bar.update()
     return read_study(config)
@@ -111,6 +114,9 @@ class Estimates:
         controller = default_controller(
             system, config.seed, HIDDEN, "mlp", deviation="constant", initial_deviation=config.deviation
         ).double()
+        with torch.no_grad():
+            for parameter in controller.get_submodule("network").parameters():
+                parameter.mul_(TASKS[config.task].gain)
         self.system, self.controller, self.batch = system, controller, config.batch
         self.engine = EstimatorEngine(system, controller, "total_propagation", "adjoint")
         self.generator = torch.Generator().manual_seed(config.seed)
