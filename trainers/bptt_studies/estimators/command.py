@@ -23,12 +23,12 @@ FILES = {
 
 @dataclass(frozen=True)
 class Estimators:
-    """Measure variance and bias of R, M, S and of likelihood ratio, total propagation and alpha-order.
+    """Measure variance and bias of estimators of a gradient: minutes on a core.
 
-    Of a stochastic controller before it is trained, over the horizon on chaotic
-    systems or over the stiffness of contacts: some minutes on a core. Leaves
-    tables (CSV, Markdown) and a figure. Run again, it does only the values that
-    are missing.
+    Those of R, M and S, of likelihood ratio, total propagation and alpha-order, at
+    a stochastic controller before it is trained: over the horizon on chaotic
+    systems or over the stiffness of contacts. Leaves tables (CSV, Markdown) and a
+    figure. Run again, it does only the values that are missing.
 
     example: bptt estimators --task upright-hopper --out runs/estimators
     """
