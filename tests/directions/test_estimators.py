@@ -186,7 +186,7 @@ def test_alpha_order_weighs_the_directions_by_the_variances_of_the_episodes():
         [flat(policy_gradient(system, controller, states[[i]], "R", noise=noise[:, [i]]).directions) for i in range(4)]
     )
     engine = EstimatorEngine(system, controller, "alpha_order")
-    ratio = torch.cat([one.flatten(1) for one in engine.by_episode("likelihood_ratio", states, noise)[1].values()], 1)
+    ratio = torch.cat([one.flatten(1) for one in engine.by_episode(states, noise)[2].values()], 1)
     whole = policy_gradient(system, controller, states, "R", noise=noise, estimator="likelihood_ratio").directions
     assert near(ratio.mean(0), flat(whole))
     s1, s0 = (float((one - one.mean(0)).square().sum() / 3) for one in (pathwise, ratio))
@@ -326,3 +326,19 @@ def test_what_no_estimator_serves_is_refused_in_words(changes, message):
     states = system.initial_states(given.pop("batch"), torch.Generator().manual_seed(0))
     with pytest.raises(ValueError, match=message):
         policy_gradient(system, given.pop("controller"), states, **given)
+
+
+@pytest.mark.parametrize("estimator", OTHERS)
+def test_hooks_of_parameters_are_called_with_what_is_estimated(estimator):
+    system = LQR(horizon=3)
+    controller, states, noise = made(system, hidden=(4,))
+    plain = policy_gradient(system, controller, states, "R", noise=noise, estimator=estimator).directions
+    controller.network.layers[0].weight.register_hook(lambda direction: 3.0 * direction)
+    found, expected = (
+        policy_gradient(system, controller, states, "R", engine, noise=noise, estimator=estimator).directions
+        for engine in ("adjoint", "autograd")
+    )
+    assert near(flat(found), flat(expected))
+    if estimator != "alpha_order":  # whose weight hangs on what single episodes say
+        plain["network.layers.0.weight"] *= 3.0
+        assert near(flat(found), flat(plain))

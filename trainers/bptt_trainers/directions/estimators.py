@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from bptt_envs import System, checks
 from bptt_trainers.directions.chosen_engine import ChosenEngine, EngineName
 from bptt_trainers.directions.controller_tape import NotServedError
+from bptt_trainers.directions.parameter_hooks import after_hooks, hooked
 from bptt_trainers.directions.recursion import Mix
 from bptt_trainers.directions.rollout import Trajectory
 from bptt_trainers.directions.rules import REGULAR, Directions, Feedback
@@ -40,7 +41,7 @@ CONFIDENCE = 0.95
 """With which the likelihood ratio is as near to the gradient as the bound on the bias takes it to be."""
 
 
-def likelihood_ratio(system: SampledSystem, trajectory: Trajectory, scale: float) -> Tensor:
+def likelihood_ratio(system: SampledSystem, trajectory: Trajectory, scale: float, groups: int = 1) -> Tensor:
     """Slopes by the distribution of each action from the costs alone, (T, B, 2 m), for the mean loss.
 
     The baseline of an episode at a step is the mean cost from there on of the other episodes, which depends on none of
@@ -48,15 +49,18 @@ def likelihood_ratio(system: SampledSystem, trajectory: Trajectory, scale: float
 
     Args:
         system: of the trajectory.
-        trajectory: B episodes, at least two, with distributions as actions.
-        scale: 1 / B for the mean loss of the batch.
+        trajectory: B episodes, with distributions as actions.
+        scale: one over the episodes of the mean loss.
+        groups: the batch holds so many equal parts, one after the other, of at least two episodes, which know nothing
+            of each other.
     """
     states, actions = trajectory.states, trajectory.actions
     steps, batch = actions.shape[:2]
     before = states[:-1].flatten(0, 1)
     costs = system.running_cost(before, actions.flatten(0, 1), states[1:].flatten(0, 1)).view(steps, batch)
     to_go = costs.flip(0).cumsum(0).flip(0) + system.final_cost(states[-1])
-    advantage = (to_go - to_go.mean(1, keepdim=True)) * (batch / (batch - 1))  # that is, less the mean of the others
+    parts, size = to_go.unflatten(1, (groups, -1)), batch // groups
+    advantage = (parts - parts.mean(2, keepdim=True)).flatten(1) * (size / (size - 1))  # less the mean of the others
     _, log_deviation, noise, _ = system.parts(states[:-1], actions)
     score = torch.cat([noise * (-log_deviation).exp(), noise.square() - 1.0], dim=-1)
     slopes = advantage.unsqueeze(-1) * score
@@ -65,12 +69,13 @@ def likelihood_ratio(system: SampledSystem, trajectory: Trajectory, scale: float
     over = system.episode_over(before)
     if over is not None:
         slopes = slopes.masked_fill(over.view(steps, batch, 1), 0.0)
-    return scale * slopes
+    scaled: Tensor = scale * slopes
+    return scaled
 
 
-def replaced(system: SampledSystem, trajectory: Trajectory, scale: float) -> Mix:
+def replaced(system: SampledSystem, trajectory: Trajectory, scale: float, groups: int = 1) -> Mix:
     """The likelihood ratio in the place of every slope."""
-    by_ratio = likelihood_ratio(system, trajectory, scale)
+    by_ratio = likelihood_ratio(system, trajectory, scale, groups)
 
     def taken(step: int, slopes: Tensor) -> Tensor:
         memory = slopes[..., by_ratio.shape[-1] :]
@@ -79,17 +84,22 @@ def replaced(system: SampledSystem, trajectory: Trajectory, scale: float) -> Mix
     return Mix(taken, looks=False)
 
 
-def propagated(system: SampledSystem, trajectory: Trajectory, scale: float) -> Mix:
-    """Total propagation: at each step the two kinds of slopes, weighed by the inverse of their variances."""
-    by_ratio = likelihood_ratio(system, trajectory, scale)
+def propagated(system: SampledSystem, trajectory: Trajectory, scale: float, groups: int = 1) -> Mix:
+    """Total propagation: at each step the two kinds of slopes, weighed by the inverse of their variances.
+
+    The variances are those over the episodes of a group, each slope in a unit in which the Fisher information of its
+    parameter is 1: that by the mean times the deviation, that by the log deviation over the root of 2.
+    """
+    by_ratio = likelihood_ratio(system, trajectory, scale, groups)
     _, log_deviation, _, _ = system.parts(trajectory.states[:-1], trajectory.actions)
     units = torch.cat([log_deviation.exp(), torch.full_like(log_deviation, math.sqrt(0.5))], dim=-1)
 
     def taken(step: int, slopes: Tensor) -> Tensor:
         pathwise, memory = slopes.split_with_sizes([units.shape[-1], slopes.shape[-1] - units.shape[-1]], dim=-1)
         ratio = by_ratio[step].expand_as(pathwise)
-        share = share_of_ratio(variance(pathwise * units[step]), variance(ratio * units[step]))
-        return torch.cat([mixture(share.view(-1, 1, 1), ratio, pathwise), memory], dim=-1)
+        scattered = [variance((one * units[step]).unflatten(1, (groups, -1))) for one in (pathwise, ratio)]
+        share = share_of_ratio(*scattered).repeat_interleave(pathwise.shape[1] // groups, dim=1).unsqueeze(-1)
+        return torch.cat([mixture(share, ratio, pathwise), memory], dim=-1)
 
     return Mix(taken)
 
@@ -208,26 +218,25 @@ class EstimatorEngine:
 
     def _mixed(self, states: Tensor, noise: Tensor, look: bool | None) -> tuple[Tensor, Directions]:
         make, feedback = KINDS[self.estimator]
-        assert make is not None
         mixing = partial(make, self.system, scale=1.0 / len(states))
         losses, passes = self.chosen(states, (feedback,), noise=noise, look=look, mixing=mixing)
         return losses, passes[feedback]
 
     def _by_alpha(self, states: Tensor, noise: Tensor, look: bool | None) -> tuple[Tensor, Directions]:
-        losses, pathwise = self.by_episode("pathwise", states, noise, look)
-        _, ratio = self.by_episode("likelihood_ratio", states, noise, False)
+        losses, pathwise, ratio = self.by_episode(states, noise, look)
         with computing(states):
             one, other = (torch.cat([part.flatten(1) for part in found.values()], 1) for found in (pathwise, ratio))
             alpha = alpha_of(one, other, self.bias_bound)
             return losses, {name: mixture(alpha, pathwise[name].mean(0), ratio[name].mean(0)) for name in pathwise}
 
     def by_episode(
-        self, estimator: str, states: Tensor, noise: Tensor, look: bool | None = None
-    ) -> tuple[Tensor, Directions]:
-        """The loss of each episode, (B,), and its part in the direction, (B, *shape) by name: their mean is it.
+        self, states: Tensor, noise: Tensor, look: bool | None = None
+    ) -> tuple[Tensor, Directions, Directions]:
+        """The loss of each episode, (B,), and what each says, pathwise and by likelihood ratio, (B, *shape) by name.
+
+        The means over the episodes are the directions. Of the likelihood ratio they have each other for baselines.
 
         Args:
-            estimator: "pathwise" or one that goes step by step, whose episodes have each other for baselines.
             states: (B, *state_shape).
             noise: (T, B, *noise_shape).
             look: as that of `ChosenEngine`.
@@ -236,38 +245,52 @@ class EstimatorEngine:
         engine = self.chosen.stacked()
         if engine is not None:
             try:
-                return self._by_members(engine, estimator, states, noise, look)
+                return self._by_members(engine, states, noise, look)
             except NotServedError as error:
                 self.chosen.step_aside(str(error))
-        return self._by_definition(estimator, states, noise)
+        losses, pathwise = self._by_definition(REGULAR, None, states, noise)
+        return losses, pathwise, self._by_definition(MEMORY_ONLY, replaced, states, noise)[1]
 
     def _by_members(
-        self, engine: StackedEngine, estimator: str, states: Tensor, noise: Tensor, look: bool | None
-    ) -> tuple[Tensor, Directions]:
+        self, engine: StackedEngine, states: Tensor, noise: Tensor, look: bool | None
+    ) -> tuple[Tensor, Directions, Directions]:
         """Each episode is one of a member of its own, all of which have the same parameters."""
-        make, feedback = KINDS[estimator]
-        mixing = None if make is None else partial(make, self.system, scale=1.0)
-        members = {
-            name: one.detach().expand(len(states), *one.shape)
-            for name, one in self.chosen.controller.named_parameters()
-            if one.requires_grad
-        }
+        parameters = {name: one for name, one in self.chosen.controller.named_parameters() if one.requires_grad}
+        members = {name: one.detach().expand(len(states), *one.shape) for name, one in parameters.items()}
         with computing(states):
             losses, passes = engine(
-                members, states.unsqueeze(1), (feedback,), noise=noise.unsqueeze(2), look=look, mixing=mixing
+                members,
+                states.unsqueeze(1),
+                (REGULAR, MEMORY_ONLY),
+                noise=noise.unsqueeze(2),
+                look=look,
+                mixing=partial(_second_replaced, self.system),
             )
-        return losses.squeeze(1), passes[feedback]
+        if hooked(self.chosen.controller):
+            for by_name in passes.values():
+                rows = [
+                    after_hooks({name: one[i] for name, one in by_name.items()}, parameters) for i in range(len(states))
+                ]
+                by_name |= {name: torch.stack([row[name] for row in rows]) for name in by_name}
+        return losses.squeeze(1), passes[REGULAR], passes[MEMORY_ONLY]
 
-    def _by_definition(self, estimator: str, states: Tensor, noise: Tensor) -> tuple[Tensor, Directions]:
+    def _by_definition(
+        self, feedback: Feedback, make: Callable[..., Mix] | None, states: Tensor, noise: Tensor
+    ) -> tuple[Tensor, Directions]:
         """A backward pass for each episode, in which the slopes of the others are 0."""
-        make, feedback = KINDS[estimator]
         batch = len(states)
         rows: list[Directions] = []
         for episode in range(batch):
             mixing = partial(_only, episode, None if make is None else partial(make, self.system, scale=1.0 / batch))
             losses, passes = self.chosen(states, (feedback,), noise=noise, mixing=mixing)
-            rows.append(passes[feedback])
-        return losses, {name: batch * torch.stack([row[name] for row in rows]) for name in rows[0]}
+            rows.append({name: batch * one for name, one in passes[feedback].items()})
+        return losses, {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def _second_replaced(system: SampledSystem, trajectory: Trajectory) -> Mix:
+    """Of two passes, the first as it is and the second by the likelihood ratio, episode by episode."""
+    mix = replaced(system, trajectory, scale=1.0)
+    return Mix(lambda step, slopes: torch.cat([slopes[:1], mix.taken(step, slopes[1:])]))
 
 
 def _only(episode: int, make: Callable[[Trajectory], Mix] | None, trajectory: Trajectory) -> Mix:
@@ -285,8 +308,7 @@ def _only(episode: int, make: Callable[[Trajectory], Mix] | None, trajectory: Tr
 PREFIX = "controller."
 """Of the names of a controller's parameters within a `Distribution`."""
 
-KINDS: dict[str, tuple[Callable[..., Mix] | None, Feedback]] = {
-    "pathwise": (None, REGULAR),
+KINDS: dict[str, tuple[Callable[..., Mix], Feedback]] = {
     "likelihood_ratio": (replaced, MEMORY_ONLY),
     "total_propagation": (propagated, REGULAR),
 }
