@@ -9,12 +9,11 @@ import shlex
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
 
 from bptt_envs.program import cache_folder
-from bptt_envs.settings import among
 from bptt_trainers.commands.environment import (
     EnvOptions,
     Module,
@@ -36,6 +35,8 @@ from bptt_trainers.training.run_folder import CHANGEABLE, CONFIGS, RunFolder
 from bptt_trainers.training.sapo_config import SAPOConfig
 from bptt_trainers.training.shac_config import SHACConfig
 from bptt_trainers.training.trainer import Trainer
+
+LearnerName = Literal["BPTT", "SHAC", "SAPO"]  # those of `CONFIGS`
 
 OptimizerOptions = Annotated[tuple[str, ...], UseAppendAction, arg(metavar="NAME=VALUE")]
 
@@ -67,7 +68,7 @@ class Train:
 
     training: OmitArgPrefixes[TrainConfig]
 
-    learner: Annotated[str, among(CONFIGS)] = "BPTT"
+    learner: LearnerName = "BPTT"
     """What learns: BPTT, over whole episodes; SHAC or SAPO, in short windows with a critic (docs/shac.md)."""
 
     preset: PresetName = "tuned"
@@ -165,7 +166,7 @@ class TrainSHAC(Train):
 
     training: OmitArgPrefixes[SHACConfig]
 
-    learner: Annotated[str, among(CONFIGS)] = "SHAC"
+    learner: LearnerName = "SHAC"
     """What learns: BPTT, over whole episodes; SHAC or SAPO, in short windows with a critic (docs/shac.md)."""
 
 
@@ -182,7 +183,7 @@ class TrainSAPO(Train):
 
     training: OmitArgPrefixes[SAPOConfig]
 
-    learner: Annotated[str, among(CONFIGS)] = "SAPO"
+    learner: LearnerName = "SAPO"
     """What learns: BPTT, over whole episodes; SHAC or SAPO, in short windows with a critic (docs/shac.md)."""
 
 

@@ -44,7 +44,6 @@ _IN_WINDOWS: Mapping[str, Any] = {
     "observation": "cos_sin",
     "train_states": 64,
     "batch_size": 16,
-    "critic_iterations": 8,
 }
 
 ANYWHERE: Mapping[str, Row] = {

@@ -82,9 +82,11 @@ class Critic(nn.Module):
 
 
 def _perceptron(sizes: Sequence[int], generator: torch.Generator) -> nn.Sequential:
+    """One that says 0 at first: what it does not know yet has no slope."""
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise(sizes):
         layers += [glorot_linear(inputs, outputs, generator), nn.ELU()]
+    nn.init.zeros_(layers[-2].weight)  # type: ignore[arg-type]  # of the last linear layer
     return nn.Sequential(*layers[:-1])
 
 

@@ -1,0 +1,71 @@
+"""Methods that learn in short windows, beside the others: rows of a comparison, presets, the command line."""
+
+from typing import get_args
+
+import pytest
+
+from bptt_trainers import RunFolder, SAPOConfig, SHACConfig, from_preset
+from bptt_trainers.cli import main, read_command
+from bptt_trainers.commands.train import LearnerName
+from bptt_trainers.comparison.compare import ComparisonConfig, compare, member_folder
+from bptt_trainers.comparison.methods import METHODS, Budget
+from bptt_trainers.presets.presets import method_name
+from bptt_trainers.training.run_folder import CONFIGS
+
+METHODS_IN_WINDOWS = ("SHAC", "SHAC-M", "SHAC-C", "SAPO")
+TINY = {"train_states": 16, "batch_size": 8, "hidden": (4,), "critic_hidden": (4,), "critic_iterations": 1}
+
+
+def test_they_are_compared_by_the_same_steps_and_on_the_same_states(tmp_path):
+    config = ComparisonConfig(
+        env="DiffIntegrator-v0",
+        methods=("C", *METHODS_IN_WINDOWS),
+        seeds=(0,),
+        steps=256,
+        test_states=8,
+        record=("csv",),
+        overrides={"C": {"train_states": 16, "hidden": (4,)}, **dict.fromkeys(METHODS_IN_WINDOWS, TINY)},
+        out=tmp_path,
+    )
+    comparison = compare(config, progress=False)
+    horizon = config.budget.horizon
+    for name in METHODS_IN_WINDOWS:
+        curve = comparison.curves[name, 0]
+        assert curve[-1].simulator_steps == pytest.approx(256 + 8 * horizon, rel=0.2)  # 8 episodes to begin with
+        folder = RunFolder(member_folder(tmp_path, name, 0))
+        stored = folder.train_config()
+        assert type(stored) is (SAPOConfig if name == "SAPO" else SHACConfig)
+        assert (stored.rule, stored.on_nonfinite) == ({"SHAC-M": "M", "SHAC-C": "C"}.get(name, "R"), "skip")
+    again = compare(config, progress=False)
+    assert again.table == comparison.table
+
+
+def test_their_names_follow_from_learner_and_rule():
+    names = [method_name("SHAC", rule) for rule in ("R", "M", "C", "S")]
+    assert names == ["SHAC", "SHAC-M", "SHAC-C", "SHAC-S"]
+    assert method_name("SHAC", "C", "turned") == "SHAC-C-turned"
+    assert method_name("BPTT", "C", "turned") == "C-turned"
+    for name, method in METHODS.items():
+        if name in METHODS_IN_WINDOWS:
+            assert method.name == name
+
+
+def test_presets_and_the_command_line_have_their_settings():
+    env, config = from_preset("DiffLQR-v0", "M", learner="SHAC", epochs=3)
+    assert (type(config), config.rule, config.epochs, config.batch_size) == (SHACConfig, "M", 3, 16)
+    assert env.system.horizon == 20
+    command = read_command("train", ["--learner", "SAPO", "--rule", "C", "--window", "8"])
+    assert (type(command.training), command.training.rule, command.training.window) == (SAPOConfig, "C", 8)
+    budget = Budget("DiffLQR-v0", {}, 6400, 1, 4, "paper")
+    published = METHODS["SHAC"].settings(budget, {})
+    assert (published["batch_size"], published["window"], published["critic_iterations"]) == (64, 32, 16)
+    with pytest.raises(ValueError, match="has no setting 'windows'"):
+        METHODS["SHAC"].settings(budget, {"windows": 8})
+
+
+def test_what_a_learner_has_not_got_is_refused(capsys):
+    assert main(["train", "--window", "8"]) == 2
+    assert "--window" in capsys.readouterr().err
+    assert main(["train", "--learner", "SHAKE"]) == 2
+    assert "SHAKE" in capsys.readouterr().err
+    assert get_args(LearnerName) == tuple(CONFIGS)
