@@ -261,7 +261,7 @@ class Task(System):
         system, over = self._system(state), self.episode_over(state)
         if over is None:
             return _joined(system.step(inner, action), drawn, steps + 1)
-        following = _where(over, inner, system.step(*_while_going_on(over, inner, action)))
+        following = where_over(over, inner, system.step(*while_going_on(over, inner, action)))
         over_next = (over | self._own("terminated", system)(following)).unsqueeze(-1)
         return _joined(following, drawn, 1.0 - over_next.to(state.dtype), steps + ~over.unsqueeze(-1))
 
@@ -304,8 +304,8 @@ class Task(System):
         if over is None:
             seen = system.observe(inner)
         else:  # a controller acts on what is over, too: 0 for what is no number there, as it is to be one
-            seen = system.observe(*_while_going_on(over, inner))
-            seen = _where(over, seen.nan_to_num(0.0, 0.0, 0.0), seen)
+            seen = system.observe(*while_going_on(over, inner))
+            seen = where_over(over, seen.nan_to_num(0.0, 0.0, 0.0), seen)
         if not self._shown:
             return seen
         return _joined(seen, drawn[:, : len(self.randomize) * self.show_parameters], steps / self.horizon)
@@ -330,8 +330,8 @@ class Task(System):
         n, size, pad = self.system.state_size, len(self._held), torch.nn.functional.pad
         over = self.episode_over(state)
         if over is not None:
-            by_state = _where(over, torch.eye(n, dtype=state.dtype, device=state.device), by_state)
-            by_action = _where(over, by_action.new_zeros(()), by_action)
+            by_state = where_over(over, torch.eye(n, dtype=state.dtype, device=state.device), by_state)
+            by_action = where_over(over, by_action.new_zeros(()), by_action)
         held = pad(constant_like(self._held, state).diag(), (n, 0)).expand(state.shape[0], size, -1)
         return torch.cat([pad(by_state, (0, size)), held], dim=1), pad(by_action, (0, 0, 0, size))
 
@@ -395,7 +395,7 @@ def until_end(cost: StepCost, over: Tensor | None, state: Tensor, action: Tensor
     """The cost of a step, (B,), 0 for samples that are over: neither it nor its slopes are looked at there."""
     if over is None:
         return cost(state, action, next_state)
-    return cost(*_while_going_on(over, state, action, next_state)).masked_fill(over, 0.0)
+    return cost(*while_going_on(over, state, action, next_state)).masked_fill(over, 0.0)
 
 
 def with_time(system: System) -> Task:
@@ -435,16 +435,16 @@ def _ranges(system: System, given: Any) -> dict[str, tuple[float, float]]:
     return ranges
 
 
-def _where(over: Tensor, ended: Tensor, going_on: Tensor) -> Tensor:
+def where_over(over: Tensor, ended: Tensor, going_on: Tensor) -> Tensor:
     """Samples of the one where an episode is over, (B,), of the other where it goes on, (B, ...)."""
     return torch.where(over[(..., *[None] * (going_on.dim() - over.dim()))], ended, going_on)
 
 
-def _while_going_on(over: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+def while_going_on(over: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
     """The same values, cut off from the graph where an episode is over: slopes there may be anything, NaN too."""
     if not torch.is_grad_enabled():
         return tensors
-    return tuple(_where(over, one.detach(), one) for one in tensors)
+    return tuple(where_over(over, one.detach(), one) for one in tensors)
 
 
 def _joined(first: Tensor, *others: Tensor) -> Tensor:

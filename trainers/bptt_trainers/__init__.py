@@ -20,6 +20,8 @@ from bptt_trainers.training.ensemble import Ensemble, variations
 from bptt_trainers.training.recorders import register_recorder
 from bptt_trainers.training.run import NonFiniteError
 from bptt_trainers.training.run_folder import RunFolder
+from bptt_trainers.training.sapo_config import SAPOConfig
+from bptt_trainers.training.shac_config import SHACConfig
 from bptt_trainers.training.start_states import held_out_states, training_states
 from bptt_trainers.training.trainer import Trainer
 
@@ -43,6 +45,8 @@ __all__ = [
     "Rule",
     "RunFolder",
     "RunFolderError",
+    "SAPOConfig",
+    "SHACConfig",
     "Squash",
     "TrainConfig",
     "Trainer",

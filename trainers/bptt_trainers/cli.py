@@ -66,6 +66,9 @@ COMMANDS = {
     "scale": Entry("bptt_studies.scaling.command:Scale", "measure time, memory and loss as a task grows"),
     "optima": Entry("bptt_studies.optima.command:Optima", "plan each task, and compare what was tuned with the best"),
     "contact": Entry("bptt_studies.contact.command:Contact", "study the rules over the stiffness of contacts"),
+    "estimators": Entry(
+        "bptt_studies.estimators.command:Estimators", "measure variance and bias of gradient estimators"
+    ),
     "benchmark": Entry("bptt_studies.benchmarks.command:Benchmark", "time updates, steps and starts, beside peers"),
 }
 
@@ -129,6 +132,8 @@ def read_command(name: str, arguments: Sequence[str]) -> Command:
     """
     module, _, class_name = COMMANDS[name].path.partition(":")
     command: type[Command] = getattr(importlib.import_module(module), class_name)
+    choose = getattr(command, "chosen", None)  # some have other settings for what is asked for
+    command = command if choose is None else choose(arguments)
     if not {"-h", "--help"}.isdisjoint(arguments):  # printed here, as tyro would join the lines and not wrap them
         print(inspect.getdoc(command), end="\n\n")
     with checking_arguments(), wide_enough():

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
 
 from bptt_envs.program import cache_folder
+from bptt_envs.settings import among
 from bptt_trainers.commands.environment import (
     EnvOptions,
     Module,
@@ -22,15 +23,18 @@ from bptt_trainers.commands.environment import (
     parse_options,
     read_any,
 )
-from bptt_trainers.commands.exits import Interrupted, checking_arguments
+from bptt_trainers.commands.exits import Interrupted, Misuse, checking_arguments
 from bptt_trainers.commands.output import aligned
+from bptt_trainers.commands.trained import by_reinforcement
 from bptt_trainers.host.user_code import import_module, split_id
-from bptt_trainers.presets.presets import PresetName, from_preset, rule_settings
+from bptt_trainers.presets.presets import PresetName, from_preset, method_name, rule_settings
 from bptt_trainers.training.callbacks import Callback, ProgressBar
 from bptt_trainers.training.config import Clip, OnNonfinite, TrainConfig
 from bptt_trainers.training.ensemble import Ensemble, variations
 from bptt_trainers.training.run import NonFiniteError
-from bptt_trainers.training.run_folder import CHANGEABLE, RunFolder
+from bptt_trainers.training.run_folder import CHANGEABLE, CONFIGS, RunFolder
+from bptt_trainers.training.sapo_config import SAPOConfig
+from bptt_trainers.training.shac_config import SHACConfig
 from bptt_trainers.training.trainer import Trainer
 
 OptimizerOptions = Annotated[tuple[str, ...], UseAppendAction, arg(metavar="NAME=VALUE")]
@@ -51,6 +55,9 @@ class Train:
     are trained together, in less time than one after the other; what is finished
     is not computed again.
 
+    --learner SHAC or SAPO trains in short windows with a critic; their options are
+    those of bptt train --learner SHAC --help.
+
     example: bptt train --env DiffMultiPole-v0 --env-option n_poles=2 --epochs 100
     example: bptt train --rules R C --seeds 0 1 2 3 --epochs 100 --out runs/grid
     """
@@ -59,6 +66,9 @@ class Train:
     """Module to import first: one that registers the environment, if that is your own."""
 
     training: OmitArgPrefixes[TrainConfig]
+
+    learner: Annotated[str, among(CONFIGS)] = "BPTT"
+    """What learns: BPTT, over whole episodes; SHAC or SAPO, in short windows with a critic (docs/shac.md)."""
 
     preset: PresetName = "tuned"
     """Where settings come from that are not given: tuned (docs/tuning.md), or the paper's."""
@@ -84,13 +94,24 @@ class Train:
     seeds: tuple[int, ...] = ()
     """Several seeds in place of --seed."""
 
+    @staticmethod
+    def chosen(arguments: Sequence[str]) -> type[Train]:
+        """The command whose settings are those of the learner that the arguments ask for."""
+        reader = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+        reader.add_argument("--learner", default=Train.learner)
+        try:
+            return COMMANDS.get(reader.parse_known_args(arguments)[0].learner, Train)
+        except (argparse.ArgumentError, SystemExit):  # what is wrong is said when all of them are read
+            return Train
+
     @classmethod
     def with_defaults(cls, arguments: Sequence[str]) -> Train | None:
         """The command with the defaults that its arguments ask for: the preset's; None where they cannot be read."""
+        config_class = CONFIGS[cls.learner]
         reader = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
         reader.add_argument("--env", default=cls.env)
         reader.add_argument("--module", type=import_module)
-        reader.add_argument("--rule", default=TrainConfig.rule)
+        reader.add_argument("--rule", default=config_class.rule)
         reader.add_argument("--preset", default=cls.preset)
         reader.add_argument("--env-option", "--env_option", action="append", default=[])
         reader.add_argument("--train-states", "--train_states", type=int, default=argparse.SUPPRESS)
@@ -99,17 +120,19 @@ class Train:
             given, _ = reader.parse_known_args(arguments)
             options = parse_options(given.env, given.env_option)
             told = {name: getattr(given, name) for name in ("train_states", "optimizer") if name in given}
-            _, config = from_preset(split_id(given.env)[1], given.rule, given.preset, options, **told)
+            _, config = from_preset(split_id(given.env)[1], given.rule, given.preset, options, cls.learner, **told)
         except (argparse.ArgumentError, ValueError, SystemExit):  # what is wrong is said when all of them are read
             return None
-        return cls(training=replace(config, rule=TrainConfig.rule))
+        return cls(training=replace(config, rule=config_class.rule))
 
     def run(self) -> None:
         """Train."""
         with checking_arguments():
             options = parse_options(self.env, self.env_option)
             module, env_id = split_id(self.env)
-            chosen = rule_settings(self.training.rule, env_id, name=self.preset, options=options)
+            learner, rule = self.training.learner, self.training.rule
+            method = method_name(learner, rule)
+            chosen = rule_settings(method, env_id, name=self.preset, options=options, learner=learner)
             env = make_environment(self.env, options | chosen.seen)
             module = module or self.module
             several = {name: values for name in VARIED if (values := getattr(self, name))}
@@ -128,6 +151,43 @@ class Train:
         else:
             fit(trainer, out, module)
 
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSHAC(Train):
+    """Train a controller in short windows with a critic, into a run folder.
+
+    The short-horizon actor-critic (arXiv 2204.07137, docs/shac.md) by one of the
+    update rules: --rule R is as published, M and C are those of this library.
+    Everything else is as without --learner.
+
+    example: bptt train --learner SHAC --rule C --window 16 --env DiffCartPole-v0
+    """
+
+    training: OmitArgPrefixes[SHACConfig]
+
+    learner: Annotated[str, among(CONFIGS)] = "SHAC"
+    """What learns: BPTT, over whole episodes; SHAC or SAPO, in short windows with a critic (docs/shac.md)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSAPO(Train):
+    """Train a stochastic controller in short windows with soft values, into a run folder.
+
+    Soft analytic policy optimisation (arXiv 2412.12089, docs/shac.md) by one of
+    the update rules: --rule R is as published. Everything else is as without
+    --learner.
+
+    example: bptt train --learner SAPO --env DiffHopper-v0 --env-option max_action=1
+    """
+
+    training: OmitArgPrefixes[SAPOConfig]
+
+    learner: Annotated[str, among(CONFIGS)] = "SAPO"
+    """What learns: BPTT, over whole episodes; SHAC or SAPO, in short windows with a critic (docs/shac.md)."""
+
+
+COMMANDS: dict[str, type[Train]] = {command.learner: command for command in (Train, TrainSHAC, TrainSAPO)}
+"""The command for each learner."""
 
 VARIED = ("rules", "clips", "learning_rates", "seeds")
 
@@ -168,6 +228,9 @@ class Resume:
     def run(self) -> None:
         """Go on."""
         changes = {name: getattr(self, name) for name in CHANGEABLE if name != "out"}
+        if by_reinforcement(self.run_folder):
+            self._resume_rl([name for name, value in changes.items() if value is not None])
+            return
         folder = RunFolder(self.run_folder)
         with checking_arguments():
             folder.check_complete(self.record)
@@ -177,6 +240,23 @@ class Resume:
             controller = folder.load_controller(env.system, "last")[0] if begun else None
             trainer = Trainer(env, controller, config, callbacks=[Announce(), ProgressBar()])
         fit(trainer, self.run_folder, self.module)
+
+    def _resume_rl(self, given: list[str]) -> None:
+        """Go on with a run of reinforcement learning, whose settings follow from how long it is."""
+        from bptt_trainers.rl.sb3 import load_rl, train_rl  # slow to import, and not always needed
+
+        config = load_rl(self.run_folder).config
+        if given:
+            named = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+            raise Misuse(f"a run of {config.method} goes on as it began: leave out {named}.")
+        try:
+            run = train_rl(config, self.run_folder)
+        except KeyboardInterrupt:
+            command = f"bptt resume {shlex.quote(str(self.run_folder))}{with_module(self.module)}"
+            raise Interrupted(f"stopped before {config.steps:,} steps were done", command) from None
+        print(
+            f"{self.run_folder}: {run.curve[-1].simulator_steps:,} steps, held-out loss {run.curve[-1].test_loss:.4g}"
+        )
 
 
 class Announce(Callback):
@@ -204,10 +284,11 @@ def announce_compiling(config: TrainConfig) -> None:
 
 
 def default_folder(env_id: str, options: dict[str, Any], config: TrainConfig, several: Collection[str] = ()) -> Path:
-    """runs/<id>[_<option>=<value> ...]_<rule>_seed<seed>; of several runs, what they differ in is left out."""
+    """runs/<id>[_<option>=<value> ...][_SHAC]_<rule>_seed<seed>; of several runs, what they differ in is left out."""
     given = (f"{name}={_short(value)}" for name, value in options.items())
     fixed = {"rules": config.rule, "seeds": f"seed{config.seed}"}
-    parts = [env_id, *given, *(part for name, part in fixed.items() if name not in several)]
+    learner = [] if config.learner == TrainConfig.learner else [config.learner]
+    parts = [env_id, *given, *learner, *(part for name, part in fixed.items() if name not in several)]
     parts += ["by", *several] if several else []
     return Path("runs") / re.sub(r"[^\w.=+-]", "-", "_".join(parts))
 

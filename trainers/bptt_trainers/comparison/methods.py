@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Annotated, Any, ClassVar, Protocol
 
 from bptt_envs import DifferentiableEnv, System, make_env
+from bptt_envs.checks import nearest, shown
 from bptt_envs.registration import build_system
+from bptt_envs.settings import By
 from bptt_trainers.controllers.baselines import RandomController, ZeroController
 from bptt_trainers.directions.rollout import Policy, losses, rollout
-from bptt_trainers.directions.rules import RULES
+from bptt_trainers.directions.rules import OR_FADED, RULES, base_of, get_rule, named_rule
 from bptt_trainers.planning.plan import PLANNERS, plan, planner_settings
-from bptt_trainers.presets.presets import PresetName, RuleSettings, defaults_seen, preset, rule_settings
+from bptt_trainers.presets.presets import (
+    PresetName,
+    RuleSettings,
+    defaults_seen,
+    preset,
+    rule_settings,
+)
+from bptt_trainers.presets.presets import (
+    method_name as row_name,
+)
 from bptt_trainers.records.curve import Curve, CurvePoint
 from bptt_trainers.training.callbacks import ProgressBar
 from bptt_trainers.training.config import TrainConfig
 from bptt_trainers.training.metrics import learning_curve
-from bptt_trainers.training.run_folder import of_today
+from bptt_trainers.training.run_folder import CONFIGS, of_today
 from bptt_trainers.training.start_states import held_out_states
 from bptt_trainers.training.trainer import Trainer
 
@@ -81,12 +92,19 @@ class BPTT:
 
     GIVEN: ClassVar = ("rule", "epochs", "seed", "test_states", "out")  # by the comparison
     HOW: ClassVar = ("compile", "device", "record")  # it is computed: no part of what is compared
+    LEARNER: ClassVar[str] = "BPTT"  # a name of `CONFIGS`
+    TOGETHER: ClassVar[bool] = True  # several runs may be one ensemble
+
+    @property
+    def compiles(self) -> bool:
+        """Whether studies that compile compile it: no estimator can be."""
+        return "estimator" not in self.changes
 
     @property
     def summary(self) -> str:
         """The rule, and what differs from the preset."""
         changes = "".join(f", {name} {value}" for name, value in self.changes.items())
-        return f"BPTT, {RULES[self.rule].summary}{changes}"
+        return f"BPTT, {get_rule(self.rule).summary}{changes}"
 
     def settings(self, budget: Budget, overrides: Mapping[str, Any]) -> dict[str, Any]:
         """Those of `TrainConfig` that the comparison does not set itself, and what the controller sees."""
@@ -123,24 +141,56 @@ class BPTT:
         row = {"on_nonfinite": "skip", "record": budget.record, **self._chosen(budget, overrides).training}
         if row.get("deviation", "none") != "none" or row.get("controller") in ("gru", "lstm"):
             row["record"] = tuple(name for name in row["record"] if name != "diagnostics")  # there are none of them
-        config = TrainConfig(**{**row, **given, "rule": self.rule, "test_states": budget.test_states})
+        kind = CONFIGS[self.LEARNER]
+        config = kind(**{**row, **given, "rule": self.rule, "test_states": budget.test_states})
         steps_an_epoch = config.train_states * budget.horizon
         return replace(config, epochs=max(1, round(budget.steps / steps_an_epoch)))
 
     def _chosen(self, budget: Budget, overrides: Mapping[str, Any]) -> RuleSettings:
         """Preset, own changes, overrides."""
         changes, options = {**self.changes, **overrides}, budget.env_options
-        return rule_settings(self.name, budget.env, changes, name=budget.preset, options=options, given=self.GIVEN)
+        return rule_settings(
+            self.name,
+            budget.env,
+            changes,
+            name=budget.preset,
+            options=options,
+            given=self.GIVEN,
+            learner=self.LEARNER,
+        )
 
     @property
     def name(self) -> str:
-        """Its name among the presets: what turns the modified direction is tuned apart."""
-        return f"{self.rule}-turned" if self.changes.get("combine") == "turned" else self.rule
+        """Its name among the presets."""
+        estimator = self.changes.get("estimator")
+        named = (name for name, one in ESTIMATED.items() if one.changes["estimator"] == estimator)
+        return next(named, row_name(self.LEARNER, self.rule, self.changes.get("combine", TrainConfig.combine)))
+
+
+@dataclass(frozen=True)
+class SHAC(BPTT):
+    """The short-horizon actor-critic by one of the update rules within a window; its settings are `SHACConfig`'s.
+
+    Args: as those of `BPTT`.
+    """
+
+    LEARNER: ClassVar[str] = "SHAC"
+    TOGETHER: ClassVar[bool] = False
+
+    @property
+    def compiles(self) -> bool:
+        """Not in studies: most of its time is the critic's, and each size of a window would be compiled anew."""
+        return False
+
+    @property
+    def summary(self) -> str:
+        """The rule, and what differs from the preset."""
+        return super().summary.replace("BPTT", f"{self.LEARNER}, windows with a critic", 1)
 
 
 def settings_of_today(method: str, stored: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a method in a folder, which may be an earlier version's, as `settings` gives them now."""
-    if not isinstance(METHODS.get(method), BPTT):
+    if not by_rule(method):
         return dict(stored)
     return {name: value for name, value in of_today(stored).items() if name not in BPTT.HOW}
 
@@ -239,15 +289,73 @@ class Planned:
         return [CurvePoint(0, found.seconds, float(found.losses.mean()))]
 
 
+@dataclass(frozen=True)
+class SAPO(SHAC):
+    """Soft analytic policy optimisation by one of the update rules within a window; its settings are `SAPOConfig`'s.
+
+    Args: as those of `BPTT`.
+    """
+
+    LEARNER: ClassVar[str] = "SAPO"
+
+
+ESTIMATED = {
+    name: BPTT("R", {"estimator": estimator, "deviation": "constant"})
+    for name, estimator in (("LR", "likelihood_ratio"), ("TP", "total_propagation"), ("AoBG", "alpha_order"))
+}
+"""Estimators of a stochastic controller's gradient, by their names in the literature."""
+
 METHODS: dict[str, Method] = {
     "R": BPTT("R"),
     "M": BPTT("M"),
     "S": BPTT("S"),
     "C": BPTT("C"),
     "C-turned": BPTT("C", {"combine": "turned"}),
+    **ESTIMATED,
+    "SHAC": SHAC("R"),
+    "SHAC-M": SHAC("M"),
+    "SHAC-C": SHAC("C"),
+    "SAPO": SAPO("R"),
     "PPO": RL("PPO"),
     "SAC": RL("SAC"),
     **{name: Planned(name) for name in PLANNERS},
     "zero": Baseline("never acts", lambda system, seed: ZeroController(system)),
     "random": Baseline("acts uniformly at random", RandomController),
 }
+"""The methods. Beside them every rule is one by its name, such as "R decay 0.9": see `get_method`."""
+
+
+def get_method(name: str) -> Method:
+    """The method of that name: a row of `METHODS`, or an update rule as `get_rule` knows it.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    name = method_name("method", name)
+    return METHODS[name] if name in METHODS else BPTT(name)
+
+
+def method_name(name: str, value: Any, rows: Collection[str] = METHODS) -> str:
+    """The name of a method as tables and folders have it, else raise ValueError.
+
+    Args:
+        name: of the argument, for messages.
+        value: what the argument is.
+        rows: those of `METHODS` that it may be.
+    """
+    if isinstance(value, str):
+        if value in rows:
+            return str.__str__(value)
+        if value not in METHODS and base_of(value) in RULES:
+            return named_rule(name, value).name
+    raise ValueError(
+        f"{name} must be one of {', '.join(map(repr, rows))}, {OR_FADED}; got {shown(value)}.{nearest(value, rows)}"
+    )
+
+
+def by_rule(method: str) -> bool:
+    """Whether a name, such as one in a folder of another version, is that of a method that is an update rule."""
+    return isinstance(METHODS[method], BPTT) if method in METHODS else base_of(method) in RULES
+
+
+MethodName = Annotated[str, By(method_name)]

@@ -13,9 +13,14 @@ from bptt_envs.systems import QuantumControl
 from bptt_trainers.controllers.controller import Controller
 from bptt_trainers.controllers.gaussian import NETWORKS, Gaussian
 from bptt_trainers.controllers.networks import MLP, ConvNet
+from bptt_trainers.controllers.normalized import Normalized
 from bptt_trainers.controllers.recurrent import Recurrent
 
-CONTROLLERS: tuple[type[MLP | ConvNet | Recurrent | Gaussian], ...] = (*NETWORKS.values(), Gaussian)
+CONTROLLERS: tuple[type[MLP | ConvNet | Recurrent | Gaussian | Normalized], ...] = (
+    *NETWORKS.values(),
+    Gaussian,
+    Normalized,
+)
 """The controllers that run folders name."""
 
 DEFAULTS: dict[type[System], str] = {QuantumControl: "conv"}
@@ -36,6 +41,7 @@ def default_controller(
     squash: bool = False,
     deviation: DeviationName = "none",
     initial_deviation: float = 0.1,
+    normalize: bool = False,
 ) -> Controller:
     """The paper's controller for `system`, in float32 on the CPU: an MLP 100-100, for quantum control a ConvNet 60-60.
 
@@ -48,6 +54,7 @@ def default_controller(
         squash: whether to bend its actions by tanh within `system.action_range`, see `Squash`.
         deviation: "none", or that of a `Gaussian` around what the network gives.
         initial_deviation: of that, as a share of half of `system.action_range`.
+        normalize: whether it is `Normalized`.
 
     Raises:
         TypeError: if `system` is none.
@@ -69,10 +76,13 @@ def default_controller(
         generator = torch.Generator().manual_seed(checks.seed("seed", seed))
         shapes = system.observation_shape, system.action_shape
         checks.one_of("deviation", deviation, get_args(DeviationName))
-        if deviation == "none":
-            return NETWORKS[name](*shapes, generator=generator, **given)
-        low, high = system.action_range
-        reach = checks.positive("initial_deviation", initial_deviation) * (high - low) / 2
-        return Gaussian(
-            *shapes, network=name, deviation=deviation, initial_deviation=reach, generator=generator, **given
-        )
+        acts: type[Any] = NETWORKS[name]
+        if deviation != "none":
+            low, high = system.action_range
+            reach = checks.positive("initial_deviation", initial_deviation) * (high - low) / 2
+            acts = Gaussian
+            given |= {"network": name, "deviation": deviation, "initial_deviation": reach}
+        if checks.flag("normalize", normalize):
+            return Normalized(*shapes, kind=acts.__name__, generator=generator, **given)
+        made: Controller = acts(*shapes, generator=generator, **given)
+        return made

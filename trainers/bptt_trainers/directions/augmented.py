@@ -25,6 +25,10 @@ Act = Callable[[Tensor], Tensor]
 """From observations to actions, as the engines have them."""
 
 
+EntropyWeight = Callable[[Tensor], Tensor]
+"""From states of the system, (B, *state_shape), to what the entropy of the action there is worth, (B,)."""
+
+
 def memory_shape_of(controller: Any) -> tuple[int, ...]:
     """The shape of what a controller remembers of one episode; () of one without memory.
 
@@ -59,7 +63,7 @@ def memory_size_of(system: System) -> int:
     return system.memory_size if isinstance(system, AugmentedSystem) else 0
 
 
-def augmented(system: System, controller: Any, entropy: float = 0.0) -> System:
+def augmented(system: System, controller: Any, entropy: float | EntropyWeight = 0.0) -> System:
     """The system as the engines have it: with memory and noise of the controller in its state, if that has any.
 
     Args:
@@ -128,7 +132,7 @@ class AugmentedSystem(System):
         memory_shape: of what the controller remembers of one episode; () for nothing.
         noise_shape: of the noise that it is handed at one step; () for none.
         gives_entropy: whether it gives its entropy.
-        entropy: the weight w.
+        entropy: the weight w; or what takes the place of w / T, which may differ from state to state.
     """
 
     def __init__(  # all that System's sets is the system's
@@ -138,7 +142,7 @@ class AugmentedSystem(System):
         noise_shape: tuple[int, ...] = (),
         *,
         gives_entropy: bool = False,
-        entropy: float = 0.0,
+        entropy: float | EntropyWeight = 0.0,
     ) -> None:
         self.system = system
         self.memory_shape = memory_shape
@@ -233,7 +237,7 @@ class AugmentedSystem(System):
         if any(one.dtype is not like.dtype for one in given):
             raise ValueError(f"{self._must(controller)}; got {given[0].dtype} and {given[-1].dtype} for {like.dtype}.")
         by_name = dict(zip(wanted, given, strict=True))
-        entropy = [by_name["entropy"].unsqueeze(1)] if self._entropies else []
+        entropy = [by_name["entropy"].unsqueeze(1)] if self._entropies and self.gives_entropy else []
         return [by_name["action"], *entropy, *([by_name["memory"]] if self.memory_shape else [])]
 
     def step(self, state: Tensor, action: Tensor) -> Tensor:
@@ -266,7 +270,9 @@ class AugmentedSystem(System):
         if self._entropies:
             over = self.episode_over(state)
             worth = entropy[..., 0] if over is None else entropy[..., 0].masked_fill(over, 0.0)
-            cost = cost - float(self.entropy) / int(self.horizon) * worth
+            given = self.entropy
+            weight = given(self.inner(state)) if callable(given) else float(given) / int(self.horizon)
+            cost = cost - weight * worth
         return cost
 
     def episode_over(self, state: Tensor) -> Tensor | None:
@@ -326,10 +332,9 @@ class AugmentedSystem(System):
         """The system's actions, (..., m + q) -> (..., *action_shape of the system)."""
         return self._split_action(action)[0]
 
-    def without_gradients(self, state: Tensor, *, of_state: bool, of_memory: bool) -> Tensor:
-        """The state with its system's part or its memory detached."""
-        before, memory = state.split_with_sizes([self.system.state_size + self.noise_size, self.memory_size], dim=-1)
-        return torch.cat([before.detach() if of_state else before, memory.detach() if of_memory else memory], dim=-1)
+    def entropies(self, action: Tensor) -> Tensor:
+        """The entropy that the controller gives, (..., m + 1 + q) -> (...,)."""
+        return self._split_action(action)[1][..., 0]
 
     def _joined(self, first: Tensor, noise: Tensor, memory: Tensor) -> Tensor:
         """The system's part, (B, n), noise and memory as one row for each sample; empty ones are left out."""

@@ -18,8 +18,10 @@ from bptt_envs.registration import ENTRIES, build_system, system_class
 from bptt_envs.settings import By, Count, NotNegative, Positive, Seed, Share, among, read_value
 from bptt_envs.system import OBJECTIVES
 from bptt_trainers.controllers.networks import widths
+from bptt_trainers.directions.rules import base_of
 from bptt_trainers.presets.tuned import ANYWHERE, TUNED, Row
 from bptt_trainers.training.config import BUILT_IN, OF_BUILT_IN, TrainConfig
+from bptt_trainers.training.run_folder import CONFIGS
 
 Preset = dict[str, Any]
 
@@ -172,8 +174,7 @@ def rule_preset(
     """What a method that is an update rule changes of `TrainConfig`'s defaults on `env_id`, which are the paper's.
 
     Args:
-        method: "R", "M", "S", "C" or another rule among `METHODS`; without a tuned row for the id it has that of
-            `ANYWHERE`, and without one there rule C's.
+        method: "R", "M", "S", "C" or another rule, as `get_method` knows it; the row is that of `tuned_row`.
         env_id: id of the environment.
         name: whose settings, "tuned" or "paper".
         options: of the environment, by which the tuned row is chosen.
@@ -208,6 +209,7 @@ def rule_settings(
     name: PresetName = "tuned",
     options: Mapping[str, Any] | None = None,
     given: Iterable[str] = ("rule",),
+    learner: str = TrainConfig.learner,
 ) -> RuleSettings:
     """The settings of a method that is an update rule on `env_id`: those of `rule_preset`, then `changes`.
 
@@ -220,12 +222,13 @@ def rule_settings(
         name: whose settings, "tuned" or "paper".
         options: of the environment.
         given: settings of `TrainConfig` that the caller gives, and that are none to change.
+        learner: what learns by them, a name of `CONFIGS`: its settings are in the place of `TrainConfig`'s.
 
     Raises:
         ValueError: if a name is unknown, or a change of what is seen is none that the environment takes.
     """
     options, changes = options or {}, changes or {}
-    free = [one.name for one in fields(TrainConfig) if one.name not in given]
+    free = [one.name for one in fields(CONFIGS[learner]) if one.name not in given]
     for entry, value in changes.items():
         if entry in SEEN:
             check_seen(entry, value, env_id, options)
@@ -241,21 +244,31 @@ def rule_settings(
     return RuleSettings({entry: value for entry, value in row.items() if entry not in SEEN}, seen)
 
 
+def method_name(learner: str, rule: str, combine: str = TrainConfig.combine) -> str:
+    """The name among `METHODS` and presets of a learner by a rule; what turns the modified direction is tuned apart."""
+    turned = "-turned" if combine == "turned" else ""
+    if learner == TrainConfig.learner:
+        return f"{rule}{turned}"
+    return learner if rule == CONFIGS[learner].rule else f"{learner}-{rule}{turned}"
+
+
 def tuned_row(method: str, env_id: str, options: Mapping[str, Any] | None = None) -> Row:
     """The row of `TUNED` for a method on an environment: of those for its id, that which agrees in most options.
 
-    Without any for the id, the method's row of `ANYWHERE`; without that, the one of rule C.
+    A rule whose feedback decays or is cut has the row of the rule that it is made of, unless it has one of its own.
+    Without any for the id, the method's row of `ANYWHERE`; without that, the one of its learner, or of rule C.
 
     Raises:
         ValueError: if the id is not registered.
     """
     defaults = system_class(env_id).options() | ENTRIES[env_id].defaults
     given = {**defaults, **(options or {})}
-    rows = [row for row in TUNED if (row.method, row.env_id) == (method, env_id)]
+    base = base_of(method)
+    rows = [row for row in TUNED if row.env_id == env_id]
     return max(
-        rows,
+        [row for row in rows if row.method == method] or [row for row in rows if row.method == base],
         key=lambda row: sum(given.get(option) == value for option, value in row.options.items()) - len(row.options),
-        default=ANYWHERE.get(method, ANYWHERE["C"]),
+        default=ANYWHERE.get(base, ANYWHERE.get(base.partition("-")[0], ANYWHERE["C"])),
     )
 
 
@@ -264,6 +277,7 @@ def from_preset(
     rule: str = "C",
     preset: PresetName = "tuned",
     env_options: Mapping[str, Any] | None = None,
+    learner: str = TrainConfig.learner,
     **changes: Any,
 ) -> tuple[DifferentiableEnv, TrainConfig]:
     """An environment and the settings by which a rule learns best there, for `Trainer(env, config=config)`.
@@ -273,18 +287,21 @@ def from_preset(
         rule: the update rule.
         preset: "tuned", found by `bptt tune`, or "paper".
         env_options: options of the environment; what the controller sees is the preset's unless they say it.
-        changes: settings of `TrainConfig` that are to differ from the preset.
+        learner: what learns, "BPTT" or "SHAC".
+        changes: settings of `TrainConfig`, or of `SHACConfig`, that are to differ from the preset.
 
     Raises:
         ValueError: if a name is unknown or a value out of range.
     """
     options = dict(mapping("env_options", {} if env_options is None else env_options))
-    chosen = rule_settings(rule, env_id, changes, name=preset, options=options)
+    config_class = CONFIGS[one_of("learner", learner, CONFIGS)]
+    method = method_name(learner, rule)
+    chosen = rule_settings(method, env_id, changes, name=preset, options=options, learner=learner)
     env = make_env(env_id, **options, **chosen.seen)
-    config = TrainConfig(rule=rule, **chosen.training)
+    config = config_class(rule=rule, **chosen.training)
     if preset == "tuned" and "epochs" not in changes:
         steps_an_epoch = config.train_states * env.horizon
-        epochs = max(1, round(tuned_row(rule, env_id, options).steps / steps_an_epoch))
+        epochs = max(1, round(tuned_row(method, env_id, options).steps / steps_an_epoch))
         config = replace(config, epochs=epochs)
     return env, config
 
@@ -333,7 +350,7 @@ def parse_overrides(texts: Iterable[str]) -> dict[str, Preset]:
     overrides: dict[str, Preset] = {}
     for text in texts:
         target, equals, value = text.partition("=")
-        method, dot, name = target.partition(".")
+        method, dot, name = target.rpartition(".")  # of "R decay 0.9", too
         if not (method and dot and name and equals and value):
             raise ValueError(f"an override must be METHOD.NAME=VALUE, such as PPO.num_envs=32; got {text!r}.")
         overrides.setdefault(method, {})[name] = _literal(value)

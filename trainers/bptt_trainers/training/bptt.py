@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -17,11 +17,13 @@ from bptt_trainers.controllers.controller import Controller
 from bptt_trainers.controllers.defaults import default_controller
 from bptt_trainers.controllers.gaussian import Gaussian
 from bptt_trainers.controllers.networks import Squash
+from bptt_trainers.controllers.normalized import acting_part
 from bptt_trainers.directions.augmented import draw_noise
+from bptt_trainers.directions.estimators import EstimatorEngine
 from bptt_trainers.directions.memory import refuse_memory
 from bptt_trainers.directions.policy_gradient import Choice, check_parameters, choose_engine
 from bptt_trainers.directions.rollout import Trajectory, rollout
-from bptt_trainers.directions.rules import MODIFIED, REGULAR, Feedback, get_rule
+from bptt_trainers.directions.rules import MODIFIED, REGULAR, Directions, Feedback, get_rule
 from bptt_trainers.directions.snapshot import evaluating, left_as_it_was
 from bptt_trainers.directions.surroundings import computing
 from bptt_trainers.training.books import Checkpoint
@@ -78,7 +80,7 @@ class BPTTLearner(Learner):
         self._on_cuda = self.device.type == "cuda"
         if controller is None:
             controller = initial_controller(system, config)
-        elif config.deviation != "none" and not isinstance(controller, Gaussian):
+        elif config.deviation != "none" and not isinstance(acting_part(controller), Gaussian):
             raise ValueError(
                 "deviation is for the controllers that TrainConfig names; give one of your own a noise_shape, as "
                 f"bptt_trainers.Gaussian has; got {config.deviation!r} for a {type(controller).__name__}."
@@ -103,18 +105,33 @@ class BPTTLearner(Learner):
             judged = held_out_states(system, config.test_states) if test_states is None else test_states
             self.test_states = checked_states("test_states", judged, system).to(parameter)
             self.trained_system = with_extra_cost(system, extra_cost, self.train_states)  # its loss is trained on
-            self.choice: Choice = choose_engine(
-                self.trained_system,
-                controller,
-                self.train_states,
-                config.engine,
-                compile=config.compile,
-                entropy=config.entropy,
-            )
+            self.choice: Choice = self._choose()
+            self._estimator: EstimatorEngine | None = None
+            if config.estimator != "pathwise":
+                self._estimator = EstimatorEngine(
+                    self.trained_system,
+                    self.controller,
+                    config.estimator,
+                    config.engine,
+                    entropy=config.entropy,
+                    bias_bound=config.bias_bound,
+                )
             if regularizer is not None:
                 regularizer_gradient(regularizer, self.controller, self.parameters.values())
             self._regularizer = regularizer
         self._batches: Sequence[Tensor] = ()  # of the epoch in progress
+
+    def _choose(self) -> Choice:
+        """The engine that computes directions, for the controller as it is."""
+        config = self.config
+        return choose_engine(
+            self.trained_system,
+            self.controller,
+            self.train_states,
+            config.engine,
+            compile=config.compile,
+            entropy=config.entropy,
+        )
 
     @property
     def train_states(self) -> Tensor:
@@ -171,9 +188,7 @@ class BPTTLearner(Learner):
         yield query
         begin = time.perf_counter()
         self._regularize(query)
-        objection = self._optimizer.objection(query.direction, query.norm)
-        if objection is None and not math.isfinite(query.loss):
-            objection = f"the loss is {query.loss}"
+        objection = self._objection(query)
         if objection is None:
             self._optimizer.step(number, query.direction, query.norm)
         return Update(
@@ -189,21 +204,37 @@ class BPTTLearner(Learner):
     def answer(self, query: DirectionQuery) -> None:
         """Let the engine compute the direction that a query asks for."""
         begin = time.perf_counter()
-        batch_losses, passes = self._passes(query, query.rule.passes, look=query.compare)
+        if self._estimator is None:
+            batch_losses, passes = self._passes(query, query.rule.passes, look=query.compare)
+        else:
+            batch_losses, passes = self._estimated(self._estimator, query)
         answer_directions([query], batch_losses, passes, begin)
         if query.compare:
-            if not {REGULAR, MODIFIED} <= passes.keys():
+            if self._estimator is not None or not {REGULAR, MODIFIED} <= passes.keys():
                 with left_as_it_was(self.controller):
                     _, passes = self._passes(query, (REGULAR, MODIFIED), look=False)
             answer_comparisons([query], passes)
 
     def _passes(
-        self, query: DirectionQuery, wanted: tuple[Feedback, ...], look: bool
+        self,
+        query: DirectionQuery,
+        wanted: tuple[Feedback, ...],
+        look: bool,
+        show: Callable[[Trajectory], object] | None = None,
     ) -> tuple[Tensor, dict[Feedback, Tensor]]:
         """Losses (1, B), and directions (1, n) of each pass."""
-        batch_losses, passes = self.choice.engine(query.states, wanted, noise=query.noise, look=look)
+        batch_losses, passes = self.choice.engine(query.states, wanted, noise=query.noise, look=look, show=show)
+        return batch_losses.unsqueeze(0), self._of_one(passes)
+
+    def _estimated(self, engine: EstimatorEngine, query: DirectionQuery) -> tuple[Tensor, dict[Feedback, Tensor]]:
+        """Losses (1, B), and the estimate (1, n) in the place of the pass R."""
+        batch_losses, direction = engine(query.states, noise=query.noise, look=query.compare)
+        return batch_losses.unsqueeze(0), self._of_one({REGULAR: direction})
+
+    def _of_one(self, passes: Mapping[Feedback, Directions]) -> dict[Feedback, Tensor]:
+        """Directions of one member, (1, n) for each pass."""
         stacks = {feedback: {n: d.unsqueeze(0) for n, d in one.items()} for feedback, one in passes.items()}
-        return batch_losses.unsqueeze(0), flattened(stacks, self.parameters)
+        return flattened(stacks, self.parameters)
 
     def _follow(self) -> None:
         """Train the parameters that require gradients now: a callback may have frozen or replaced a layer."""
@@ -225,8 +256,15 @@ class BPTTLearner(Learner):
 
         places = drawing(MASKS) if self.config.combine == "random" else None
         sizes = [parameter.numel() for parameter in self.parameters.values()]
-        noise = draw_noise(self.controller, self.system.horizon, states, drawing(NOISE))
+        noise = draw_noise(self.controller, self.choice.engine.system.horizon, states, drawing(NOISE))
         return DirectionQuery(states, self.rule, self.config.combine, compare, sizes, places, noise)
+
+    def _objection(self, query: DirectionQuery) -> str | None:
+        """Why there can be no step against the direction of a query; None if there can."""
+        objection = self._optimizer.objection(query.direction, query.norm)
+        if objection is None and not math.isfinite(query.loss):
+            objection = f"the loss is {query.loss}"
+        return objection
 
     def _regularize(self, query: DirectionQuery) -> None:
         """Add the gradient of the regularizer to the direction of a query."""
@@ -267,15 +305,7 @@ class BPTTLearner(Learner):
 
 def initial_controller(system: System, config: TrainConfig) -> Controller:
     """The untrained controller that a configuration names."""
-    return default_controller(
-        system,
-        stream_seed(WEIGHTS, config.seed),
-        config.hidden,
-        config.controller,
-        squash=config.squash,
-        deviation=config.deviation,
-        initial_deviation=config.initial_deviation,
-    )
+    return default_controller(system, stream_seed(WEIGHTS, config.seed), **config.of_controller)
 
 
 def available_device(name: str) -> torch.device:

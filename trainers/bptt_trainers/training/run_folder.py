@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import bptt_envs
 from bptt_envs import DifferentiableEnv, System, Task, make_env
+from bptt_envs.checks import one_of
 from bptt_envs.registration import ENTRIES, system_class
 from bptt_envs.system import MADE_WITH
 from bptt_trainers.controllers.defaults import CONTROLLERS
@@ -24,9 +25,14 @@ from bptt_trainers.records.plain import EVAL, code_line, content, objects_in, pa
 from bptt_trainers.training.books import Books, Checkpoint, Config
 from bptt_trainers.training.config import ANY_TIME, TrainConfig, marked
 from bptt_trainers.training.recorders import RECORDERS
+from bptt_trainers.training.sapo_config import SAPOConfig
+from bptt_trainers.training.shac_config import SHACConfig
 
 CHANGEABLE = marked(ANY_TIME)
 """Settings with others of which a run may be continued. The number of epochs is none where `epochs_count`."""
+
+CONFIGS: dict[str, type[TrainConfig]] = {kind.learner: kind for kind in (TrainConfig, SHACConfig, SAPOConfig)}
+"""The settings of each learner, by the name that config.json has for it."""
 
 EPOCHS_COUNT = " (its step sizes follow from the number of epochs: choose it when training begins)"
 
@@ -80,6 +86,7 @@ def describe(env: Any, controller: nn.Module, config: TrainConfig, own: Mapping[
     return {
         "environment": environment,
         "controller": description,
+        "learner": config.learner,
         "training": {k: plain(v) for k, v in asdict(config).items() if k != "out"},
         "own": {name: _in_a_line(one) for name, one in own.items()},
         "versions": {module.__name__: module.__version__ for module in (bptt_envs, torch, gym, np)},
@@ -109,7 +116,10 @@ def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[st
     said = {part: stored[part] for part in known if isinstance(stored.get(part), Mapping)}
     said |= {"training": of_today(said["training"])} if "training" in said else {}
     younger = [f"{part}.{name}." for part, name in YOUNGER if name not in said.get(part, {})]
-    old = _flat(asdict(TrainConfig()), "training")  # of a setting that is younger than the folder
+    learners = _learner(stored), _learner(wanted)
+    if learners[0] != learners[1]:
+        return [in_words("learner", *learners)]
+    old = _flat(asdict(_config_of(wanted)()), "training")  # of a setting that is younger than the folder
     old |= {k: v for part in known for k, v in _flat(said.get(part, stored.get(part)), part).items()}
     new = {k: v for part in known for k, v in _flat(wanted.get(part), part).items()}
     ignored = {f"training.{name}" for name in CHANGEABLE}
@@ -120,6 +130,20 @@ def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[st
         for name in dict.fromkeys([*old, *new])
         if name not in ignored and not name.startswith(tuple(younger)) and not same(old.get(name), new.get(name))
     ]
+
+
+def _learner(config: Mapping[str, Any]) -> Any:
+    """What learned in a folder; earlier versions knew one learner."""
+    return config.get("learner", TrainConfig.learner)
+
+
+def _config_of(config: Mapping[str, Any]) -> type[TrainConfig]:
+    """The settings of what learned in a folder.
+
+    Raises:
+        ValueError: if it is no learner of this version.
+    """
+    return CONFIGS[one_of("its learner", _learner(config), CONFIGS)]
 
 
 def epochs_count(config: Mapping[str, Any]) -> bool:
@@ -185,12 +209,11 @@ class RunFolder(Books):
             stored = of_today(self.read_config()["training"])
             record = changes.get("record", [name for name in stored["record"] if name in RECORDERS])
             hidden = None if stored["hidden"] is None else tuple(stored["hidden"])
-            betas = tuple(stored.get("adam_betas", TrainConfig.adam_betas))
+            kind = _config_of(self.read_config())
+            tuples = {one.name: tuple(stored[one.name]) for one in fields(kind) if type(stored.get(one.name)) is list}
             for name, largest in LARGEST.items():
                 _check_size(name, stored.get(name), largest)
-            config = TrainConfig(
-                **(stored | {"hidden": hidden, "adam_betas": betas, "record": record, "out": self.path})
-            )
+            config = kind(**(stored | tuples | {"hidden": hidden, "record": record, "out": self.path}))
         return replace(config, **changes)
 
     def check_complete(self, record: Sequence[str] | None = None) -> None:

@@ -95,6 +95,14 @@ class StartStates:
         order = torch.randperm(len(self.first), generator=generator)
         return self.first[order.to(self.first.device)]
 
+    def some(self, count: int, number: int) -> Tensor:
+        """Start states of episodes that begin in update `number`, (count, ...): new ones, or any of the set."""
+        generator = torch.Generator().manual_seed(stream_seed(FRESH, self._config.seed, number))
+        if self._config.start_states != "fresh":
+            return self.first[torch.randint(len(self.first), (count,), generator=generator).to(self.first.device)]
+        drawn = self._draw(count, generator)
+        return _finite_states("train_states", drawn, self._system, count, generator).to(self._like)
+
     def _drawn(self, seed: int) -> Tensor:
         count = checks.in_memory("train_states", self._config.train_states, self._system.state_size)
         generator = torch.Generator().manual_seed(seed)
@@ -123,12 +131,20 @@ def checked_states(
     Raises:
         TypeError, ValueError: if they are anything else.
     """
-    states = start_states(name, states, system, generator)
-    if len(states) == 0 or not bool(states.isfinite().all()):
-        raise ValueError(f"{name} must be one or more finite states; got {checks.shown(states)}.")
+    states = _finite_states(name, states, system, count, generator)
     over = system.episode_over(states)
     if over is not None and bool(over.all()):
         raise ValueError(f"{name}: terminated is true of all of them, so that no episode has a step.")
+    return states
+
+
+def _finite_states(
+    name: str, states: Tensor, system: System, count: int | None, generator: torch.Generator | None
+) -> Tensor:
+    """The same, of which all episodes may be over at once, as a few that are drawn may be."""
+    states = start_states(name, states, system, generator)
+    if len(states) == 0 or not bool(states.isfinite().all()):
+        raise ValueError(f"{name} must be one or more finite states; got {checks.shown(states)}.")
     if count is not None and len(states) != count:
         raise ValueError(f"{name} must be {count} start states, as many as TrainConfig says; got {len(states)}.")
     return states.detach()

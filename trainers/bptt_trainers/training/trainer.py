@@ -21,12 +21,17 @@ from bptt_trainers.training.loss_terms import Regularizer
 from bptt_trainers.training.optimizer import Schedule
 from bptt_trainers.training.run import Run
 from bptt_trainers.training.run_folder import RunFolder, describe, epochs_count
+from bptt_trainers.training.sapo import SAPOLearner
+from bptt_trainers.training.shac import SHACLearner
 from bptt_trainers.training.start_states import Draw
 from bptt_trainers.training.torch_optimizer import Make
 
+LEARNERS: dict[str, type[BPTTLearner]] = {"BPTT": BPTTLearner, "SHAC": SHACLearner, "SAPO": SAPOLearner}
+"""What learns by settings of a class, by the name that it has there."""
+
 
 class Trainer(Run):
-    """Trains a controller by one of the update rules.
+    """Trains a controller by one of the update rules, over whole episodes or, by a `SHACConfig`, in short windows.
 
     With `config.out` set, a run is a folder (see `RunFolder`): `fit` saves after every epoch, a second
     `fit` of the same configuration continues where the first ended, bit for bit.
@@ -36,7 +41,7 @@ class Trainer(Run):
         controller: any torch module from observations (B, *observation_shape) to actions
             (B, *action_shape); it is moved to `config.device` and trained in place. None: the one that the
             configuration names.
-        config: every setting.
+        config: every setting; its class says how it is learned.
         callbacks: called as training goes.
         train_states: start states of your own to train on: a set (N, *state_shape), which sets `config.train_states`,
             or a function of a count and a `torch.Generator` that draws as many. None: the system's.
@@ -94,7 +99,7 @@ class Trainer(Run):
             "schedule": schedule,
         }
         given: dict[str, Any] = {name: one for name, one in own.items() if one is not None}
-        learner = BPTTLearner(system_of(env), controller, config, **given)
+        learner = LEARNERS[config.learner](system_of(env), controller, config, **given)
         folder = None if config.out is None else RunFolder(config.out)
         super().__init__(learner, config, folder, describe(env, learner.controller, config, given), callbacks)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from bptt_trainers.comparison.methods import BPTT, METHODS
+from bptt_trainers.comparison.methods import BPTT, get_method
 from bptt_trainers.presets.presets import Preset
 from bptt_trainers.records.claim import locked
 from bptt_trainers.records.files import write_atomic
@@ -110,14 +110,16 @@ def study_of(store: Store) -> Study:
 
 def command(config: TuneConfig, method: str, row: Preset) -> str:
     """The command that trains `method` with the settings of a row."""
-    trained = METHODS[method]
+    trained = get_method(method)
     words = ["bptt", "train" if isinstance(trained, BPTT) else "compare"]
     words += ["--module", config.module] if config.module is not None else []
     options = dict(config.env_options)
     words += ["--env", config.env, "--preset", "paper"]  # all that differs from it is in the row
     if isinstance(trained, BPTT):
-        own = {one.name for one in fields(TrainConfig)}
         settings = trained.config(config.budget, row)
+        own = {one.name for one in fields(settings)}
+        learner = trained.LEARNER
+        words += [] if learner == TrainConfig.learner else ["--learner", learner]
         given = ("rule", "epochs", "on_nonfinite", *trained.changes, *(name for name in row if name in own))
         for name in dict.fromkeys(given):
             words += _flag(name, getattr(settings, name))

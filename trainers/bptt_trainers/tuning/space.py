@@ -11,7 +11,7 @@ from typing import Any
 
 from bptt_envs import System
 from bptt_envs.checks import nearest, one_of, shown
-from bptt_trainers.comparison.methods import BPTT, METHODS, RL, Budget
+from bptt_trainers.comparison.methods import BPTT, ESTIMATED, METHODS, RL, SHAC, Budget, get_method, method_name
 from bptt_trainers.controllers.defaults import default_controller
 from bptt_trainers.controllers.networks import MLP
 from bptt_trainers.presets.presets import Preset
@@ -121,6 +121,39 @@ def _of_rules(system: System) -> Space:
     return space
 
 
+def _of_shac(system: System) -> Space:
+    space = _of_rules(system)
+    del space["adam_betas"], space["clip"]
+    return space | {
+        "learning_rate": Range(3e-4, 3e-2, log=True),
+        "batch_size": Choice((8, 16, 32, 64)),
+        "window": Choice((4, 8, 16, 32)),
+        "discount": Choice((0.98, 0.99, 1.0)),
+        "td_lambda": Choice((0.9, 0.95, 1.0)),
+        "critic_learning_rate": Range(3e-4, 1e-2, log=True),
+        "critic_iterations": Choice((4, 8, 16)),
+        "target_rate": Choice((0.2, 0.5, 0.8)),
+        "deviation": Choice(("none", "constant")),
+    }
+
+
+def _of_sapo(system: System) -> Space:
+    space = _of_shac(system)
+    del space["target_rate"]
+    return space | {
+        "deviation": Choice(("constant", "state")),
+        "temperature": Range(1e-3, 1.0, log=True),
+        "target_entropy": Choice((-2.0, -1.0, -0.5)),
+    }
+
+
+def _of_estimators(system: System) -> Space:
+    return _of_rules(system) | {
+        "batch_size": Choice((8, 16, 32, 64)),
+        "initial_deviation": Range(0.01, 1.0, log=True),
+    }
+
+
 def _of_ppo(system: System) -> Space:
     some = system.horizon
     return {
@@ -155,11 +188,23 @@ def _of_sac(system: System) -> Space:
     }
 
 
-SPACES: dict[str, Callable[[System], Space]] = {"rules": _of_rules, "PPO": _of_ppo, "SAC": _of_sac}
-"""What is searched of the update rules, each alike, and of each method of reinforcement learning."""
+SPACES: dict[str, Callable[[System], Space]] = {
+    "rules": _of_rules,
+    "estimators": _of_estimators,
+    "SHAC": _of_shac,
+    "SAPO": _of_sapo,
+    "PPO": _of_ppo,
+    "SAC": _of_sac,
+}
+"""What is searched of the update rules, each alike, of estimators and in windows, too, and of each method of RL."""
 
 TUNABLE = tuple(name for name, method in METHODS.items() if isinstance(method, (BPTT, RL)))
-"""The methods that have settings."""
+"""The rows of METHODS that have settings."""
+
+
+def tunable(name: str, value: Any) -> str:
+    """The name of a method that has settings: one of TUNABLE or another update rule; else raise ValueError."""
+    return method_name(name, value, TUNABLE)
 
 
 @dataclass(frozen=True)
@@ -235,11 +280,12 @@ def search_of(
     Raises:
         ValueError: if a setting is unknown, pinned and searched at once, or cannot be what it is to be.
     """
-    trained = METHODS[method]
+    trained = get_method(method)
     if row is None:
         row = trained.settings(budget, {})
         row.pop("rule", None)  # which is no setting of a rule, but the rule
-    table = SPACES[trained.method if isinstance(trained, RL) else "rules"](budget.make_env().system)
+    own = trained.method if isinstance(trained, RL) else trained.LEARNER if isinstance(trained, SHAC) else "rules"
+    table = SPACES["estimators" if method in ESTIMATED else own](budget.make_env().system)
     published = trained.settings(replace(budget, preset="paper"), {})
     table |= {name: only(value) for name, value in row.items() if name not in table and published.get(name) != value}
     searchable = [*row, *(name for name in table if name == MINIBATCHES)]
@@ -284,7 +330,7 @@ def read_searches(texts: Iterable[str]) -> dict[str, dict[str, Entry]]:
     found: dict[str, dict[str, Entry]] = {}
     for text in texts:
         target, equals, entry = text.partition("=")
-        method, dot, name = target.partition(".")
+        method, dot, name = target.rpartition(".")  # of "R decay 0.9", too
         if not (method and dot and name and equals and entry):
             raise ValueError(f"search must be METHOD.NAME=LOW:HIGH, LOW:HIGH:log or {{A,B,...}}; got {text!r}.")
         try:
