@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
-from bptt_trainers.comparison.methods import BPTT, ESTIMATED, RL, SHAC
+from bptt_trainers.comparison.methods import BPTT, ESTIMATED, RL, SAPO, SHAC
 from bptt_trainers.presets.presets import PresetName
 from bptt_trainers.presets.tuned import TUNED
 
@@ -316,14 +316,12 @@ SYSTEM_TASKS = (
 ALGORITHMS = (
     *_alone("RC"),
     *(Variant(name, BPTT(name), alone=True) for name in ("R decay 0.9", "C decay 0.9", "R every 16", "C every 16")),
-    Variant("SHAC", SHAC("R")),
-    Variant("SHAC-M", SHAC("M")),
-    Variant("SHAC-C", SHAC("C")),
+    *(Variant(one.name, one) for one in (SHAC("R"), SHAC("M"), SHAC("C"), SAPO("R"))),
     *(Variant(name, method, alone=True) for name, method in ESTIMATED.items()),
     Variant("PPO", RL("PPO")),
 )
 
-ALGORITHM_TASKS = {"cart-pole-1": 10, "guidance-0.1": 10}
+ALGORITHM_TASKS = {"cart-pole-1": 10}
 """Those that they were tuned on, and the number of seeds."""
 
 # Without velocities in sight: who does not remember cannot know them
