@@ -334,10 +334,13 @@ def tables():
     return tables_of(read_studies(EXPERIMENTS.values(), ROOT / "results"))
 
 
-def test_the_page_of_the_documentation_shows_what_its_files_hold(tables):
-    text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
-    assert filled(text, tables) == text
-    assert {place["name"] for place in PLACE.finditer(text)} == set(tables)
+def test_the_pages_of_the_documentation_show_what_their_files_hold(tables):
+    shown = set()
+    for page in ("results.md", "which-algorithm.md"):
+        text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+        assert filled(text, tables) == text
+        shown |= {place["name"] for place in PLACE.finditer(text)}
+    assert shown == set(tables)
     for name, table in tables.items():
         assert (ROOT / "docs" / "results" / f"{name}.md").read_text(encoding="utf-8") == table + "\n"
 
