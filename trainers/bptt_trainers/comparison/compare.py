@@ -61,7 +61,7 @@ class ComparisonConfig:
     """Options of the environment, the same for every method; its objective is that which all are judged by."""
 
     methods: tuple[Annotated[str, among(METHODS)], ...] = ("R", "M", "S", "C", "PPO", "SAC", "zero", "random")
-    """Methods: the update rules R, M, S, C; SHAC, SHAC-M, SHAC-C; PPO, SAC; zero and random, which learn nothing;
+    """Methods: the update rules R, M, S, C; SHAC, SHAC-M, SHAC-C, SAPO; PPO, SAC; zero and random, which learn nothing;
     iLQR, MPPI and GRAPE, which plan each held-out episode by itself."""
 
     seeds: tuple[Seed, ...] = (0, 1, 2, 3, 4)

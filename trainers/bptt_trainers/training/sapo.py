@@ -55,7 +55,7 @@ class SAPOLearner(SHACLearner):
     @torch.no_grad()
     def _set_out(self) -> None:
         super()._set_out()
-        self._log_temperature += math.log(float(self.critic.unit) / self.system.horizon)
+        self._log_temperature.add_(math.log(float(self.critic.unit) / self.system.horizon))
         self._set_temperature()
 
     @torch.no_grad()

@@ -36,7 +36,7 @@ class TuneConfig:
 
     methods: tuple[Annotated[str, among(TUNABLE)], ...] = ("C", "PPO")
     """Methods, each with a study of its own: the update rules R, M, S, C, C-turned; SHAC, SHAC-M,
-    SHAC-C; PPO, SAC."""
+    SHAC-C, SAPO; PPO, SAC."""
 
     trials: Count = 30
     """Trials of each method, the pruned ones among them; the first one is of the settings as they stand."""
