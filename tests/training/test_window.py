@@ -111,6 +111,11 @@ def test_a_critic_that_changes_needs_no_new_engine():
         critic.middle += 1.0
     after, _ = engine(states, RULES["R"].passes)
     assert engine._fast is fast
+    known = engine._judgement
+    controller.normalizer.gather(2.0 + window.observe(states))  # nor do observations that are normalised otherwise
+    moved, _ = engine(states, RULES["R"].passes)
+    assert engine._judgement is known
+    assert not torch.equal(moved, after)
     going_on = torch.tensor([left > STEPS for left in LEFT])
     torch.testing.assert_close(after - before, going_on.double())
 
