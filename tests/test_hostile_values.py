@@ -319,6 +319,7 @@ FLOATS = SEEDS | {
     "2**63",
     "2**64",
 }
+SHARES = NUMBERS | {"0", "0.5", "1.0", "-0.0", "1e-320", "np.float32", "np.float16", "np.longdouble"}
 FLOATS |= {"tensor()", "tensor with gradient", "tensor [1]", "parameter"}
 TEXTS = {"no", "text 1", "text 1.5", "surrogate", "long text", "np.str_", "str Enum"}
 ONE_NUMBER = {"[1]", "tensor [1]", "array [1]", "parameter"}
@@ -457,7 +458,8 @@ DOORS = [
     ("final_cost", lambda v: Task(CartPole(), final_cost=v), {"None", "lambda", "type", "nn.Module"}),
     ("dense", lambda v: RLView(CartPole(), dense=v), {"True", "False", "np.True_"}),
     ("trajectory", lambda v: losses(CartPole(), v), set()),
-    ("physics", lambda v: Feedback(v, True), {"True", "False", "np.True_"}),
+    ("physics", lambda v: Feedback(v, True), SHARES | {"True", "False", "np.True_"}),
+    ("every", lambda v: Feedback(1.0, 0.5, every=v), NUMBERS | {"None", "2**62", "2**40"}),
     ("passes", lambda v: Rule("X", v, "one of one's own"), set()),
     ("initial_states", lambda v: diagnose(CartPole(horizon=2), MLP((4,), (1,)), v), set()),
     ("radius", lambda v: grid((0.0, 0.0), v, 3), None),

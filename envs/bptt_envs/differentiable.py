@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -126,13 +127,18 @@ def action_space(system: System) -> spaces.Box:
 
 
 def to_numpy(tensor: Tensor) -> np.ndarray:
-    """Copy a tensor to a float32 array that the caller may change."""
-    return np.array(tensor.detach().cpu().numpy(), dtype=np.float32)
+    """Copy a tensor without gradients to a float32 array that the caller may change."""
+    return np.array(tensor.numpy(), dtype=np.float32)
 
 
 def as_action(action: Any, shape: Sequence[int]) -> Tensor:
-    """Return `action` as a float32 tensor of `shape`, else raise ValueError."""
-    return _as_finite_tensor("action", action, shape)
+    """Return an action of `shape` as a float32 tensor of one more dimension, the batch, else raise ValueError."""
+    return torch.from_numpy(_as_finite("action", action, shape).reshape(1, *shape))
+
+
+def as_actions(actions: Any, count: int, shape: Sequence[int]) -> Tensor:
+    """Return the actions of a batch as a float32 tensor (count, *shape), else raise ValueError."""
+    return torch.from_numpy(_as_finite("action", actions, (count, *shape)))
 
 
 def as_states(states: Any, system: System, generator: torch.Generator, count: int | None = None) -> Tensor:
@@ -149,7 +155,7 @@ def as_states(states: Any, system: System, generator: torch.Generator, count: in
     """
     leading = () if count is None else (count,)
     shapes = [system.state_shape] + ([system.system.state_shape] if isinstance(system, Task) else [])
-    given = _as_finite_tensor("options['state']", states, *((*leading, *shape) for shape in shapes))
+    given = torch.from_numpy(_as_finite("options['state']", states, *((*leading, *shape) for shape in shapes)))
     return system.episode_start(given.unsqueeze(0) if count is None else given, generator)
 
 
@@ -178,7 +184,19 @@ def episode_generator(np_random: np.random.Generator) -> torch.Generator:
     return torch.Generator().manual_seed(int(np_random.integers(2**63 - 1)))
 
 
-def _as_finite_tensor(name: str, value: Any, *shapes: Sequence[int]) -> Tensor:
+def _as_finite(name: str, value: Any, *shapes: Sequence[int]) -> np.ndarray:
+    """A float32 copy of finite numbers of one of the shapes, else ValueError."""
+    if type(value) is np.ndarray and value.dtype == np.float32 and value.shape in shapes:  # as a policy gives it
+        array = np.array(value, order="C")  # a copy: torch shares what it is handed
+    else:
+        array = _as_float32(name, value, shapes)
+    if not (math.isfinite(array.item()) if array.size == 1 else np.isfinite(array).all()):
+        raise ValueError(f"{name} must be finite; got {checks.shown(value)}.")
+    return array
+
+
+def _as_float32(name: str, value: Any, shapes: Sequence[Sequence[int]]) -> np.ndarray:
+    """A copy of numbers of one of the shapes, else ValueError."""
     allowed = " or ".join(dict.fromkeys(str(tuple(shape)) for shape in shapes))
     given = checks.as_array(value)
     if given is not None and given.shape not in map(tuple, shapes):
@@ -186,11 +204,8 @@ def _as_finite_tensor(name: str, value: Any, *shapes: Sequence[int]) -> Tensor:
     numbers = checks.real_array(given)
     if numbers is None:
         raise ValueError(f"{name} must be numbers of shape {allowed}; got {checks.shown(value)}.")
-    with np.errstate(over="ignore"):  # too large for float32 is infinite, which is refused below
-        array = np.array(numbers, dtype=np.float32, order="C")  # a copy: torch shares what it is handed
-    if not np.isfinite(array).all():
-        raise ValueError(f"{name} must be finite; got {checks.shown(value)}.")
-    return torch.from_numpy(array)
+    with np.errstate(over="ignore"):  # too large for float32 is infinite, which is refused
+        return np.array(numbers, dtype=np.float32, order="C")
 
 
 def start_states(name: str, states: Tensor, system: System, generator: torch.Generator | None = None) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import functools
+import operator
 import types
 import weakref
 from collections import deque
@@ -23,6 +24,7 @@ SMALL = 4096  # numbers of a tensor up to which its content is looked at; of a l
 KINDS = 256  # classes of which is known what they hold
 
 _PLAIN = (bool, int, str, bytes, type(None), complex, type, torch.dtype, torch.device, torch.Size, slice)
+_ELSEWHERE = (types.FunctionType, types.MethodType, types.ModuleType, nn.Module, list, set)  # what holds more
 _METHODS = (types.FunctionType, property, classmethod, staticmethod)
 _INTERNAL = frozenset(vars(nn.Module()))
 _HOOKS = tuple(sorted(name for name in _INTERNAL if name.endswith("_hooks")))
@@ -49,6 +51,63 @@ def fingerprint(*things: Any, identity: bool = True, buffers: bool = True) -> To
     own = {one for module in modules for one in _apart(module, identity, buffers)}
     walk = _Walk(identity, own)
     return (*(walk.token(thing) for thing in things), *(walk.hooks(hooks) for hooks in _GLOBAL_HOOKS))
+
+
+class Watch:
+    """Tells whether a thing, such as a system, is as it was when this was made, by as little as that takes.
+
+    Numbers and texts cannot change without others in their place, which is seen by what is held where; of tensors the
+    version is looked at, too. A thing that holds anything else is seen by its fingerprint. Of the classes, which
+    change more rarely, only `unchanged(thoroughly=True)` takes notice.
+
+    Args:
+        thing: what is watched.
+    """
+
+    def __init__(self, thing: Any) -> None:
+        self._thing = thing
+        self._token = fingerprint(thing)
+        self._held: list[tuple[Any, tuple[Any, ...]]] = []
+        self._tensors: list[Tensor] = []
+        self._simple = self._collect(vars(thing), set())
+        self._versions = [one._version for one in self._tensors]
+
+    def unchanged(self, *, thoroughly: bool = False) -> bool:
+        """Whether it is as it was.
+
+        Args:
+            thoroughly: by its fingerprint in any case.
+        """
+        if thoroughly or not self._simple:
+            return fingerprint(self._thing) == self._token
+        for now, before in self._held:
+            if len(now) != len(before) or not all(map(operator.is_, now.values(), before)):
+                return False
+        return [one._version for one in self._tensors] == self._versions
+
+    def _collect(self, held: dict[Any, Any], seen: set[int]) -> bool:
+        """Take note of what a dict holds; return whether that is enough."""
+        if id(held) in seen:
+            return True
+        seen.add(id(held))
+        self._held.append((held, tuple(held.values())))
+        return all(self._is_simple(one, seen) for one in held.values())
+
+    def _is_simple(self, value: Any, seen: set[int]) -> bool:
+        if isinstance(value, Tensor):
+            self._tensors.append(value)
+            return type(value) is Tensor and not value.is_inference()
+        if isinstance(value, tuple):
+            return all(self._is_simple(one, seen) for one in value)
+        if type(value) is dict:
+            return self._collect(value, seen)
+        if isinstance(value, (float, *_PLAIN)):
+            return True
+        kind: type = type(value)
+        content = getattr(value, "__dict__", None)
+        if isinstance(value, _ELSEWHERE) or type(content) is not dict or slot_names(kind):
+            return False
+        return self._collect(content, seen)
 
 
 class Onlooker:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,10 +13,11 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from bptt_envs.checks import as_array, flag, in_memory, one_of, positive_integer, shown
+from bptt_envs.compiled_step import CompiledStep
 from bptt_envs.differentiable import (
     Differentiable,
     action_space,
-    as_action,
+    as_actions,
     as_states,
     check_reset_options,
     check_reset_seed,
@@ -25,13 +26,9 @@ from bptt_envs.differentiable import (
     observation_space,
     to_numpy,
 )
-from bptt_envs.fingerprint import Token, fingerprint
 from bptt_envs.rendering import Viewer
 from bptt_envs.surroundings import own_surroundings
 from bptt_envs.system import System
-
-if TYPE_CHECKING:
-    from bptt_envs.program import Program
 
 
 class DifferentiableVectorEnv(Differentiable, VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
@@ -102,10 +99,7 @@ class DifferentiableVectorEnv(Differentiable, VectorEnv[np.ndarray, np.ndarray, 
         self._steps = np.zeros(self.num_envs, dtype=np.int64)
         self._over = np.zeros(self.num_envs, dtype=np.bool_)
         self._losses = np.zeros(self.num_envs)
-        self._compile = flag("compile", compile)
-        self._compiled: tuple[Token, Program] | None = None
-        if self._compile:
-            self._program()
+        self._compiled = CompiledStep(self.system, self.num_envs) if flag("compile", compile) else None
 
     @property
     def state(self) -> Tensor:
@@ -134,6 +128,8 @@ class DifferentiableVectorEnv(Differentiable, VectorEnv[np.ndarray, np.ndarray, 
                 "the first reset must start every environment; "
                 f"options['reset_mask'] leaves out {np.flatnonzero(~mask).tolist()}."
             )
+        if self._compiled is not None:
+            self._compiled.refresh(self.system)
         states = self._seeded_states(seed)
         if "state" in options:
             assert self._generator is not None
@@ -171,15 +167,16 @@ class DifferentiableVectorEnv(Differentiable, VectorEnv[np.ndarray, np.ndarray, 
                 f"step was called after the {steps} steps of environments {np.flatnonzero(ended).tolist()}; "
                 'reset them first, with reset(options={"reset_mask": ...}).'
             )
-        self._action = as_action(actions, (self.num_envs, *self.system.action_shape))
+        self._action = as_actions(actions, self.num_envs, self.system.action_shape)
         with torch.no_grad():
-            if self._compile:
-                self._state, reward = self._program()(state, self._action)
-            else:
+            observed: Tensor | None = None
+            if self._compiled is None:
                 self._state, reward = self.step_differentiable(state, self._action)
+                over = self.system.episode_over(self._state)
+            else:
+                self._state, reward, observed, over = self._compiled(self.system, state, self._action)
             self._steps += 1
             terminated = self._steps == self.horizon
-            over = self.system.episode_over(self._state)
             terminated = terminated if over is None else terminated | over.numpy()
             if terminated.any():
                 final = self.final_reward(self._state)
@@ -187,6 +184,7 @@ class DifferentiableVectorEnv(Differentiable, VectorEnv[np.ndarray, np.ndarray, 
         rewards = reward.double().cpu().numpy()
         if ended.any():  # next-step autoreset: this step is the reset of the episodes that ended before it
             self._restart(ended)
+            observed = None
             rewards[ended] = 0.0
             terminated[ended] = False
         self._over = terminated.copy()
@@ -201,8 +199,10 @@ class DifferentiableVectorEnv(Differentiable, VectorEnv[np.ndarray, np.ndarray, 
                 "_final_info": terminated.copy(),
             }
             self._restart(terminated)
+            observed = None
         truncated = np.zeros(self.num_envs, dtype=np.bool_)
-        return self._observations(), rewards, terminated, truncated, infos
+        observations = self._observations() if observed is None else to_numpy(observed)
+        return observations, rewards, terminated, truncated, infos
 
     @own_surroundings()
     def render(self) -> tuple[np.ndarray, ...] | None:
@@ -254,24 +254,6 @@ class DifferentiableVectorEnv(Differentiable, VectorEnv[np.ndarray, np.ndarray, 
     def close_extras(self, **kwargs: Any) -> None:
         """Free what drawing took."""
         self._viewer.close()
-
-    def _program(self) -> Program:
-        """The compiled step of the system as it is now."""
-        now = fingerprint(self.system)
-        if self._compiled is None or self._compiled[0] != now:
-            from bptt_envs.program import Program  # costs as much to import as all else here besides torch
-
-            def step(state: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
-                next_state, reward = self.step_differentiable(state, action)
-                return next_state.contiguous(), reward  # in the layout that the program is made for
-
-            states = self.system.initial_states(self.num_envs, torch.Generator().manual_seed(0)).contiguous()
-            actions = torch.zeros(self.num_envs, *self.system.action_shape)
-            self._compiled = now, Program(step, [states, actions])
-        return self._compiled[1]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_compiled": None}  # a program is loaded anew where it is needed
 
     def _current_state(self) -> Tensor:
         if self._state is None:

@@ -22,6 +22,8 @@ import bptt_envs
 from bptt_envs.registration import ENTRIES
 from bptt_trainers import RunFolder
 from bptt_trainers.cli import COMMANDS, main, read_command
+from bptt_trainers.rl.config import RLConfig
+from bptt_trainers.rl.sb3 import train_rl
 
 ROOT = Path(__file__).parents[2]
 TINY = (
@@ -319,7 +321,7 @@ def test_train_resume_evaluate_render(bptt, settings, states):
         *_, last = csv.DictReader(file)
     head, row = (line.split() for line in bptt("evaluate runs/one --which last").splitlines())
     found = dict(zip(head, row, strict=False))
-    assert (found["run"], found["rule"], found["epoch"], found["states"]) == ("runs/one", "C", "3", str(states))
+    assert (found["run"], found["method"], found["epoch"], found["states"]) == ("runs/one", "C", "3", str(states))
     assert float(found["mean"]) == pytest.approx(float(last["test_loss"]), rel=5e-3)
     both = bptt("evaluate runs/one runs/one --objective continuous --states 5").splitlines()
     assert len(both) == 3
@@ -331,6 +333,23 @@ def test_train_resume_evaluate_render(bptt, settings, states):
         assert film.n_frames >= 2
         assert film.width == 160
         assert abs(picture.width - 400) < 8
+
+
+FEW = {"num_envs": 8, "n_steps": 8, "batch_size": 64, "n_epochs": 1, "hidden": (8,)}
+
+
+def test_a_run_of_reinforcement_learning_is_taken_up_by_the_same_commands(bptt):
+    config = RLConfig(env="DiffIntegrator-v0", steps=128, evaluations=2, test_states=8, overrides=FEW, record=())
+    curve = train_rl(config, Path("ppo"), progress=False).curve
+    head, *rows = (line.split() for line in bptt("evaluate ppo --which last").splitlines())
+    (found,) = (dict(zip(head, row, strict=False)) for row in rows)
+    assert (found["method"], found["epoch"], found["states"]) == ("PPO", "2", "8")
+    assert float(found["mean"]) == pytest.approx(curve[-1].test_loss, rel=5e-3)
+    assert float(bptt("evaluate ppo --objective final --states 3").split()[-4]) > 0
+    assert bptt("evaluate ppo").split()[-6] in ("0", "1", "2")  # the best on the training states
+    bptt("render ppo --out picture.png --width 400 --episodes 2")
+    assert f"128 steps, held-out loss {curve[-1].test_loss:.4g}" in bptt("resume ppo")
+    assert "goes on as it began: leave out --epochs" in bptt("resume ppo --epochs 9", code=2)
 
 
 def test_a_run_with_tuned_settings_is_taken_up_by_every_command_that_reads_a_run(bptt):

@@ -13,7 +13,7 @@ import tyro
 from bptt_trainers import Ensemble, NonFiniteError, RunFolderError, held_out_states, losses, plan, rollout
 from bptt_trainers.comparison.compare import ComparisonConfig, compare, member_folder
 from bptt_trainers.comparison.figure import curves_figure
-from bptt_trainers.comparison.methods import BPTT, METHODS, Baseline, Budget
+from bptt_trainers.comparison.methods import BPTT, METHODS, Baseline, Budget, get_method
 from bptt_trainers.comparison.summary import method_rows, run_rows, summarize, to_markdown
 from bptt_trainers.controllers.baselines import ZeroController
 from bptt_trainers.figures.style import save_figure
@@ -310,10 +310,38 @@ def test_a_method_of_ones_own_is_a_row(tmp_path, monkeypatch):
     assert METHODS["C, clipped"].summary.endswith("clip norm")
 
 
+def test_a_rule_with_a_decay_or_a_window_is_a_method_by_its_name(tmp_path, monkeypatch):
+    sizes = []
+    fit = Ensemble.fit
+    monkeypatch.setattr(Ensemble, "fit", lambda self: (sizes.append(len(self.members)), fit(self))[1])
+    given = {"methods": ("R decay .50", "C every 2"), "overrides": {"R decay 0.5": TINY_BPTT, "C every 02": TINY_BPTT}}
+    config = tiny(tmp_path / "some", seeds=(0,), **given)
+    assert config.methods == ("R decay 0.5", "C every 2") == tuple(config.overrides)
+    first = compare(config, progress=False)
+    before = times(config.out)
+    whole = tiny(
+        tmp_path / "some", seeds=(0,), methods=(*given["methods"], "R"), overrides=config.overrides | {"R": TINY_BPTT}
+    )
+    found = compare(whole, progress=False)
+    assert sizes == [2, 1]  # together, and of them nothing again
+    assert times(config.out).items() >= before.items()
+    assert found.curves.items() >= first.curves.items()
+    for method, folder in (("R decay 0.5", "R-decay-0.5-seed0"), ("C every 2", "C-every-2-seed0")):
+        assert member_folder(config.out, method, 0).name == folder
+        assert RunFolder(config.out / "runs" / folder).train_config().rule == method
+    assert [row["method"] for row in rows(config.out / "methods.csv")] == ["R decay 0.5", "C every 2", "R"]
+    assert found.curves["R decay 0.5", 0][-1].test_loss != found.curves["R", 0][-1].test_loss
+    assert "feedback times 0.5 a step" in get_method("R decay 0.5").summary
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"methods": ("C", "PP0")}, "methods must be one of .*Did you mean 'PPO'"),
+        ({"methods": ("C decay",)}, "methods must be one of .*, or a rule with a decay, a window or both, such as"),
+        ({"methods": ("C decay 2",)}, "the decay of methods 'C decay 2' must be a number from 0 to 1; got 2"),
+        ({"methods": ("S every 4",)}, "methods must be 'S' alone, which feeds nothing back"),
+        ({"methods": ("R every 8", "R every 08")}, r"methods must be at least one, each once; got \('R every 8', 'R e"),
         ({"methods": ()}, "methods must be at least one"),
         ({"seeds": (1, 1)}, "seeds must be at least one, each once"),
         ({"seeds": (-1,)}, "seeds must be an integer of at least 0; got -1"),

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from recorded import Recorded
 from torch import nn
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from bptt_envs import System, Task
 from bptt_envs.system import broadcast
@@ -213,20 +213,6 @@ def test_programs_take_slopes_by_products(name, chained, monkeypatch):
         with torch.no_grad():  # other weights, the same program
             for parameter in controller.parameters():
                 parameter.add_(0.1)
-
-
-class Recorded:
-    """A program as recorded, not compiled."""
-
-    def __init__(self, function, inputs):
-        with torch.no_grad():
-            self.graph = make_fx(function)(*[one.detach() for one in inputs])
-
-    def __call__(self, *inputs):
-        with torch.no_grad():
-            return list(self.graph(*inputs))
-
-    again = __call__
 
 
 def chosen(engine, states, passes):

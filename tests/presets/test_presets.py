@@ -13,7 +13,7 @@ from bptt_trainers import TrainConfig, from_preset
 from bptt_trainers.cli import read_command
 from bptt_trainers.commands.train import Train
 from bptt_trainers.comparison.compare import ComparisonConfig
-from bptt_trainers.comparison.methods import METHODS, Budget
+from bptt_trainers.comparison.methods import METHODS, Budget, get_method
 from bptt_trainers.presets import presets as table
 from bptt_trainers.presets.tuned import ANYWHERE, TUNED, Row
 from bptt_trainers.records.options import read_options
@@ -56,6 +56,17 @@ def test_an_id_or_method_without_a_row_has_what_is_sensible_everywhere():
     assert table.preset("SAC", "DiffMultiPole-v0") == table.preset("SAC", "DiffMultiPole-v0", name="paper")
 
 
+def test_a_rule_that_decays_or_is_cut_has_the_row_of_its_rule_unless_it_has_one_of_its_own(monkeypatch):
+    def rate(method, env_id="DiffMultiPole-v0", **options):
+        return table.rule_preset(method, env_id, options=options).get("learning_rate")
+
+    assert rate("C decay 0.9") == rate("C every 16") == rate("C") == 0.2
+    assert rate("C decay 0.9", n_poles=4) == 0.4
+    assert rate("R every 3", "DiffLQR-v0") == ANYWHERE["R"].settings["learning_rate"]
+    monkeypatch.setattr(table, "TUNED", (*ROWS, Row("C decay 0.9", "DiffMultiPole-v0", {}, 1, {"learning_rate": 0.7})))
+    assert (rate("C decay 0.9"), rate("C decay 0.9", n_poles=4), rate("C decay 0.8")) == (0.7, 0.7, 0.2)
+
+
 def test_overrides_count_before_the_tuned_row_and_that_before_the_papers():
     def gamma(**given):
         return table.preset("PPO", "DiffMultiPole-v0", **given)["gamma"]
@@ -78,7 +89,7 @@ def test_every_row_of_the_real_table_can_be_trained_with(monkeypatch):
     monkeypatch.setattr(table, "TUNED", TUNED)
     for row in TUNED:
         budget = Budget(row.env_id, row.options, row.steps, 1, 1, "tuned")
-        settings = METHODS[row.method].settings(budget, {})
+        settings = get_method(row.method).settings(budget, {})
         assert all(settings[name] == value for name, value in row.settings.items())
 
 
@@ -92,6 +103,8 @@ def test_the_command_line_has_the_tuned_row_unless_told_otherwise():
     assert rate(f"{poles} --learning-rate 0.7") == 0.7
     assert rate(f"{poles} --preset paper") == TrainConfig.learning_rate
     assert rate(f"{poles} --rule M") == ANYWHERE["M"].settings["learning_rate"]
+    decayed = read_command("train", [*poles.split(), "--rule", "C decay .90"]).training
+    assert (decayed.rule, decayed.learning_rate) == ("C decay 0.9", 0.4)
 
 
 def test_a_comparison_has_the_tuned_rows_unless_told_otherwise():
@@ -146,7 +159,10 @@ def test_a_tuned_row_is_the_best_trial_of_its_committed_study(row):
 @pytest.mark.parametrize("study", sorted({row.study for row in TUNED}))
 def test_the_methods_of_a_study_are_tuned_alike(study):
     rows = [row for row in TUNED if row.study == study]
-    assert {"R", "M", "S", "C", "C-turned", "PPO"} <= {row.method for row in rows}
+    wanted = (
+        {"SHAC", "SHAC-M", "SHAC-C"} if study.startswith("algorithms-") else {"R", "M", "S", "C", "C-turned", "PPO"}
+    )
+    assert wanted <= {row.method for row in rows}
     assert len({(row.env_id, repr(dict(row.options)), row.steps) for row in rows}) == 1
     counts = {row.method: sum(one["method"] == row.method for one in trials_of(study)) for row in rows}
     assert len(set(counts.values())) == 1

@@ -227,10 +227,12 @@ def test_wrong_settings_are_refused_in_words(method, overrides, message):
 
 def test_overrides_from_the_command_line():
     texts = ["PPO.num_envs=32", "PPO.hidden=(64, 64)", "SAC.ent_coef=auto_0.1", "PPO.dense=false", "C.clip=none"]
+    texts += ["R decay 0.9.batch_size=4"]
     assert parse_overrides(texts) == {
         "PPO": {"num_envs": 32, "hidden": (64, 64), "dense": False},
         "SAC": {"ent_coef": "auto_0.1"},
         "C": {"clip": "none"},
+        "R decay 0.9": {"batch_size": 4},
     }
     with pytest.raises(ValueError, match=r"METHOD\.NAME=VALUE"):
         parse_overrides(["num_envs=32"])

@@ -11,6 +11,7 @@ from bptt_studies.paper.report import report_studies, tables_of
 from bptt_studies.paper.results import Member, Point, result_of
 from bptt_studies.paper.study import TaskResults
 from bptt_studies.paper.tuned_tables import (
+    COMPARED,
     RULES,
     TARGETS,
     headline_table,
@@ -102,7 +103,7 @@ def test_the_headline_counts_runs_that_are_stuck():
 
 def test_scores_are_0_untrained_and_1_at_the_best_median():
     task = every_method()
-    scored = scores_of([task], 10)
+    scored = scores_of([task], COMPARED, 10)
     assert scored["C"] == pytest.approx(1.0)
     assert scored["R"] == pytest.approx(math.log(2 / 0.01) / math.log(2 / 1e-5))
     summary = {row["method"]: row for row in summary_table([task]).rows}

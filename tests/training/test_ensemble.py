@@ -46,6 +46,8 @@ DIFFERENT = [  # in everything that may differ, with a ragged last batch among t
     replace(TINY, rule="C", seed=7, epochs=2),
     replace(TINY, rule="C", seed=8, combine="random", average=0.5, amsgrad=True),
     replace(TINY, rule="C", seed=9, combine="random", final_learning_rate=0.0),
+    replace(TINY, rule="C decay 0.9 every 3", seed=11),
+    replace(TINY, rule="R every 4", seed=12),
     replace(TINY, rule="R", seed=10, average=0.9, adam_betas=(0.5, 0.9), final_learning_rate=1e-4, clip="norm"),
 ]
 
@@ -438,6 +440,8 @@ def test_variations_are_every_combination_in_folders_named_by_what_varies(tmp_pa
     rates = variations(replace(TINY, out=tmp_path), learning_rates=(0.1, 1e-05))
     assert [(config.out.name, config.learning_rate) for config in rates] == [("lr0.1", 0.1), ("lr1e-05", 1e-05)]
     assert [config.out for config in variations(TINY, seeds=range(2))] == [None, None]
+    faded = variations(replace(TINY, out=tmp_path), rules=("R decay .90", "C every 16"), clips=("none",))
+    assert [config.out.name for config in faded] == ["R-decay-0.9-none", "C-every-16-none"]
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from bptt_trainers import (
 )
 from bptt_trainers.cli import main
 from bptt_trainers.directions.policy_gradient import choose_engine
+from bptt_trainers.directions.rules import PAPER_RULES
 from bptt_trainers.rl.sb3 import RLConfig, load_rl, train_rl
 from bptt_trainers.rl.sb3_env import SB3VecEnv
 from bptt_trainers.rl.view import RLView
@@ -47,7 +48,7 @@ def test_the_fast_engine_serves_it_and_agrees_with_autograd(env_id):
     system = make(env_id, horizon=4).system
     controller = default_controller(system, hidden=(6,)).double()
     assert choose_engine(system, controller, start(system)).engine.name == "adjoint"
-    for rule in RULES:
+    for rule in PAPER_RULES:
         fast, defined = (
             policy_gradient(system, controller, start(system), rule, engine) for engine in ("adjoint", "autograd")
         )

@@ -543,7 +543,7 @@ def test_callbacks_are_called_in_order_and_can_end_training():
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"rule": "Z"}, "rule must be one of 'R', 'M', 'S', 'C', 'M without memory'; got 'Z'"),
+        ({"rule": "Z"}, "rule must be one of 'R', 'M', 'S', 'C', 'M without memory', or a rule with a decay.* got 'Z'"),
         ({"clip": "nrom"}, "clip must be one of .*got 'nrom'. Did you mean 'norm'?"),
         ({"epochs": 0}, "epochs must be an integer of at least 1; got 0"),
         ({"batch_size": 300}, r"batch_size must be at most train_states \(256\); got 300"),

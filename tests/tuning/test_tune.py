@@ -20,7 +20,7 @@ from bptt_envs.registration import ENTRIES, Entry
 from bptt_trainers import RunFolderError, held_out_states, training_states
 from bptt_trainers.cli import main, read_command
 from bptt_trainers.commands.environment import parse_options
-from bptt_trainers.comparison.methods import BPTT, METHODS
+from bptt_trainers.comparison.methods import BPTT, get_method
 from bptt_trainers.presets.presets import parse_overrides
 from bptt_trainers.records.claim import locked
 from bptt_trainers.records.curve import CurvePoint
@@ -31,7 +31,7 @@ from bptt_trainers.tuning import study as studying
 from bptt_trainers.tuning.config import TuneConfig
 from bptt_trainers.tuning.outcome import command
 from bptt_trainers.tuning.score import LIMIT, area, at, best_possible, final, log_loss, score
-from bptt_trainers.tuning.space import TUNABLE, Choice, Range, read_entry
+from bptt_trainers.tuning.space import TUNABLE, Choice, Range, read_entry, read_searches
 from bptt_trainers.tuning.store import Store, beating
 from bptt_trainers.tuning.study import tune
 from bptt_trainers.tuning.trials import RefusedError
@@ -628,13 +628,13 @@ def test_no_trial_is_begun_after_the_time(tmp_path, curves):
 
 @pytest.mark.parametrize("env", ENTRIES)
 def test_every_method_can_be_searched_on_every_id_and_what_is_printed_trains_with_the_row(env):
-    config = TuneConfig(env=env, methods=TUNABLE)
+    config = TuneConfig(env=env, methods=(*TUNABLE, "R decay 0.9"))
     published = replace(config.budget, preset="paper")
     for method, search in config.searches({}).items():
         values = {name: entry.encoded(entry.values[-1]) for name, entry in search.free.items()}
         for settings in (search.first(), search.settings(values)):
             words = shlex.split(command(config, method, search.named(settings)))
-            read, trained = read_command(words[1], words[2:]), METHODS[method]
+            read, trained = read_command(words[1], words[2:]), get_method(method)
             if isinstance(trained, BPTT):
                 whole = trained.config(config.budget, settings)
                 assert replace(read.training, test_states=256, record=()) == whole
@@ -660,6 +660,7 @@ def test_every_method_can_be_searched_on_every_id_and_what_is_printed_trains_wit
 def test_entries_are_read_and_said_alike(text, entry):
     assert read_entry(text) == entry
     assert read_entry(str(entry)) == entry
+    assert read_searches([f"R decay 0.9.clip={text}"]) == {"R decay 0.9": {"clip": entry}}
 
 
 def test_a_range_of_integers_gives_integers(tmp_path, curves):

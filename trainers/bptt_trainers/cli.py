@@ -66,6 +66,9 @@ COMMANDS = {
     "scale": Entry("bptt_studies.scaling.command:Scale", "measure time, memory and loss as a task grows"),
     "optima": Entry("bptt_studies.optima.command:Optima", "plan each task, and compare what was tuned with the best"),
     "contact": Entry("bptt_studies.contact.command:Contact", "study the rules over the stiffness of contacts"),
+    "estimators": Entry(
+        "bptt_studies.estimators.command:Estimators", "measure variance and bias of gradient estimators"
+    ),
     "benchmark": Entry("bptt_studies.benchmarks.command:Benchmark", "time updates, steps and starts, beside peers"),
 }
 

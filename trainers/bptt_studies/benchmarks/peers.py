@@ -18,7 +18,7 @@ from bptt_envs.program import CompilerError
 from bptt_envs.systems import CartPole
 from bptt_studies.benchmarks.config import GIB
 from bptt_trainers.controllers.networks import MLP
-from bptt_trainers.directions.autograd import AutogradEngine
+from bptt_trainers.directions.autograd import AutogradEngine, fed_back
 from bptt_trainers.directions.chosen_engine import ChosenEngine
 from bptt_trainers.directions.policy_gradient import choose_engine
 from bptt_trainers.directions.rules import PAPER_RULES, REGULAR, Feedback, combined
@@ -150,19 +150,19 @@ class _StepCompiled(AutogradEngine):
         super().__init__(system, controller)
 
         def step(state: Tensor, feedback: Feedback) -> tuple[Tensor, Tensor]:
-            action = system.bound(controller(system.observe(state if feedback.controller else state.detach())))
-            following = system.step(state if feedback.physics else state.detach(), action)
+            action = system.bound(controller(system.observe(fed_back(state, feedback.controller))))
+            following = system.step(fed_back(state, feedback.physics), action)
             return following, system.running_cost(state, action, following)
 
         self._step = torch.compile(step, dynamic=False)
 
     def unrolled_losses(
-        self, initial_states: Tensor, feedback: Feedback, noise: Tensor | None = None, show: object = None
+        self, initial_states: Tensor, feedback: Feedback, noise: Tensor | None = None, meet: object = None
     ) -> Tensor:
         """The loss of each episode, (B,)."""
         state, total = initial_states, initial_states.new_zeros(initial_states.shape[0])
-        for _ in range(self.system.horizon):
-            state, cost = self._step(state, feedback)
+        for t in range(self.system.horizon):
+            state, cost = self._step(state, feedback.at(t))
             total = total + cost
         return total + self.system.final_cost(state)
 
@@ -175,7 +175,7 @@ class _LossCompiled(AutogradEngine):
         self._losses = torch.compile(super().unrolled_losses, dynamic=False)
 
     def unrolled_losses(
-        self, initial_states: Tensor, feedback: Feedback, noise: Tensor | None = None, show: object = None
+        self, initial_states: Tensor, feedback: Feedback, noise: Tensor | None = None, meet: object = None
     ) -> Tensor:
         """The loss of each episode, (B,)."""
         return self._losses(initial_states, feedback, noise)

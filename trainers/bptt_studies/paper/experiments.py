@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
-from bptt_trainers.comparison.methods import BPTT, RL
+from bptt_trainers.comparison.methods import BPTT, ESTIMATED, RL, SAPO, SHAC
 from bptt_trainers.presets.presets import PresetName
 from bptt_trainers.presets.tuned import TUNED
 
@@ -14,7 +14,17 @@ Tier = Literal["smoke", "standard", "full"]
 TIERS: tuple[Tier, ...] = get_args(Tier)
 
 Study = Literal[
-    "rules", "sensitivity", "ablation", "stability", "continued", "rl", "tuned", "tuned-rates", "memory", "systems"
+    "rules",
+    "sensitivity",
+    "ablation",
+    "stability",
+    "continued",
+    "rl",
+    "tuned",
+    "tuned-rates",
+    "memory",
+    "systems",
+    "algorithms",
 ]
 STUDIES: tuple[Study, ...] = get_args(Study)
 
@@ -109,7 +119,8 @@ class Experiment:
     @property
     def ready(self) -> bool:
         """Whether its settings are there: the paper's, or those that a tuning study of its task found."""
-        return self.preset == "paper" or any(row.study == self.task.name for row in TUNED)
+        tuning = self.name if self.study == "algorithms" else self.task.name
+        return self.preset == "paper" or any(row.study == tuning for row in TUNED)
 
     def amount(self, tier: Tier) -> Amount:
         """How much of it a tier runs: "full" is the paper's protocol with 10 seeds, where it is the paper's."""
@@ -301,6 +312,18 @@ SYSTEM_TASKS = (
     ),
 )
 
+# What else the field learns by, beside R, C and PPO as they are in the other studies
+ALGORITHMS = (
+    *_alone("RC"),
+    *(Variant(name, BPTT(name), alone=True) for name in ("R decay 0.9", "C decay 0.9", "R every 16", "C every 16")),
+    *(Variant(one.name, one) for one in (SHAC("R"), SHAC("M"), SHAC("C"), SAPO("R"))),
+    *(Variant(name, method, alone=True) for name, method in ESTIMATED.items()),
+    Variant("PPO", RL("PPO")),
+)
+
+ALGORITHM_TASKS = {"cart-pole-1": 10}
+"""Those that they were tuned on, and the number of seeds."""
+
 # Without velocities in sight: who does not remember cannot know them
 BLIND = {
     "learning_rate": 0.01,
@@ -351,6 +374,12 @@ EXPERIMENTS: dict[str, Experiment] = {
         *(
             Experiment("systems", task, SYSTEM_METHODS, amount, preset="tuned", evaluations=50)
             for task, amount in SYSTEM_TASKS
+        ),
+        *(
+            Experiment("algorithms", task, ALGORITHMS, replace(amount, seeds=seeds), preset="tuned", evaluations=50)
+            for name, seeds in ALGORITHM_TASKS.items()
+            for task, amount in (*TUNED_TASKS, *SYSTEM_TASKS)
+            if task.name == name
         ),
     )
 }

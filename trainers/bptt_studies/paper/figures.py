@@ -12,11 +12,12 @@ from matplotlib.ticker import EngFormatter, StrMethodFormatter
 
 from bptt_envs.canvas import INK, MUTED
 from bptt_studies.paper.across_tasks import profile
+from bptt_studies.paper.algorithm_tables import FAMILIES
 from bptt_studies.paper.results import Point, Result
 from bptt_studies.paper.statistics import ENOUGH, FEW, Improvement, quantile
 from bptt_studies.paper.study import PLAIN, RULES, TaskResults, at_rate, change, plain
 from bptt_studies.paper.tables import PAIRS, by_learning_rate, improvement_of, measured_losses
-from bptt_studies.paper.tuned_tables import scores_of, whole_tasks
+from bptt_studies.paper.tuned_tables import COMPARED, scores_of, whole_tasks
 from bptt_trainers.figures.bands import draw_band, drawable, series_of
 from bptt_trainers.figures.style import (
     COLORS,
@@ -105,13 +106,58 @@ def tuned_figure(tasks: Sequence[TaskResults], methods: Sequence[str] = ("C", "R
     return _finished(figure, rows.ravel(), title, _beyond(tasks))
 
 
+def algorithm_figure(task: TaskResults, references: Sequence[str] = ("R", "PPO")) -> Figure:
+    """Held-out loss against simulator steps and against seconds, a column for each family, beside two references."""
+    methods, top = task.methods(), _top(task.results)
+    columns = {name: [one for one in family if one in methods] for name, family in FAMILIES.items()}
+    columns = {name: family for name, family in columns.items() if set(family) - set(references)}
+    figure = _figure(WIDTH, 6.0)
+    panels = figure.subplots(2, max(len(columns), 1), sharey=True, sharex="row", squeeze=False)
+    for (name, family), column in zip(columns.items(), panels.T, strict=True):
+        looks = looks_of(family)
+        for axes, of in zip(column, ("simulator_steps", "seconds"), strict=True):
+            _log_axes(axes, "xy")
+            for label in dict.fromkeys([*references, *family]):
+                series = series_of(_curves(task, methods.get(label, [])), of, top)
+                if series:
+                    draw_band(axes, series, looks.get(label) or Look(COLORS[label], ":"), label)
+            _untrained(axes, task.results)
+        column[0].set_title(name, fontsize=9, loc="left", color=rgb(INK))
+        column[0].xaxis.set_major_formatter(EngFormatter(sep=""))
+        column[0].set_xlabel("simulator steps", fontsize=9)
+        column[1].set_xlabel("seconds of training", fontsize=9)
+    for axes in panels[:, 0]:
+        axes.set_ylabel(task.loss, fontsize=9)
+    title = f"{task.title}: {_runs(task.results)}, median and quartiles; dotted: {' and '.join(references)} once more"
+    return _finished(figure, panels.ravel(), title, _beyond([task]))
+
+
+def algorithms_figure(tasks: Sequence[TaskResults]) -> Figure:
+    """The final losses of every algorithm, a panel for each task: single runs and their median."""
+    labels = list(dict.fromkeys(label for task in tasks for label in task.methods()))
+    looks = looks_of(labels)
+    columns = min(COLUMNS, len(tasks))
+    rows = math.ceil(len(tasks) / columns)
+    figure = _figure(WIDTH, 0.8 + rows * (0.6 + 0.17 * len(labels)))
+    panels = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
+    for task, axes in zip(tasks, panels, strict=False):
+        methods = {label: task.methods().get(label, []) for label in labels}
+        _strip(axes, methods, lambda result: result.final_loss, _top(task.results), looks)
+        axes.set_title(task.title, fontsize=9, loc="left", color=rgb(INK))
+    for axes in panels[len(tasks) :]:
+        axes.remove()
+    figure.supxlabel("final held-out loss: single runs, median", fontsize=9)
+    title_above(figure, f"Every algorithm on every task: {_runs([one for task in tasks for one in task.results])}")
+    return figure
+
+
 def profiles_figure(tasks: Sequence[TaskResults]) -> Figure:
     """Performance profiles over all tasks that every rule and PPO were run on, with bootstrap bands."""
     figure = _figure(0.8 * WIDTH, 3.4)
     axes = figure.subplots()
     style_axes(axes)
     kept, runs = whole_tasks(tasks)
-    scored = scores_of(kept, runs) if kept else {}
+    scored = scores_of(kept, COMPARED, runs) if kept else {}
     levels = np.linspace(0.0, 1.2, 121)
     for label, look in variant_looks({label: label[:1] if label not in COLORS else label for label in scored}).items():
         found = profile(scored[label], levels)

@@ -8,9 +8,12 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from bptt_envs.checks import one_of
+from bptt_studies.paper.algorithm_tables import algorithm_table, choice_table, questions_table, scores_table
 from bptt_studies.paper.experiments import EXPERIMENTS, Experiment, Task
 from bptt_studies.paper.figures import (
     ablation_figure,
+    algorithm_figure,
+    algorithms_figure,
     continued_figure,
     improvement_figure,
     overview_figure,
@@ -67,6 +70,7 @@ OF_TASK: Mapping[str, Mapping[str, Callable[[TaskResults], Table]]] = {
     "tuned-rates": {"": rates_table},
     "memory": {"": method_table, "-claims": memory_table},
     "systems": {"": tuned_table},
+    "algorithms": {"": algorithm_table},
 }
 """The tables of each task of a study, named STUDY-TASK and a suffix."""
 
@@ -77,6 +81,11 @@ OF_STUDY: Mapping[str, Mapping[str, Callable[[Sequence[TaskResults]], Table]]] =
         "tuned-targets": targets_table,
         "tuned-summary": summary_table,
         "tuned-ablations": ablations_table,
+    },
+    "algorithms": {
+        "algorithms-choice": choice_table,
+        "algorithms-scores": scores_table,
+        "algorithms-questions": questions_table,
     },
 }
 """The tables of a whole study, by name."""
@@ -90,6 +99,7 @@ FIGURES: Mapping[str, Callable[[TaskResults], Figure]] = {
     "tuned": reinforcement_figure,
     "memory": ablation_figure,
     "systems": reinforcement_figure,
+    "algorithms": algorithm_figure,
 }
 """The figure of each task of a study, named STUDY-TASK."""
 
@@ -97,6 +107,7 @@ OVERVIEWS: Mapping[str, Mapping[str, Callable[[Sequence[TaskResults]], Figure]]]
     "rules": {"rules": overview_figure, "claims": improvement_figure},
     "sensitivity": {"sensitivity": sensitivity_figure},
     "tuned": {"tuned": tuned_figure, "tuned-profiles": profiles_figure},
+    "algorithms": {"algorithms": algorithms_figure},
 }
 """The figures of a whole study, by name."""
 

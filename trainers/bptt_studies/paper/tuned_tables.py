@@ -31,6 +31,8 @@ PEERS = (PEER, "PPO by hand")
 RULES = ("R", "M", "S", "C", "C turned")
 """The rules that are tuned, each by itself."""
 
+COMPARED = (*RULES, PEER)
+"""What is compared over all tasks together."""
 
 HEADLINE = ("C", "R", "PPO", "PPO by hand")
 
@@ -137,12 +139,14 @@ def summary_table(tasks: Sequence[TaskResults]) -> Table:
     kept, runs = whole_tasks(tasks)
     if not kept:
         return Table([])
-    scored = scores_of(kept, runs)
-    finals = {label: _finals(kept, label) for label in scored}
+    scored = scores_of(kept, COMPARED, runs)
+    finals = {label: finals_of(kept, label) for label in scored}
     rows: list[Row] = []
     for label, values in scored.items():
-        better = NONE if label == "C" else _estimate(average_improvement(finals["C"], finals[label]))
-        rows.append({"method": label, "interquartile mean": _estimate(interquartile_mean(values)), "C better": better})
+        better = NONE if label == "C" else estimate_cell(average_improvement(finals["C"], finals[label]))
+        rows.append(
+            {"method": label, "interquartile mean": estimate_cell(interquartile_mean(values)), "C better": better}
+        )
     names = ", ".join(task.title for task in kept)
     below = (
         f"Over {names}; {runs} runs of each method a task. A score is 0 at the untrained controller's loss and 1 at "
@@ -155,26 +159,27 @@ def summary_table(tasks: Sequence[TaskResults]) -> Table:
 
 def whole_tasks(tasks: Sequence[TaskResults]) -> tuple[list[TaskResults], int]:
     """The tasks that all rules and PPO were run on, and how many runs each of them has at least."""
-    kept = [task for task in tasks if {PEER, *RULES} <= task.methods().keys()]
-    return kept, min((len(task.methods()[label]) for task in kept for label in (PEER, *RULES)), default=0)
+    kept = [task for task in tasks if set(COMPARED) <= task.methods().keys()]
+    return kept, min((len(task.methods()[label]) for task in kept for label in COMPARED), default=0)
 
 
-def scores_of(tasks: Sequence[TaskResults], runs: int) -> dict[str, Values]:
-    """The scores (tasks, runs) of each rule and of PPO.
+def scores_of(tasks: Sequence[TaskResults], labels: Sequence[str], runs: int) -> dict[str, Values]:
+    """The scores (tasks, runs) of methods: 0 at the loss of rule C's untrained controllers, 1 at the lowest median.
 
     Args:
-        tasks: that all of them were run on.
+        tasks: that all of them, and C, were run on.
+        labels: of the methods.
         runs: of each method that count, the first ones.
     """
     references = {}
     for task in tasks:
         methods = task.methods()
-        medians = [quantile(measured_losses(methods[label]), 0.5) for label in (PEER, *RULES)]
+        medians = [quantile(measured_losses(methods[label]), 0.5) for label in labels]
         untrained = quantile([result.untrained_loss for result in methods["C"]], 0.5)
         references[task.name] = (untrained, max(min(medians), SMALLEST))
     return {
-        label: scores({name: one[:runs] for name, one in _finals(tasks, label).items()}, references)
-        for label in (*RULES, PEER)
+        label: scores({name: one[:runs] for name, one in finals_of(tasks, label).items()}, references)
+        for label in labels
     }
 
 
@@ -207,7 +212,8 @@ def rates_table(task: TaskResults) -> Table:
     return Table(rows, what_was_run(task))
 
 
-def _finals(tasks: Sequence[TaskResults], label: str) -> dict[str, Values]:
+def finals_of(tasks: Sequence[TaskResults], label: str) -> dict[str, Values]:
+    """The final losses (runs,) of a method on each of some tasks that it was run on."""
     found = {task.name: measured(task.methods()[label], "final") for task in tasks}
     return {name: values for name, values in found.items() if values is not None}
 
@@ -236,5 +242,6 @@ def _met(value: float, most: float) -> str:
     return "met" if value <= most else "missed"
 
 
-def _estimate(of: Estimate) -> str:
+def estimate_cell(of: Estimate) -> str:
+    """A number over all tasks (interval)."""
     return f"{of.value:.2f} ({of.low:.2f} to {of.high:.2f})"

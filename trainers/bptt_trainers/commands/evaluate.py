@@ -12,9 +12,8 @@ from bptt_envs.checks import finite, positive_integer
 from bptt_trainers.commands.environment import Module
 from bptt_trainers.commands.exits import Misuse, checking_arguments
 from bptt_trainers.commands.output import aligned
-from bptt_trainers.directions.rollout import losses, rollout
-from bptt_trainers.training.run_folder import RunFolder
-from bptt_trainers.training.start_states import held_out_states
+from bptt_trainers.commands.trained import trained
+from bptt_trainers.directions.rollout import losses
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class Evaluate:
     """
 
     runs: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN [RUN ...]", help_behavior_hint="(required)")]
-    """Run folders."""
+    """Run folders, of whatever learner."""
 
     which: Literal["best", "last"] = "best"
     """The checkpoint: that of the best epoch on the training states, or of the last epoch."""
@@ -53,24 +52,19 @@ class Evaluate:
             finite("--below", self.below)
             if self.states is not None:
                 positive_integer("--states", self.states)
-        head = ["run", "rule", "objective", "epoch", "states", "mean", "median", "max", f"< {self.below:g}"]
-        for line in aligned([head, *(self._row(RunFolder(run)) for run in self.runs)]):
+        head = ["run", "method", "objective", "epoch", "states", "mean", "median", "max", f"< {self.below:g}"]
+        for line in aligned([head, *(self._row(run) for run in self.runs)]):
             print(line)
 
-    def _row(self, folder: RunFolder) -> list[str]:
-        config = folder.train_config()
-        with checking_arguments():
-            env = folder.make_env(**({} if self.objective is None else {"objective": self.objective}))
-        controller, checkpoint = folder.load_controller(env.system, self.which)
-        count = self.states or config.test_states
-        states = held_out_states(env.system, max(count, config.test_states))[:count]
-        loss = losses(env.system, rollout(env.system, controller, states.to(next(controller.parameters()))))
+    def _row(self, folder: Path) -> list[str]:
+        found = trained(folder, self.which, **({} if self.objective is None else {"objective": self.objective}))
+        loss = losses(found.system, found.episodes(self.states))
         return [
-            str(folder.path),
-            config.rule,
-            env.system.objective,
-            str(checkpoint["epoch"]),
-            str(len(states)),
+            str(folder),
+            found.method,
+            found.system.objective,
+            str(found.epoch),
+            str(len(loss)),
             f"{loss.mean():.3g}",
             f"{loss.median():.3g}",
             f"{loss.max():.3g}",

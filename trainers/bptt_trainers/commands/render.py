@@ -11,9 +11,7 @@ from tyro.conf import Positional, arg
 from bptt_envs.checks import positive_integer
 from bptt_trainers.commands.environment import Module
 from bptt_trainers.commands.exits import checking_arguments
-from bptt_trainers.directions.rollout import rollout
-from bptt_trainers.training.run_folder import RunFolder
-from bptt_trainers.training.start_states import held_out_states
+from bptt_trainers.commands.trained import trained
 
 
 @dataclass(frozen=True)
@@ -52,20 +50,22 @@ class Render:
 
     def run(self) -> None:
         """Draw."""
-        folder = RunFolder(self.run_folder)
-        out = self.out or folder.path / "animation.gif"
+        out = self.out or self.run_folder / "animation.gif"
         with checking_arguments():
             positive_integer("--episodes", self.episodes)
-            system = folder.make_env().system
-        controller, checkpoint = folder.load_controller(system, self.which)
-        drawn = max(self.episodes, folder.train_config().test_states)
-        states = held_out_states(system, drawn)[: self.episodes].to(next(controller.parameters()))
-        trajectory = rollout(system, controller, states)
+        found = trained(self.run_folder, self.which)
+        trajectory = found.episodes(self.episodes)
 
         from bptt_trainers.figures.animation import save_animation  # with it comes matplotlib
 
         with checking_arguments():
             save_animation(
-                system, trajectory, out, episodes=self.episodes, width=self.width, speed=self.speed, hold=self.hold
+                found.system,
+                trajectory,
+                out,
+                episodes=self.episodes,
+                width=self.width,
+                speed=self.speed,
+                hold=self.hold,
             )
-        print(f"{out}: {self.episodes} of the held-out episodes, {self.which} checkpoint (epoch {checkpoint['epoch']})")
+        print(f"{out}: {self.episodes} of the held-out episodes, {self.which} checkpoint (epoch {found.epoch})")

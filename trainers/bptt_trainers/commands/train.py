@@ -22,8 +22,9 @@ from bptt_trainers.commands.environment import (
     parse_options,
     read_any,
 )
-from bptt_trainers.commands.exits import Interrupted, checking_arguments
+from bptt_trainers.commands.exits import Interrupted, Misuse, checking_arguments
 from bptt_trainers.commands.output import aligned
+from bptt_trainers.commands.trained import by_reinforcement
 from bptt_trainers.host.user_code import import_module, split_id
 from bptt_trainers.presets.presets import PresetName, from_preset, method_name, rule_settings
 from bptt_trainers.training.callbacks import Callback, ProgressBar
@@ -228,6 +229,9 @@ class Resume:
     def run(self) -> None:
         """Go on."""
         changes = {name: getattr(self, name) for name in CHANGEABLE if name != "out"}
+        if by_reinforcement(self.run_folder):
+            self._resume_rl([name for name, value in changes.items() if value is not None])
+            return
         folder = RunFolder(self.run_folder)
         with checking_arguments():
             folder.check_complete(self.record)
@@ -237,6 +241,23 @@ class Resume:
             controller = folder.load_controller(env.system, "last")[0] if begun else None
             trainer = Trainer(env, controller, config, callbacks=[Announce(), ProgressBar()])
         fit(trainer, self.run_folder, self.module)
+
+    def _resume_rl(self, given: list[str]) -> None:
+        """Go on with a run of reinforcement learning, whose settings follow from how long it is."""
+        from bptt_trainers.rl.sb3 import load_rl, train_rl  # slow to import, and not always needed
+
+        config = load_rl(self.run_folder).config
+        if given:
+            named = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+            raise Misuse(f"a run of {config.method} goes on as it began: leave out {named}.")
+        try:
+            run = train_rl(config, self.run_folder)
+        except KeyboardInterrupt:
+            command = f"bptt resume {shlex.quote(str(self.run_folder))}{with_module(self.module)}"
+            raise Interrupted(f"stopped before {config.steps:,} steps were done", command) from None
+        print(
+            f"{self.run_folder}: {run.curve[-1].simulator_steps:,} steps, held-out loss {run.curve[-1].test_loss:.4g}"
+        )
 
 
 class Announce(Callback):

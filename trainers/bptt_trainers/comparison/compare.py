@@ -15,11 +15,19 @@ import torch
 from tyro.conf import Suppress
 
 from bptt_envs import DifferentiableEnv
-from bptt_envs.checks import each_once, one_of
+from bptt_envs.checks import each_once
 from bptt_envs.registration import ENTRIES, system_class
-from bptt_envs.settings import Count, Positive, Seed, among, read
+from bptt_envs.settings import Count, Positive, Seed, read
 from bptt_trainers.comparison.figure import curves_figure
-from bptt_trainers.comparison.methods import BPTT, METHODS, Budget, settings_of_today
+from bptt_trainers.comparison.methods import (
+    BPTT,
+    Budget,
+    MethodName,
+    by_rule,
+    get_method,
+    method_name,
+    settings_of_today,
+)
 from bptt_trainers.comparison.summary import RunSummary, method_rows, run_rows, summarize, to_markdown
 from bptt_trainers.figures.style import plain_text, save_figure
 from bptt_trainers.host.processes import end_with_parent, pool
@@ -60,9 +68,10 @@ class ComparisonConfig:
     env_options: Annotated[Mapping[str, Any], Suppress] = field(default_factory=dict)
     """Options of the environment, the same for every method; its objective is that which all are judged by."""
 
-    methods: tuple[Annotated[str, among(METHODS)], ...] = ("R", "M", "S", "C", "PPO", "SAC", "zero", "random")
-    """Methods: the update rules R, M, S, C; SHAC, SHAC-M, SHAC-C, SAPO; PPO, SAC; zero and random, which learn nothing;
-    iLQR, MPPI and GRAPE, which plan each held-out episode by itself."""
+    methods: tuple[MethodName, ...] = ("R", "M", "S", "C", "PPO", "SAC", "zero", "random")
+    """Methods: the update rules R, M, S, C, and those whose feedback decays or is cut, such as "R decay 0.9" and
+    "C every 16"; SHAC, SHAC-M, SHAC-C, SAPO; PPO, SAC; zero and random, which learn nothing; iLQR, MPPI and GRAPE, which
+    plan each held-out episode by itself."""
 
     seeds: tuple[Seed, ...] = (0, 1, 2, 3, 4)
     """Seeds; each method runs once with each."""
@@ -108,8 +117,8 @@ class ComparisonConfig:
         system_class(self.env).check_options(dict(self.env_options), self.env)
         each_once("methods", self.methods)
         each_once("seeds", self.seeds)
-        for method in self.overrides:
-            one_of("overrides", method, METHODS)
+        overrides = {method_name("overrides", method): changes for method, changes in self.overrides.items()}
+        object.__setattr__(self, "overrides", overrides)
         self.settings()
 
     @property
@@ -121,7 +130,7 @@ class ComparisonConfig:
 
     def settings(self) -> dict[str, dict[str, Any]]:
         """All settings of each method, by name."""
-        return {name: METHODS[name].settings(self.budget, self.overrides.get(name, {})) for name in self.methods}
+        return {name: get_method(name).settings(self.budget, self.overrides.get(name, {})) for name in self.methods}
 
 
 @dataclass(frozen=True)
@@ -181,7 +190,7 @@ def _train_together(config: ComparisonConfig, progress: bool) -> None:
     groups: dict[tuple[Any, ...], list[tuple[str, Path, TrainConfig]]] = {}
     envs: dict[tuple[Any, ...], DifferentiableEnv] = {}
     for method in config.methods:
-        rule = METHODS[method]
+        rule = get_method(method)
         if isinstance(rule, BPTT) and rule.TOGETHER:
             for seed in config.seeds:
                 folder = member_folder(config.out, method, seed)
@@ -206,7 +215,7 @@ def _train_together(config: ComparisonConfig, progress: bool) -> None:
 
 def _together(method: str) -> bool:
     """Whether runs of a method are trained as one ensemble."""
-    trained = METHODS[method]
+    trained = get_method(method)
     return isinstance(trained, BPTT) and trained.TOGETHER
 
 
@@ -239,7 +248,7 @@ def _run(config: ComparisonConfig, method: str, seed: int, progress: bool) -> Cu
             raise RunFolderError(f"{finished} and {books.name} disagree. Deleted, {finished.name} is made anew.")
         return done
     title = f"{method} seed {seed}" if progress else None
-    curve = METHODS[method].run(config.budget, config.overrides.get(method, {}), seed, folder, title)
+    curve = get_method(method).run(config.budget, config.overrides.get(method, {}), seed, folder, title)
     write_atomic(finished, curve_to_csv(curve).encode())
     return curve
 
@@ -288,7 +297,7 @@ def _differences(stored: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
             before = before_of.get(method)
             if before is not None:
                 before = settings_of_today(method, before)
-                defaults = younger if isinstance(METHODS.get(method), BPTT) else {}
+                defaults = younger if by_rule(method) else {}
                 names = dict.fromkeys([*before, *settings])
                 pairs += [(f"{method} {n}", before.get(n, defaults.get(n)), settings.get(n)) for n in names]
     return [in_words(name, old, new) for name, old, new in pairs if not same(old, new)]

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Annotated, Any, ClassVar, Protocol
 
 from bptt_envs import DifferentiableEnv, System, make_env
+from bptt_envs.checks import nearest, shown
 from bptt_envs.registration import build_system
+from bptt_envs.settings import By
 from bptt_trainers.controllers.baselines import RandomController, ZeroController
 from bptt_trainers.directions.rollout import Policy, losses, rollout
-from bptt_trainers.directions.rules import RULES
+from bptt_trainers.directions.rules import OR_FADED, RULES, base_of, get_rule, named_rule
 from bptt_trainers.planning.plan import PLANNERS, plan, planner_settings
 from bptt_trainers.presets.presets import (
     PresetName,
     RuleSettings,
     defaults_seen,
-    method_name,
     preset,
     rule_settings,
+)
+from bptt_trainers.presets.presets import (
+    method_name as row_name,
 )
 from bptt_trainers.records.curve import Curve, CurvePoint
 from bptt_trainers.training.callbacks import ProgressBar
@@ -92,10 +96,15 @@ class BPTT:
     TOGETHER: ClassVar[bool] = True  # several runs may be one ensemble
 
     @property
+    def compiles(self) -> bool:
+        """Whether studies that compile compile it: no estimator can be."""
+        return "estimator" not in self.changes
+
+    @property
     def summary(self) -> str:
         """The rule, and what differs from the preset."""
         changes = "".join(f", {name} {value}" for name, value in self.changes.items())
-        return f"BPTT, {RULES[self.rule].summary}{changes}"
+        return f"BPTT, {get_rule(self.rule).summary}{changes}"
 
     def settings(self, budget: Budget, overrides: Mapping[str, Any]) -> dict[str, Any]:
         """Those of `TrainConfig` that the comparison does not set itself, and what the controller sees."""
@@ -153,7 +162,9 @@ class BPTT:
     @property
     def name(self) -> str:
         """Its name among the presets."""
-        return method_name(self.LEARNER, self.rule, self.changes.get("combine", TrainConfig.combine))
+        estimator = self.changes.get("estimator")
+        named = (name for name, one in ESTIMATED.items() if one.changes["estimator"] == estimator)
+        return next(named, row_name(self.LEARNER, self.rule, self.changes.get("combine", TrainConfig.combine)))
 
 
 @dataclass(frozen=True)
@@ -167,6 +178,11 @@ class SHAC(BPTT):
     TOGETHER: ClassVar[bool] = False
 
     @property
+    def compiles(self) -> bool:
+        """Not in studies: most of its time is the critic's, and each size of a window would be compiled anew."""
+        return False
+
+    @property
     def summary(self) -> str:
         """The rule, and what differs from the preset."""
         return super().summary.replace("BPTT", f"{self.LEARNER}, windows with a critic", 1)
@@ -174,7 +190,7 @@ class SHAC(BPTT):
 
 def settings_of_today(method: str, stored: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a method in a folder, which may be an earlier version's, as `settings` gives them now."""
-    if not isinstance(METHODS.get(method), BPTT):
+    if not by_rule(method):
         return dict(stored)
     return {name: value for name, value in of_today(stored).items() if name not in BPTT.HOW}
 
@@ -283,12 +299,19 @@ class SAPO(SHAC):
     LEARNER: ClassVar[str] = "SAPO"
 
 
+ESTIMATED = {
+    name: BPTT("R", {"estimator": estimator, "deviation": "constant"})
+    for name, estimator in (("LR", "likelihood_ratio"), ("TP", "total_propagation"), ("AoBG", "alpha_order"))
+}
+"""Estimators of a stochastic controller's gradient, by their names in the literature."""
+
 METHODS: dict[str, Method] = {
     "R": BPTT("R"),
     "M": BPTT("M"),
     "S": BPTT("S"),
     "C": BPTT("C"),
     "C-turned": BPTT("C", {"combine": "turned"}),
+    **ESTIMATED,
     "SHAC": SHAC("R"),
     "SHAC-M": SHAC("M"),
     "SHAC-C": SHAC("C"),
@@ -299,3 +322,40 @@ METHODS: dict[str, Method] = {
     "zero": Baseline("never acts", lambda system, seed: ZeroController(system)),
     "random": Baseline("acts uniformly at random", RandomController),
 }
+"""The methods. Beside them every rule is one by its name, such as "R decay 0.9": see `get_method`."""
+
+
+def get_method(name: str) -> Method:
+    """The method of that name: a row of `METHODS`, or an update rule as `get_rule` knows it.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    name = method_name("method", name)
+    return METHODS[name] if name in METHODS else BPTT(name)
+
+
+def method_name(name: str, value: Any, rows: Collection[str] = METHODS) -> str:
+    """The name of a method as tables and folders have it, else raise ValueError.
+
+    Args:
+        name: of the argument, for messages.
+        value: what the argument is.
+        rows: those of `METHODS` that it may be.
+    """
+    if isinstance(value, str):
+        if value in rows:
+            return str.__str__(value)
+        if value not in METHODS and base_of(value) in RULES:
+            return named_rule(name, value).name
+    raise ValueError(
+        f"{name} must be one of {', '.join(map(repr, rows))}, {OR_FADED}; got {shown(value)}.{nearest(value, rows)}"
+    )
+
+
+def by_rule(method: str) -> bool:
+    """Whether a name, such as one in a folder of another version, is that of a method that is an update rule."""
+    return isinstance(METHODS[method], BPTT) if method in METHODS else base_of(method) in RULES
+
+
+MethodName = Annotated[str, By(method_name)]

@@ -122,19 +122,36 @@ class Gaussian(Controller):
                 f"(B, *action_shape); got {1 + len(handed)} arguments. Zeros give its mean, `predict` acts by it."
             )
         *memory, noise = handed
+        mean, log_deviation, *remembered = self.distribution(observation, *memory)
+        action, entropy = self.sample(mean, log_deviation, noise)
+        return action, *remembered, entropy
+
+    def distribution(self, observation: Tensor, *memory: Tensor) -> tuple[Tensor, ...]:
+        """The distribution that actions are drawn from, before they are bent or bounded.
+
+        Args:
+            observation: (B, *observation_shape).
+            memory: (B, *memory_shape), if the network has any.
+
+        Returns:
+            Its mean and the logarithm of its deviation, (B, *action_shape) each, and the next memories, if any.
+        """
         answer = self.network(observation, *memory)
         mean, *remembered = answer if memory else (answer,)
         if self.deviation == "state":
             mean, spread = mean.unbind(1)
         else:
             spread = self.spread(mean.new_ones(len(mean), 1)).view(-1, *self.action_shape)
-        log_deviation = self.log_start + REACH * self.tanh(spread / REACH)
+        return mean, self.log_start + REACH * self.tanh(spread / REACH), *remembered
+
+    def sample(self, mean: Tensor, log_deviation: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Actions of a distribution for given noise, all (B, *action_shape), and the entropy of each, (B,)."""
         action = mean + log_deviation.exp() * noise
         entropy = ENTROPY + log_deviation
         if self.squash is not None:
             entropy = entropy + self.squash.log_slope(action)
             action = self.squash(action)
-        return action, *remembered, entropy.flatten(1).sum(1)
+        return action, entropy.flatten(1).sum(1)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Gaussian:
         """Move it, to another dtype with the deviation as it was given."""

@@ -9,11 +9,14 @@ the loss by the actions, meet the parameters in one product a layer: direction =
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from bptt_envs import System
+from bptt_envs.system import Pullback
 from bptt_trainers.directions.augmented import memory_size_of
 from bptt_trainers.directions.controller_products import (
     ByAutograd,
@@ -28,12 +31,14 @@ from bptt_trainers.directions.linear_layer import LinearLayer, is_linear
 from bptt_trainers.directions.parameter_hooks import after_hooks, unhooked
 from bptt_trainers.directions.recursion import (
     ControllerPullback,
+    Mix,
     SegmentSlopes,
     Sweep,
     any_fed_back,
     dense_sweep,
     product_sweep,
     pullback_of,
+    where_open,
 )
 from bptt_trainers.directions.rollout import Trajectory, losses, rollout
 from bptt_trainers.directions.rules import Directions, Feedback
@@ -118,7 +123,11 @@ class AdjointEngine:
         return rollout(self.system, self.controller, initial_states, noise=noise, inference=self.inference)
 
     def backward(
-        self, trajectory: Trajectory, passes: Sequence[Feedback], watch: Callable[[Sweep], object] | None = None
+        self,
+        trajectory: Trajectory,
+        passes: Sequence[Feedback],
+        watch: Callable[[Sweep], object] | None = None,
+        mix: Mix | None = None,
     ) -> dict[Feedback, Directions]:
         """The directions of every pass for the mean loss of a trajectory of this controller.
 
@@ -126,15 +135,19 @@ class AdjointEngine:
             trajectory: what `rollout` gave.
             passes: which paths each backward pass takes.
             watch: is shown the adjoints of every segment, the last segment first.
+            mix: what is taken in place of the slopes by the actions, step by step.
         """
         parameters = dict(self.controller.named_parameters())
         totals = {n: parameters[n].new_zeros(len(passes), *parameters[n].shape) for n in self.names}
         adjoint = self.final_adjoint(trajectory.states[-1], len(passes))
+        open_steps = where_open(passes, self.system.horizon, adjoint.device)
         deviations = []
         with unhooked(self.controller):
             for steps in self._segments(adjoint.shape[1], len(passes)):
-                states = trajectory.states[steps.start : steps.stop + 1]
-                sweep, products, deviation = self.segment(states, trajectory.actions[steps], adjoint, passes)
+                states, actions = trajectory.states[steps.start : steps.stop + 1], trajectory.actions[steps]
+                open_here = None if open_steps is None else open_steps[steps]
+                later = None if mix is None else replace(mix, taken=partial(_shifted, mix, steps.start))
+                sweep, products, deviation = self.segment(states, actions, adjoint, passes, open_here, later)
                 deviations.append(deviation)
                 adjoint = sweep.start
                 for name, product in products.items():
@@ -163,7 +176,13 @@ class AdjointEngine:
         return max(1, samples // batch)
 
     def segment(
-        self, states: Tensor, actions: Tensor, adjoint: Tensor, passes: Sequence[Feedback]
+        self,
+        states: Tensor,
+        actions: Tensor,
+        adjoint: Tensor,
+        passes: Sequence[Feedback],
+        open_steps: Tensor | None = None,
+        mix: Mix | None = None,
     ) -> tuple[Sweep, dict[str, Tensor], Tensor]:
         """Take the adjoints from the end of a segment of S steps to its start.
 
@@ -172,6 +191,8 @@ class AdjointEngine:
             actions: (S, B, *action_shape).
             adjoint: at the end, (P, B, n).
             passes: which paths each backward pass takes.
+            open_steps: whether each of them feeds back to the state at a step, (S, P); None: all do.
+            mix: as that of `backward`, by the step of the segment.
 
         Returns:
             The adjoints, what the segment adds to the directions, (P, *shape) by name, and its `deviation`.
@@ -192,11 +213,13 @@ class AdjointEngine:
         gain: Tensor | ControllerPullback | None = None
         if any_fed_back(passes, memory):
             gain = tape.jacobian if isinstance(met, ControllerTape) else met.pull
-        slopes = SegmentSlopes(steps, by_state, by_action, by_next_state, bound, gain, memory)
-        if system.dense_jacobians and (gain is None or isinstance(gain, Tensor)):
+        slopes = SegmentSlopes(steps, by_state, by_action, by_next_state, bound, gain, memory, open_steps)
+        if mix is None and system.dense_jacobians and (gain is None or isinstance(gain, Tensor)):
             sweep = dense_sweep(*system.linearize(state, bounded), slopes, adjoint, passes)
         else:
-            sweep = product_sweep(pullback_of(system, state, bounded), slopes, adjoint, passes)
+            blind = mix is not None and not (mix.looks or memory)
+            pull = _nothing(system) if blind else pullback_of(system, state, bounded)
+            sweep = product_sweep(pull, slopes, adjoint, passes, mix)
         return sweep, met.products(sweep.weights, self.others), deviation(tape.actions, action.flatten(1))
 
     def slopes_of(
@@ -228,6 +251,16 @@ def by_pass(
         feedback: after_hooks({name: total[i] for name, total in totals.items()}, parameters)
         for i, feedback in enumerate(passes)
     }
+
+
+def _shifted(mix: Mix, start: int, step: int, weights: Tensor) -> Tensor:
+    """What `mix` gives for a step of a segment that begins with step `start`."""
+    return mix.taken(start + step, weights)
+
+
+def _nothing(system: System) -> Pullback:
+    """Zeros in place of products with the Jacobians of the physics."""
+    return lambda rows, vectors: (torch.zeros_like(vectors), vectors.new_zeros(*vectors.shape[:2], system.action_size))
 
 
 def deviation(again: Tensor, actions: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from bptt_trainers.directions.compiled import CompiledEngine
 from bptt_trainers.directions.controller_products import ControllerProducts
 from bptt_trainers.directions.controller_tape import ControllerTape, NotServedError, RowOrder
 from bptt_trainers.directions.parameter_hooks import unhooked
+from bptt_trainers.directions.recursion import Mix
 from bptt_trainers.directions.rollout import Trajectory, losses
 from bptt_trainers.directions.rules import Directions, Feedback
 
@@ -29,6 +30,7 @@ def watched(
     look: bool,
     noise: Tensor | None = None,
     show: Callable[[Trajectory], object] | None = None,
+    mixing: Callable[[Trajectory], Mix] | None = None,
 ) -> tuple[Tensor, dict[Feedback, Directions]]:
     """The losses and directions of an engine, if they can be trusted.
 
@@ -42,6 +44,8 @@ def watched(
         look: whether to compare the parts, which takes as long as a fifth of a small update.
         noise: that of all steps, (T, B, *noise_shape), for a controller that is handed any; None: zeros.
         show: is shown what the episodes went through.
+        mixing: from the episodes to what is taken in place of the slopes by the actions, of an engine that is not
+            compiled.
 
     Raises:
         NotServedError: if they cannot be trusted.
@@ -52,7 +56,10 @@ def watched(
         different = disagreement(engine.uncompiled, trajectory, passes, allowed)
         if different is not None:
             raise NotServedError(different)
-    directions = engine.backward(trajectory, passes)
+    if mixing is None:
+        directions = engine.backward(trajectory, passes)
+    else:
+        directions = engine.uncompiled.backward(trajectory, passes, mix=mixing(trajectory))
     if float(engine.deviation) > allowed:
         raise NotServedError(SECOND_RUN)
     if show is not None:

@@ -237,7 +237,7 @@ class AugmentedSystem(System):
         if any(one.dtype is not like.dtype for one in given):
             raise ValueError(f"{self._must(controller)}; got {given[0].dtype} and {given[-1].dtype} for {like.dtype}.")
         by_name = dict(zip(wanted, given, strict=True))
-        entropy = [by_name["entropy"].unsqueeze(1)] if self._entropies else []
+        entropy = [by_name["entropy"].unsqueeze(1)] if self._entropies and self.gives_entropy else []
         return [by_name["action"], *entropy, *([by_name["memory"]] if self.memory_shape else [])]
 
     def step(self, state: Tensor, action: Tensor) -> Tensor:
@@ -335,11 +335,6 @@ class AugmentedSystem(System):
     def entropies(self, action: Tensor) -> Tensor:
         """The entropy that the controller gives, (..., m + 1 + q) -> (...,)."""
         return self._split_action(action)[1][..., 0]
-
-    def without_gradients(self, state: Tensor, *, of_state: bool, of_memory: bool) -> Tensor:
-        """The state with its system's part or its memory detached."""
-        before, memory = state.split_with_sizes([self.system.state_size + self.noise_size, self.memory_size], dim=-1)
-        return torch.cat([before.detach() if of_state else before, memory.detach() if of_memory else memory], dim=-1)
 
     def _joined(self, first: Tensor, noise: Tensor, memory: Tensor) -> Tensor:
         """The system's part, (B, n), noise and memory as one row for each sample; empty ones are left out."""

@@ -19,8 +19,10 @@ from bptt_trainers.directions.autograd import AutogradEngine
 from bptt_trainers.directions.compiled import CompiledEngine
 from bptt_trainers.directions.controller_tape import NotServedError
 from bptt_trainers.directions.probe import Verdict, examine
+from bptt_trainers.directions.recursion import Mix
 from bptt_trainers.directions.rollout import Trajectory, check_noise
 from bptt_trainers.directions.rules import Directions, Feedback
+from bptt_trainers.directions.stacked import StackedEngine
 from bptt_trainers.directions.surroundings import computing
 
 EngineName = Literal["auto", "adjoint", "autograd"]
@@ -107,6 +109,7 @@ class ChosenEngine(Onlooker):
         self._leaves: bool | None = None  # whether a run leaves something in the controller; None: not known yet
         self._form: Token | None = None  # what the engine in use was made for: the key but for the values of buffers
         self._judgement: Judgement | None = None
+        self._stack: tuple[object, StackedEngine] | None = None  # and of which engine in use it is
 
     @property
     def name(self) -> str:
@@ -160,7 +163,7 @@ class ChosenEngine(Onlooker):
                 f"{asked} cannot serve this {type(self.controller).__name__}: {verdict.obstacle}. "
                 f"Use engine='autograd' or 'auto'{', without compile' if self._compile else ''}."
             )
-        self._step_aside(verdict.obstacle)
+        self.step_aside(verdict.obstacle)
 
     def __call__(
         self,
@@ -170,6 +173,7 @@ class ChosenEngine(Onlooker):
         noise: Tensor | None = None,
         look: bool | None = None,
         show: Callable[[Trajectory], object] | None = None,
+        mixing: Callable[[Trajectory], Mix] | None = None,
     ) -> tuple[Tensor, dict[Feedback, Directions]]:
         """The loss of each episode, (B,), and the directions of every pass for their mean.
 
@@ -180,6 +184,7 @@ class ChosenEngine(Onlooker):
             look: whether to compare the engine's parts with autograd's, as a trainer has it done once an epoch. None:
                 in the first call and then in every 32nd.
             show: is shown what the episodes went through, as `system` has it: noise and memory in its states.
+            mixing: from the episodes to what is taken in place of the slopes by the actions, see `estimators.py`.
         """
         self.choose(initial_states)
         with computing(initial_states):
@@ -193,14 +198,30 @@ class ChosenEngine(Onlooker):
                 assert self._judgement is not None
                 due = self._judgement.calls % LOOK_EVERY == 0 if look is None else look
                 try:
-                    answer = watched(self._fast, initial_states, passes, due, noise, show)
+                    answer = watched(self._fast, initial_states, passes, due, noise, show=show, mixing=mixing)
                 except NotServedError as error:
-                    self._step_aside(str(error))
+                    self.step_aside(str(error))
                 else:
                     self._judgement.calls += 1
                     self._settle()
                     return answer
-            return self._autograd(initial_states, passes, noise, show)
+            return self._autograd(initial_states, passes, noise, show=show, mixing=mixing)
+
+    def stacked(self) -> StackedEngine | None:
+        """An engine for many parameter vectors of the controller, if the adjoint engine serves it; else None."""
+        if self._fast is None or self._judgement is None:
+            return None
+        if self._stack is None or self._stack[0] is not self._fast:
+            verdict = self._judgement.verdict
+            engine = StackedEngine(
+                self.system,
+                self.controller,
+                by_layer=verdict.by_layer,
+                chained=verdict.chained,
+                inference=verdict.inference,
+            )
+            self._stack = self._fast, engine
+        return self._stack[1]
 
     def _settle(self) -> None:
         """Take what a run itself leaves in the controller, such as a cache or its last action, for no change."""
@@ -208,7 +229,8 @@ class ChosenEngine(Onlooker):
             key = fingerprint(self.controller, self.system)
             self._leaves, self._key = key != self._key, key
 
-    def _step_aside(self, obstacle: str) -> None:
+    def step_aside(self, obstacle: str) -> None:
+        """Leave the adjoint engine for good, which cannot serve the controller, for a reason in words."""
         self._fast = None
         self.reason = f"the adjoint engine cannot serve the controller: {obstacle}"
         if self._judgement is not None:

@@ -11,6 +11,7 @@ from torch.func import functional_call
 from bptt_envs.program import Program, Tensors
 from bptt_trainers.directions.adjoint import AdjointEngine, by_pass
 from bptt_trainers.directions.augmented import with_noise
+from bptt_trainers.directions.recursion import where_open
 from bptt_trainers.directions.rollout import Trajectory, check_noise, losses, rollout
 from bptt_trainers.directions.rules import Directions, Feedback
 
@@ -106,23 +107,28 @@ class CompiledEngine:
         length = _length(horizon, max(1, min(STEPS_BACK, half_segment, by_slopes)))
         adjoint = engine.final_adjoint(trajectory.states[-1], len(passes)).contiguous()
         tensors = _tensors(engine.controller).values()
+        open_steps = where_open(passes, horizon, adjoint.device)  # an input: where a pass is cut is no other program
+
+        def open_from(start: int, steps: int) -> list[Tensor]:
+            return [] if open_steps is None else [open_steps[start : start + steps]]
+
         rest = horizon % length
         products: list[Tensor] = []
         deviations: list[Tensor] = []
         if rest:
-            sweep, by_name, deviation = engine.segment(
-                trajectory.states[-rest - 1 :], trajectory.actions[-rest:], adjoint, passes
-            )
+            last = trajectory.states[-rest - 1 :], trajectory.actions[-rest:]
+            open_here = next(iter(open_from(horizon - rest, rest)), None)
+            sweep, by_name, deviation = engine.segment(*last, adjoint, passes, open_here)
             adjoint, products = sweep.start.contiguous(), [by_name[name] for name in engine.names]
             deviations.append(deviation)
         program = self._program(
             ("back", length, tuple(passes), *_kind(adjoint)),
             _Back(engine, passes),
-            [trajectory.states[: length + 1], trajectory.actions[:length], adjoint],
+            [trajectory.states[: length + 1], trajectory.actions[:length], adjoint, *open_from(0, length)],
         )
         for start in range(horizon - rest - length, -1, -length):
             states, actions = trajectory.states[start : start + length + 1], trajectory.actions[start : start + length]
-            adjoint, deviation, *more = program(states, actions, adjoint, *tensors)
+            adjoint, deviation, *more = program(states, actions, adjoint, *open_from(start, length), *tensors)
             deviations.append(deviation)
             products = [one + other for one, other in zip(products, more, strict=True)] if products else more
         self.deviation = torch.stack(deviations).amax()
@@ -173,14 +179,17 @@ class _There(_Recorded):
 
 
 class _Back(_Recorded):
-    """A segment: states, actions, the adjoint at its end -> that at its start, the deviation, the products by name."""
+    """A segment: states, actions, the adjoint at its end and, if a pass is cut anywhere, which steps feed back.
+
+    It gives the adjoint at its start, the deviation, and the products by name.
+    """
 
     def __init__(self, engine: AdjointEngine, passes: Sequence[Feedback]) -> None:
         super().__init__(engine)
         self.passes = tuple(passes)
 
-    def forward(self, states: Tensor, actions: Tensor, adjoint: Tensor) -> Tensors:
-        sweep, products, deviation = self.engine.segment(states, actions, adjoint, self.passes)
+    def forward(self, states: Tensor, actions: Tensor, adjoint: Tensor, open_steps: Tensor | None = None) -> Tensors:
+        sweep, products, deviation = self.engine.segment(states, actions, adjoint, self.passes, open_steps)
         return sweep.start, deviation, *(products[name] for name in self.engine.names)
 
 

@@ -22,9 +22,19 @@ from bptt_trainers.directions.augmented import (
     noise_shape_of,
 )
 from bptt_trainers.directions.chosen_engine import ChosenEngine, EngineName, judgement
+from bptt_trainers.directions.estimators import ESTIMATORS, EstimatorEngine, EstimatorName
 from bptt_trainers.directions.probe import Verdict
 from bptt_trainers.directions.rollout import refuse_samples
-from bptt_trainers.directions.rules import COMBINE, Combine, Directions, Feedback, Rule, combined, get_rule
+from bptt_trainers.directions.rules import (
+    COMBINE,
+    REGULAR,
+    Combine,
+    Directions,
+    Feedback,
+    Rule,
+    combined,
+    get_rule,
+)
 from bptt_trainers.directions.stacked import StackedEngine
 from bptt_trainers.directions.surroundings import computing
 
@@ -72,6 +82,8 @@ def policy_gradient(
     combine: Combine = "modified",
     entropy: float = 0.0,
     noise: Tensor | None = None,
+    estimator: EstimatorName = "pathwise",
+    bias_bound: float | None = None,
     generator: Generator | None = None,
 ) -> PolicyGradient:
     """Loss and update direction of `controller` for one batch of episodes.
@@ -86,7 +98,7 @@ def policy_gradient(
             `memory_shape`, from those and memories (B, *memory_shape) to both; with a `noise_shape`, from those and
             noise (B, *noise_shape).
         initial_states: (B, *state_shape), in the dtype and on the device of the controller.
-        rule: a name of `RULES`, such as "R", "M", "S" or "C", or a `Rule`.
+        rule: a name, such as "R", "M", "S", "C", "R decay 0.9" or "C every 16" (see `get_rule`), or a `Rule`.
         engine: "autograd" (the definition), "adjoint" (fast) or "auto" (adjoint where it can serve the
             controller; warns once where it cannot).
         combine: the component that rule C keeps where signs agree, "modified" or "regular"; "random": that of M,
@@ -95,29 +107,50 @@ def policy_gradient(
             is subtracted from the loss.
         noise: that of all steps, (T, B, *noise_shape), for a controller with a `noise_shape`; the same for every pass.
             None: drawn.
+        estimator: for rule "R" and a controller that gives its distribution, such as a `Gaussian`: how the gradient is
+            estimated, a name of `ESTIMATORS`; but for "pathwise", from at least 2 episodes.
+        bias_bound: of "alpha_order", in the unit of the direction's norm; None: no bound.
         generator: on the CPU, of all that is drawn: parameters of a `Task` for states of its system, noise, the random
             places. None: torch's random numbers.
 
     Raises:
-        ValueError: if a name is unknown, a shape is wrong, nothing is trainable, or engine="adjoint" cannot
-            serve the controller.
+        ValueError: if a name is unknown, a shape is wrong, nothing is trainable, engine="adjoint" cannot
+            serve the controller, or an estimator does not go with rule or controller.
     """
     system = system_of(env)
     rule = get_rule(rule)
     checks.one_of("combine", combine, COMBINE)
     checks.generator("generator", generator)
+    checks.one_of("estimator", estimator, ESTIMATORS)
+    if estimator != "pathwise" and rule.passes != (REGULAR,):
+        raise ValueError(f"estimator {estimator!r} estimates the gradient: rule must be 'R'; got {rule.name!r}.")
+    if bias_bound is not None and estimator != "alpha_order":
+        raise ValueError(f"bias_bound is for estimator 'alpha_order'; got {bias_bound!r} for {estimator!r}.")
     if isinstance(initial_states, Tensor) and initial_states.dim():
         initial_states = system.episode_start(
             initial_states, torch.default_generator if generator is None else generator
         )
-    choice = choose_engine(system, controller, initial_states, engine, entropy=entropy)
+    if estimator == "pathwise":
+        used: ChosenEngine | EstimatorEngine = choose_engine(
+            system, controller, initial_states, engine, entropy=entropy
+        ).engine
+    else:
+        checks.one_of("engine", engine, ENGINES)
+        _check_states(system, controller, initial_states)
+        used = EstimatorEngine(
+            system, controller, estimator, engine, checks.not_negative("entropy", entropy), bias_bound
+        )
     if noise is None:
         with computing(initial_states):
             noise = draw_noise(controller, system.horizon, initial_states, generator)
-    losses, passes = choice.engine(initial_states, rule.passes, noise=noise)
+    if isinstance(used, ChosenEngine):
+        losses, passes = used(initial_states, rule.passes, noise=noise)
+    else:
+        losses, estimate = used(initial_states, noise=noise)
+        passes = {REGULAR: estimate}
     with computing(initial_states):
         directions = combined(rule, passes, combine, generator)
-        return PolicyGradient(losses.mean(), directions, passes, choice.engine.name, choice.reason)
+        return PolicyGradient(losses.mean(), directions, passes, used.name, used.reason)
 
 
 def choose_engine(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,8 @@ from bptt_trainers.directions.agreement import LOOK_EVERY, watched
 from bptt_trainers.directions.augmented import acting, gives_entropy, memory_shape_of, noise_shape_of
 from bptt_trainers.directions.compiled import CompiledEngine
 from bptt_trainers.directions.linear_layer import StackedLinear, is_linear
-from bptt_trainers.directions.rollout import losses, rollout
+from bptt_trainers.directions.recursion import Mix
+from bptt_trainers.directions.rollout import Trajectory, losses, rollout
 from bptt_trainers.directions.rules import Directions, Feedback
 from bptt_trainers.directions.snapshot import forked_rng
 
@@ -122,6 +123,7 @@ class StackedEngine:
         *,
         noise: Tensor | None = None,
         look: bool | None = None,
+        mixing: Callable[[Trajectory], Mix] | None = None,
     ) -> tuple[Tensor, dict[Feedback, Directions]]:
         """Losses and directions.
 
@@ -131,6 +133,7 @@ class StackedEngine:
             passes: which paths each backward pass takes.
             noise: that of all steps, (T, E, B, *noise_shape), for controllers that are handed any; None: zeros.
             look: as that of `ChosenEngine`.
+            mixing: likewise, of an engine that is not compiled; the samples of all members are one batch.
 
         Returns:
             The loss of each episode, (E, B), and for each pass the directions by name, (E, *shape), for the mean
@@ -143,7 +146,7 @@ class StackedEngine:
         due = self._calls % LOOK_EVERY == 0 if look is None else look
         states = self.system.episode_start(initial_states.flatten(0, 1))
         together = None if noise is None else noise.flatten(1, 2)
-        episode_losses, directions = watched(engine, states, passes, due, together)
+        episode_losses, directions = watched(engine, states, passes, due, together, mixing=mixing)
         self._calls += 1
         by_name = {feedback: stack.by_name(direction) for feedback, direction in directions.items()}
         return episode_losses.view(initial_states.shape[:2]), by_name

@@ -18,6 +18,7 @@ from bptt_envs.registration import ENTRIES, build_system, system_class
 from bptt_envs.settings import By, Count, NotNegative, Positive, Seed, Share, among, read_value
 from bptt_envs.system import OBJECTIVES
 from bptt_trainers.controllers.networks import widths
+from bptt_trainers.directions.rules import base_of
 from bptt_trainers.presets.tuned import ANYWHERE, TUNED, Row
 from bptt_trainers.training.config import BUILT_IN, OF_BUILT_IN, TrainConfig
 from bptt_trainers.training.run_folder import CONFIGS
@@ -173,8 +174,7 @@ def rule_preset(
     """What a method that is an update rule changes of `TrainConfig`'s defaults on `env_id`, which are the paper's.
 
     Args:
-        method: "R", "M", "S", "C" or another rule among `METHODS`; without a tuned row for the id it has that of
-            `ANYWHERE`, and without one there rule C's.
+        method: "R", "M", "S", "C" or another rule, as `get_method` knows it; the row is that of `tuned_row`.
         env_id: id of the environment.
         name: whose settings, "tuned" or "paper".
         options: of the environment, by which the tuned row is chosen.
@@ -255,6 +255,7 @@ def method_name(learner: str, rule: str, combine: str = TrainConfig.combine) -> 
 def tuned_row(method: str, env_id: str, options: Mapping[str, Any] | None = None) -> Row:
     """The row of `TUNED` for a method on an environment: of those for its id, that which agrees in most options.
 
+    A rule whose feedback decays or is cut has the row of the rule that it is made of, unless it has one of its own.
     Without any for the id, the method's row of `ANYWHERE`; without that, the one of its learner, or of rule C.
 
     Raises:
@@ -262,11 +263,12 @@ def tuned_row(method: str, env_id: str, options: Mapping[str, Any] | None = None
     """
     defaults = system_class(env_id).options() | ENTRIES[env_id].defaults
     given = {**defaults, **(options or {})}
-    rows = [row for row in TUNED if (row.method, row.env_id) == (method, env_id)]
+    base = base_of(method)
+    rows = [row for row in TUNED if row.env_id == env_id]
     return max(
-        rows,
+        [row for row in rows if row.method == method] or [row for row in rows if row.method == base],
         key=lambda row: sum(given.get(option) == value for option, value in row.options.items()) - len(row.options),
-        default=ANYWHERE.get(method, ANYWHERE.get(method.partition("-")[0], ANYWHERE["C"])),
+        default=ANYWHERE.get(base, ANYWHERE.get(base.partition("-")[0], ANYWHERE["C"])),
     )
 
 
@@ -348,7 +350,7 @@ def parse_overrides(texts: Iterable[str]) -> dict[str, Preset]:
     overrides: dict[str, Preset] = {}
     for text in texts:
         target, equals, value = text.partition("=")
-        method, dot, name = target.partition(".")
+        method, dot, name = target.rpartition(".")  # of "R decay 0.9", too
         if not (method and dot and name and equals and value):
             raise ValueError(f"an override must be METHOD.NAME=VALUE, such as PPO.num_envs=32; got {text!r}.")
         overrides.setdefault(method, {})[name] = _literal(value)

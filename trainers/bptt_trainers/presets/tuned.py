@@ -49,6 +49,7 @@ _IN_WINDOWS: Mapping[str, Any] = {
 ANYWHERE: Mapping[str, Row] = {
     **{rule: Row(rule, "", {}, 1_000_000, _SENSIBLE) for rule in "RMSC"},
     **{method: Row(method, "", {}, 1_000_000, _IN_WINDOWS) for method in ("SHAC", "SAPO")},
+    **{method: Row(method, "", {}, 1_000_000, {**_SENSIBLE, "batch_size": 16}) for method in ("LR", "TP", "AoBG")},
     **{method: Row(method, "", {}, 1_000_000) for method in ("PPO", "SAC")},
 }
 """For ids without a row: what is sensible on all tasks that were studied."""

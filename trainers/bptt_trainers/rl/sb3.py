@@ -32,11 +32,19 @@ __all__ = ["RLConfig", "RLController", "RLRun", "load_rl", "train_rl"]
 
 @dataclass(frozen=True)
 class RLRun:
-    """A run, as far as it went."""
+    """A run, as far as it went.
+
+    Attributes:
+        config: its settings.
+        controller: that of the last evaluation, or of the best.
+        curve: every evaluation.
+        epoch: the evaluation that the controller is of; 0 is untrained.
+    """
 
     config: RLConfig
     controller: RLController
     curve: Curve
+    epoch: int
 
 
 def train_rl(
@@ -85,7 +93,7 @@ def train_rl(
     reporting = [] if report is None else [Reporting(report)]
     run = Run(SB3Learner(config, judged_states), config, books, described, [*callbacks, *bar, *reporting])
     curve = learning_curve(run.fit())
-    return RLRun(config, run.learner.policy, curve)
+    return RLRun(config, run.learner.policy, curve, run.epoch)
 
 
 def load_rl(folder: Path, which: Literal["last", "best"] = "last") -> RLRun:
@@ -120,7 +128,7 @@ def load_rl(folder: Path, which: Literal["last", "best"] = "last") -> RLRun:
     if best is None:
         raise RunFolderError(f"{books.path} has no best.pt.")
     with books.understanding("best.pt"):
-        return replace(run, controller=controller_of(config, best["controller"]))
+        return replace(run, controller=controller_of(config, best["controller"]), epoch=best["epoch"])
 
 
 def _books(folder: Path) -> Books:
@@ -141,7 +149,7 @@ def _loaded(books: Books, config: RLConfig, standing: Standing | None) -> RLRun:
     else:
         name, curve, controller = "last.pt", learning_curve(standing.rows), standing.last["controller"]
     with books.understanding(name):
-        return RLRun(config, controller_of(config, controller), curve)
+        return RLRun(config, controller_of(config, controller), curve, len(curve) - 1)
 
 
 def _of_earlier_version(books: Books) -> tuple[Curve, Checkpoint]:

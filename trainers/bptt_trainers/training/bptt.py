@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -19,10 +19,11 @@ from bptt_trainers.controllers.gaussian import Gaussian
 from bptt_trainers.controllers.networks import Squash
 from bptt_trainers.controllers.normalized import acting_part
 from bptt_trainers.directions.augmented import draw_noise
+from bptt_trainers.directions.estimators import EstimatorEngine
 from bptt_trainers.directions.memory import refuse_memory
 from bptt_trainers.directions.policy_gradient import Choice, check_parameters, choose_engine
 from bptt_trainers.directions.rollout import Trajectory, rollout
-from bptt_trainers.directions.rules import MODIFIED, REGULAR, Feedback, get_rule
+from bptt_trainers.directions.rules import MODIFIED, REGULAR, Directions, Feedback, get_rule
 from bptt_trainers.directions.snapshot import evaluating, left_as_it_was
 from bptt_trainers.directions.surroundings import computing
 from bptt_trainers.training.books import Checkpoint
@@ -105,6 +106,16 @@ class BPTTLearner(Learner):
             self.test_states = checked_states("test_states", judged, system).to(parameter)
             self.trained_system = with_extra_cost(system, extra_cost, self.train_states)  # its loss is trained on
             self.choice: Choice = self._choose()
+            self._estimator: EstimatorEngine | None = None
+            if config.estimator != "pathwise":
+                self._estimator = EstimatorEngine(
+                    self.trained_system,
+                    self.controller,
+                    config.estimator,
+                    config.engine,
+                    entropy=config.entropy,
+                    bias_bound=config.bias_bound,
+                )
             if regularizer is not None:
                 regularizer_gradient(regularizer, self.controller, self.parameters.values())
             self._regularizer = regularizer
@@ -193,10 +204,13 @@ class BPTTLearner(Learner):
     def answer(self, query: DirectionQuery) -> None:
         """Let the engine compute the direction that a query asks for."""
         begin = time.perf_counter()
-        batch_losses, passes = self._passes(query, query.rule.passes, look=query.compare)
+        if self._estimator is None:
+            batch_losses, passes = self._passes(query, query.rule.passes, look=query.compare)
+        else:
+            batch_losses, passes = self._estimated(self._estimator, query)
         answer_directions([query], batch_losses, passes, begin)
         if query.compare:
-            if not {REGULAR, MODIFIED} <= passes.keys():
+            if self._estimator is not None or not {REGULAR, MODIFIED} <= passes.keys():
                 with left_as_it_was(self.controller):
                     _, passes = self._passes(query, (REGULAR, MODIFIED), look=False)
             answer_comparisons([query], passes)
@@ -210,8 +224,17 @@ class BPTTLearner(Learner):
     ) -> tuple[Tensor, dict[Feedback, Tensor]]:
         """Losses (1, B), and directions (1, n) of each pass."""
         batch_losses, passes = self.choice.engine(query.states, wanted, noise=query.noise, look=look, show=show)
+        return batch_losses.unsqueeze(0), self._of_one(passes)
+
+    def _estimated(self, engine: EstimatorEngine, query: DirectionQuery) -> tuple[Tensor, dict[Feedback, Tensor]]:
+        """Losses (1, B), and the estimate (1, n) in the place of the pass R."""
+        batch_losses, direction = engine(query.states, noise=query.noise, look=query.compare)
+        return batch_losses.unsqueeze(0), self._of_one({REGULAR: direction})
+
+    def _of_one(self, passes: Mapping[Feedback, Directions]) -> dict[Feedback, Tensor]:
+        """Directions of one member, (1, n) for each pass."""
         stacks = {feedback: {n: d.unsqueeze(0) for n, d in one.items()} for feedback, one in passes.items()}
-        return batch_losses.unsqueeze(0), flattened(stacks, self.parameters)
+        return flattened(stacks, self.parameters)
 
     def _follow(self) -> None:
         """Train the parameters that require gradients now: a callback may have frozen or replaced a layer."""

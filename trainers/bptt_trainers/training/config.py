@@ -11,11 +11,12 @@ from typing import Annotated, Any, ClassVar, Literal, get_type_hints
 from tyro.conf import Suppress
 
 from bptt_envs.checks import finite, mapping, shown
-from bptt_envs.settings import By, Count, Decay, NotNegative, Positive, Seed, among, read
+from bptt_envs.settings import By, Count, Decay, NotNegative, Positive, Seed, read
 from bptt_trainers.controllers.defaults import ControllerName, DeviationName
 from bptt_trainers.controllers.networks import widths
 from bptt_trainers.directions.chosen_engine import EngineName
-from bptt_trainers.directions.rules import RULES, Combine
+from bptt_trainers.directions.estimators import EstimatorName
+from bptt_trainers.directions.rules import Combine, named_rule
 from bptt_trainers.records.plain import plain
 from bptt_trainers.training.recorders import BY_DEFAULT, recorder_names
 from bptt_trainers.training.torch_optimizer import named_optimizer
@@ -76,7 +77,7 @@ def marked(mark: Mark) -> tuple[str, ...]:
 
 
 Device = Annotated[str, By(_device)]
-RuleName = Annotated[str, among(RULES)]
+RuleName = Annotated[str, By(lambda name, value: named_rule(name, value).name)]
 Record = Annotated[tuple[str, ...], By(recorder_names)]
 Hidden = Annotated[tuple[int, ...] | None, By(_hidden)]
 
@@ -95,7 +96,8 @@ class TrainConfig:
     """The name of what learns by such settings."""
 
     rule: RuleName = "C"
-    """Update rule: R (regular), M (modified), S (stopped) or C (combined)."""
+    """Update rule: R (regular), M (modified), S (stopped) or C (combined); with feedback that decays or is cut every so
+    many steps, one such as "R decay 0.9", "C every 16"."""
 
     combine: Combine = "modified"
     """The component that rule C keeps where the signs of R and M agree: M's (modified) or R's (regular). Or M's at as
@@ -176,6 +178,14 @@ class TrainConfig:
     entropy: Annotated[NotNegative, TOGETHER] = 0.0
     """Weight of the entropy of its actions, whose mean over the steps is subtracted from the loss; 0 for none."""
 
+    estimator: Annotated[EstimatorName, TOGETHER] = "pathwise"
+    """How rule R's gradient is estimated with noise in the actions: through the noise (pathwise), from the costs alone
+    (likelihood_ratio), by both, weighed anew at each step (total_propagation) or once (alpha_order)."""
+
+    bias_bound: Annotated[Positive | None, TOGETHER] = None
+    """Of alpha_order: how far the pathwise share may lead from the gradient, in the unit of its norm. None: as far as
+    the variances say."""
+
     seed: Seed = 0
     """Seeds the controller's weights and the training states."""
 
@@ -219,6 +229,10 @@ class TrainConfig:
             )
         if self.deviation == "none":
             left_at_default(self, ("initial_deviation",), "deviation is 'none'")
+        if self.estimator != "alpha_order":
+            left_at_default(self, ("bias_bound",), f"estimator is {self.estimator!r}")
+        if self.estimator != "pathwise":
+            self._check_estimator()
         if self.batch_size > self.train_states:
             raise ValueError(f"batch_size must be at most train_states ({self.train_states}); got {self.batch_size}.")
 
@@ -232,6 +246,22 @@ class TrainConfig:
             "deviation": self.deviation,
             "initial_deviation": self.initial_deviation,
         }
+
+    def _check_estimator(self) -> None:
+        """Raise ValueError if a setting does not go with an estimator that compares episodes by their costs."""
+        estimator = f"estimator {self.estimator!r}"
+        if self.deviation == "none":
+            raise ValueError(f"{estimator} needs noise in the actions: set deviation to 'constant' or 'state'.")
+        if self.rule != "R":
+            raise ValueError(f"{estimator} estimates the gradient: rule must be 'R'; got {self.rule!r}.")
+        if self.compile:
+            raise ValueError(f"{estimator} is not compiled: leave compile at False.")
+        smallest = self.train_states % self.batch_size or self.batch_size
+        if smallest < 2:
+            raise ValueError(
+                f"{estimator} compares the episodes of a batch, each of which needs at least 2: batch_size must be at "
+                f"least 2 and leave none of train_states ({self.train_states}) alone; got {self.batch_size}."
+            )
 
 
 def left_at_default(config: TrainConfig, names: Iterable[str], why: str) -> None:

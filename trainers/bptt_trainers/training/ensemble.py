@@ -194,7 +194,7 @@ class Ensemble:
         drawn = [query.noise for query in asked if query.noise is not None]
         noise = torch.stack(drawn, dim=1) if drawn else None
         # In one order whatever the members' rules: a compiled program is of passes in their order
-        passes = sorted(wanted, key=lambda one: (one.physics, one.controller, bool(one.memory)), reverse=True)
+        passes = sorted(wanted, key=lambda one: (one.physics, one.controller, one.memory, one.every or 0), reverse=True)
         losses, directions = _computed_together(engine, filled, states, passes, noise=noise, look=compared)
         flat = {feedback: of[: len(queries)] for feedback, of in directions.items()}
         answer_directions(queries, losses[: len(queries)], flat, begin)
@@ -348,7 +348,7 @@ def variations(
     members = []
     for values in product(*axes.values()):
         settings: dict[str, Any] = {name.removesuffix("s"): value for name, value in zip(axes, values, strict=True)}
-        folder = "-".join(_PREFIXES[name] + str(value) for name, value in settings.items())
+        folder = "-".join(_PREFIXES[name] + str(value) for name, value in settings.items()).replace(" ", "-")
         members.append(replace(config, **settings, out=None if config.out is None else config.out / folder))
     return members
 
@@ -425,6 +425,8 @@ def _check_configs(configs: Sequence[TrainConfig], own_controllers: bool) -> Non
                 )
     if first.engine == "autograd":
         raise CannotStackError(f"an ensemble is computed by the adjoint engine; got engine='autograd'. {_ONE_BY_ONE}")
+    if first.estimator != "pathwise":
+        raise CannotStackError(f"ensembles take gradients pathwise; got estimator={first.estimator!r}. {_ONE_BY_ONE}")
     for (i, one), (j, other) in combinations(enumerate(configs), 2):
         if one.out is not None and other.out is not None and Path(one.out).resolve() == Path(other.out).resolve():
             raise ValueError(f"members need folders of their own; out is {one.out} in configs[{i}] and configs[{j}].")

@@ -16,7 +16,7 @@ from bptt_trainers.training.config import (
     left_at_default,
 )
 
-NO_MEANING = ("entropy",)
+NO_MEANING = ("entropy", "estimator", "bias_bound")
 """Settings of `TrainConfig` that are none here."""
 
 

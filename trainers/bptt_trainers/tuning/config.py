@@ -11,10 +11,10 @@ from tyro.conf import Suppress
 
 from bptt_envs.checks import each_once, one_of
 from bptt_envs.registration import system_class
-from bptt_envs.settings import Count, Positive, Seed, among, read
+from bptt_envs.settings import By, Count, Positive, Seed, read
 from bptt_trainers.comparison.methods import Budget
 from bptt_trainers.host.user_code import import_module, split_id
-from bptt_trainers.tuning.space import TUNABLE, Choice, Entry, Range, Search, search_of
+from bptt_trainers.tuning.space import Choice, Entry, Range, Search, search_of, tunable
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class TuneConfig:
     module: Annotated[str | None, Suppress] = None
     """The module that registers the environment, if that is your own; the processes of jobs import it, too."""
 
-    methods: tuple[Annotated[str, among(TUNABLE)], ...] = ("C", "PPO")
-    """Methods, each with a study of its own: the update rules R, M, S, C, C-turned; SHAC, SHAC-M,
-    SHAC-C, SAPO; PPO, SAC."""
+    methods: tuple[Annotated[str, By(tunable)], ...] = ("C", "PPO")
+    """Methods, each with a study of its own: the update rules R, M, S, C, C-turned, and those whose feedback decays or
+    is cut, such as "R decay 0.9" and "C every 16"; SHAC, SHAC-M, SHAC-C, SAPO; PPO, SAC."""
 
     trials: Count = 30
     """Trials of each method, the pruned ones among them; the first one is of the settings as they stand."""

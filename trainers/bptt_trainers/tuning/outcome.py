@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from bptt_trainers.comparison.methods import BPTT, METHODS
+from bptt_trainers.comparison.methods import BPTT, get_method
 from bptt_trainers.presets.presets import Preset
 from bptt_trainers.records.claim import locked
 from bptt_trainers.records.files import write_atomic
@@ -110,7 +110,7 @@ def study_of(store: Store) -> Study:
 
 def command(config: TuneConfig, method: str, row: Preset) -> str:
     """The command that trains `method` with the settings of a row."""
-    trained = METHODS[method]
+    trained = get_method(method)
     words = ["bptt", "train" if isinstance(trained, BPTT) else "compare"]
     words += ["--module", config.module] if config.module is not None else []
     options = dict(config.env_options)

@@ -11,7 +11,7 @@ from typing import Any
 
 from bptt_envs import System
 from bptt_envs.checks import nearest, one_of, shown
-from bptt_trainers.comparison.methods import BPTT, METHODS, RL, SHAC, Budget
+from bptt_trainers.comparison.methods import BPTT, ESTIMATED, METHODS, RL, SHAC, Budget, get_method, method_name
 from bptt_trainers.controllers.defaults import default_controller
 from bptt_trainers.controllers.networks import MLP
 from bptt_trainers.presets.presets import Preset
@@ -147,6 +147,13 @@ def _of_sapo(system: System) -> Space:
     }
 
 
+def _of_estimators(system: System) -> Space:
+    return _of_rules(system) | {
+        "batch_size": Choice((8, 16, 32, 64)),
+        "initial_deviation": Range(0.01, 1.0, log=True),
+    }
+
+
 def _of_ppo(system: System) -> Space:
     some = system.horizon
     return {
@@ -183,15 +190,21 @@ def _of_sac(system: System) -> Space:
 
 SPACES: dict[str, Callable[[System], Space]] = {
     "rules": _of_rules,
+    "estimators": _of_estimators,
     "SHAC": _of_shac,
     "SAPO": _of_sapo,
     "PPO": _of_ppo,
     "SAC": _of_sac,
 }
-"""What is searched of the update rules, each alike, in windows, too, and of each method of reinforcement learning."""
+"""What is searched of the update rules, each alike, of estimators and in windows, too, and of each method of RL."""
 
 TUNABLE = tuple(name for name, method in METHODS.items() if isinstance(method, (BPTT, RL)))
-"""The methods that have settings."""
+"""The rows of METHODS that have settings."""
+
+
+def tunable(name: str, value: Any) -> str:
+    """The name of a method that has settings: one of TUNABLE or another update rule; else raise ValueError."""
+    return method_name(name, value, TUNABLE)
 
 
 @dataclass(frozen=True)
@@ -267,12 +280,12 @@ def search_of(
     Raises:
         ValueError: if a setting is unknown, pinned and searched at once, or cannot be what it is to be.
     """
-    trained = METHODS[method]
+    trained = get_method(method)
     if row is None:
         row = trained.settings(budget, {})
         row.pop("rule", None)  # which is no setting of a rule, but the rule
     own = trained.method if isinstance(trained, RL) else trained.LEARNER if isinstance(trained, SHAC) else "rules"
-    table = SPACES[own](budget.make_env().system)
+    table = SPACES["estimators" if method in ESTIMATED else own](budget.make_env().system)
     published = trained.settings(replace(budget, preset="paper"), {})
     table |= {name: only(value) for name, value in row.items() if name not in table and published.get(name) != value}
     searchable = [*row, *(name for name in table if name == MINIBATCHES)]
@@ -317,7 +330,7 @@ def read_searches(texts: Iterable[str]) -> dict[str, dict[str, Entry]]:
     found: dict[str, dict[str, Entry]] = {}
     for text in texts:
         target, equals, entry = text.partition("=")
-        method, dot, name = target.partition(".")
+        method, dot, name = target.rpartition(".")  # of "R decay 0.9", too
         if not (method and dot and name and equals and entry):
             raise ValueError(f"search must be METHOD.NAME=LOW:HIGH, LOW:HIGH:log or {{A,B,...}}; got {text!r}.")
         try:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bptt_envs.contract import ContractError
-from bptt_trainers.comparison.methods import BPTT, METHODS, RL, Budget
+from bptt_trainers.comparison.methods import BPTT, RL, Budget, get_method
 from bptt_trainers.host.user_code import raised_by_user
 from bptt_trainers.records.curve import Curve, Report
 from bptt_trainers.training.callbacks import Reporting
@@ -46,10 +46,10 @@ def learn(
         RefusedError: if the settings are refused, or the run fails with them.
         ContractError: if the system is wrong, which no settings mend.
     """
-    trained = METHODS[method]
+    trained = get_method(method)
     try:
         if isinstance(trained, BPTT):
-            return _learn_by_rule(trained, budget, {**settings, "compile": compile}, seed, report)
+            return _learn_by_rule(trained, budget, {**settings, "compile": compile and trained.compiles}, seed, report)
         assert isinstance(trained, RL)
         return _learn_by_rl(trained, budget, settings, seed, report)
     except (NonFiniteError, ValueError, ArithmeticError) as error:  # such as stable-baselines3's of NaN
