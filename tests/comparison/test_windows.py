@@ -23,7 +23,7 @@ def test_they_are_compared_by_the_same_steps_and_on_the_same_states(tmp_path):
         seeds=(0,),
         steps=256,
         test_states=8,
-        record=("csv",),
+        record=("csv", "diagnostics"),
         overrides={"C": {"train_states": 16, "hidden": (4,)}, **dict.fromkeys(METHODS_IN_WINDOWS, TINY)},
         out=tmp_path,
     )

@@ -1,10 +1,9 @@
 """A window is what its equation says, sample by sample in plain autograd, under every rule and by both engines."""
 
-import shutil
-
 import pytest
 import torch
 from cliff import ByProducts, Cliff
+from recorded import Recorded
 
 from bptt_envs import Task
 from bptt_envs.systems import CartPole, Guidance, QuantumControl
@@ -111,6 +110,11 @@ def test_a_critic_that_changes_needs_no_new_engine():
         critic.middle += 1.0
     after, _ = engine(states, RULES["R"].passes)
     assert engine._fast is fast
+    known = engine._judgement
+    controller.normalizer.gather(2.0 + window.observe(states))  # nor do observations that are normalised otherwise
+    moved, _ = engine(states, RULES["R"].passes)
+    assert engine._judgement is known
+    assert not torch.equal(moved, after)
     going_on = torch.tensor([left > STEPS for left in LEFT])
     torch.testing.assert_close(after - before, going_on.double())
 
@@ -153,15 +157,15 @@ def test_a_window_counts_the_entropy_of_actions_by_what_it_is_worth(discount):
         torch.testing.assert_close(found, dict(zip(parameters, expected, strict=True)), rtol=1e-8, atol=1e-12)
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
-def test_a_compiled_window_follows_the_critic_and_what_entropy_is_worth():
-    window, controller, critic, noise, inner = soft(Cliff(horizon=10), 0.9, steps=1)
+def test_a_compiled_window_follows_the_critic_and_what_entropy_is_worth(monkeypatch):
+    monkeypatch.setattr("bptt_trainers.directions.compiled.Program", Recorded)
+    window, controller, critic, noise, inner = soft(Cliff(horizon=10), 0.9, steps=2)
     states = window.at(inner, torch.tensor(LEFT))
     compiled, plain = (
         choose_engine(window, controller, states, "adjoint", compile=one, entropy=window.entropy_weight).engine
         for one in (True, False)
     )
-    passes = RULES["R"].passes
+    passes = RULES["C"].passes
     for _ in range(2):
         states = window.at(inner, torch.tensor(LEFT))
         losses, directions = compiled(states, passes, noise=noise)

@@ -139,10 +139,10 @@ class BPTT:
         """
         # A non-finite update is skipped and counted: one bad update should not take a run out of the table.
         row = {"on_nonfinite": "skip", "record": budget.record, **self._chosen(budget, overrides).training}
-        if row.get("deviation", "none") != "none" or row.get("controller") in ("gru", "lstm"):
-            row["record"] = tuple(name for name in row["record"] if name != "diagnostics")  # there are none of them
         kind = CONFIGS[self.LEARNER]
         config = kind(**{**row, **given, "rule": self.rule, "test_states": budget.test_states})
+        if config.deviation != "none" or config.controller in ("gru", "lstm"):  # of which there are no diagnostics
+            config = replace(config, record=tuple(name for name in config.record if name != "diagnostics"))
         steps_an_epoch = config.train_states * budget.horizon
         return replace(config, epochs=max(1, round(budget.steps / steps_an_epoch)))
 

@@ -93,7 +93,7 @@ class SHACLearner(BPTTLearner):
         config = self.config
         generator = torch.Generator().manual_seed(stream_seed(WEIGHTS, config.seed, CRITIC))
         shape, horizon = self.system.observation_shape, self.system.horizon
-        self.critic = Critic(shape, horizon, config.critic_hidden or (), generator, self._critics).to(self.train_states)
+        self.critic = Critic(shape, horizon, config.critic_hidden, generator, self._critics).to(self.train_states)
         self._slow = SlowCopy(self.critic, config.target_rate)
         self._end = EndValue(self._slow.network)
         parameters = {name: one for name, one in self.critic.named_parameters() if one.requires_grad}

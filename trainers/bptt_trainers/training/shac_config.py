@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from bptt_envs.settings import Count, Decay, NotNegative, Positive, Share
+from bptt_envs.settings import By, Count, Decay, NotNegative, Positive, Share
+from bptt_trainers.controllers.networks import widths
 from bptt_trainers.training.config import (
     Clip,
-    Hidden,
     RuleName,
     ScheduleName,
     StartStates,
@@ -69,7 +69,7 @@ class SHACConfig(TrainConfig):
     normalize: bool = True
     """Show the controller its observations by their running mean and deviation; the critic sees them so, too."""
 
-    critic_hidden: Hidden = (64, 64)
+    critic_hidden: Annotated[tuple[int, ...], By(widths)] = (64, 64)
     """Widths of the critic's hidden layers."""
 
     critic_learning_rate: Positive = 2e-3
