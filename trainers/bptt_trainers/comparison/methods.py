@@ -133,6 +133,11 @@ class BPTT:
         return rule_settings(self.name, budget.env, changes, name=budget.preset, options=options, given=self.GIVEN)
 
     @property
+    def compiles(self) -> bool:
+        """Whether its programs can be compiled."""
+        return "estimator" not in self.changes
+
+    @property
     def name(self) -> str:
         """Its name among the presets: what turns the modified direction is tuned apart."""
         if self.changes.get("combine") == "turned":

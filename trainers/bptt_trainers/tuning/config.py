@@ -35,7 +35,7 @@ class TuneConfig:
     """The module that registers the environment, if that is your own; the processes of jobs import it, too."""
 
     methods: tuple[Annotated[str, among(TUNABLE)], ...] = ("C", "PPO")
-    """Methods, each with a study of its own: the update rules R, M, S, C, C-turned; PPO, SAC."""
+    """Methods, each with a study of its own: the rules R, M, S, C, C-turned; the estimators LR, TP, AoBG; PPO, SAC."""
 
     trials: Count = 30
     """Trials of each method, the pruned ones among them; the first one is of the settings as they stand."""

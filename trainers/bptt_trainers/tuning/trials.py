@@ -40,7 +40,7 @@ def learn(
         settings: of the method, in full.
         seed: of the run.
         report: called at each evaluation; returns False to end the run.
-        compile: whether an update rule's programs are compiled.
+        compile: whether an update rule's programs are compiled, if they can be.
 
     Raises:
         RefusedError: if the settings are refused, or the run fails with them.
@@ -49,7 +49,7 @@ def learn(
     trained = METHODS[method]
     try:
         if isinstance(trained, BPTT):
-            return _learn_by_rule(trained, budget, {**settings, "compile": compile}, seed, report)
+            return _learn_by_rule(trained, budget, {**settings, "compile": compile and trained.compiles}, seed, report)
         assert isinstance(trained, RL)
         return _learn_by_rl(trained, budget, settings, seed, report)
     except (NonFiniteError, ValueError, ArithmeticError) as error:  # such as stable-baselines3's of NaN
