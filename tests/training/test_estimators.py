@@ -14,6 +14,7 @@ from bptt_trainers.comparison.methods import ESTIMATED, METHODS, Budget
 from bptt_trainers.directions.estimators import ESTIMATORS
 from bptt_trainers.training.ensemble import CannotStackError, Ensemble, variations
 from bptt_trainers.tuning.space import TUNABLE, search_of
+from bptt_trainers.tuning.trials import learn
 
 TINY = TrainConfig(
     rule="R",
@@ -95,6 +96,10 @@ def test_each_has_settings_to_be_tuned(method):
     assert method in TUNABLE
     search = search_of(method, Budget("DiffCartPole-v0", {}, 10_000, 1, 8), {}, {})
     assert {"initial_deviation", "batch_size", "learning_rate"} <= set(search.free)
+    curve = learn(
+        method, Budget("DiffCartPole-v0", {"horizon": 3}, 64 * 3, 1, 8), search.first(), 0, print, compile=True
+    )
+    assert len(curve) == 2, "uncompiled, as nothing compiles them"
     assert search.first()["estimator"] == METHODS[method].changes["estimator"]
 
 

@@ -108,7 +108,7 @@ def _run(experiment: Experiment, tier: Tier, variant: Variant, seed: int, folder
     else:
         batch_size = min(settings.get("batch_size", TrainConfig.batch_size), amount.train_states)
         given = {"train_states": amount.train_states, "batch_size": batch_size, "record": ()}
-        given |= {"compile": compile and method.compiles}
+        given["compile"] = compile and method.compiles
         config = method.config(budget, given, seed=seed, out=where)
         rule, clip, rate = config.rule, config.clip, config.learning_rate
         epochs, train_states = config.epochs, amount.train_states

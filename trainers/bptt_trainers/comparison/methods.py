@@ -96,11 +96,6 @@ class BPTT:
     TOGETHER: ClassVar[bool] = True  # several runs may be one ensemble
 
     @property
-    def compiles(self) -> bool:
-        """Whether studies that compile compile it: no estimator can be."""
-        return "estimator" not in self.changes
-
-    @property
     def summary(self) -> str:
         """The rule, and what differs from the preset."""
         changes = "".join(f", {name} {value}" for name, value in self.changes.items())
@@ -158,6 +153,11 @@ class BPTT:
             given=self.GIVEN,
             learner=self.LEARNER,
         )
+
+    @property
+    def compiles(self) -> bool:
+        """Whether its programs can be compiled."""
+        return "estimator" not in self.changes
 
     @property
     def name(self) -> str:

@@ -40,7 +40,7 @@ def learn(
         settings: of the method, in full.
         seed: of the run.
         report: called at each evaluation; returns False to end the run.
-        compile: whether an update rule's programs are compiled.
+        compile: whether an update rule's programs are compiled, if they can be.
 
     Raises:
         RefusedError: if the settings are refused, or the run fails with them.
