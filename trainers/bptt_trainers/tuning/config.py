@@ -35,8 +35,8 @@ class TuneConfig:
     """The module that registers the environment, if that is your own; the processes of jobs import it, too."""
 
     methods: tuple[Annotated[str, By(tunable)], ...] = ("C", "PPO")
-    """Methods, each with a study of its own: the update rules R, M, S, C, C-turned, and those whose feedback decays or
-    is cut, such as "R decay 0.9" and "C every 16"; SHAC, SHAC-M, SHAC-C, SAPO; the estimators LR, TP, AoBG; PPO, SAC."""
+    """Methods, each with a study of its own: the rules R, M, S, C, C-turned, and those whose feedback decays or is cut,
+    such as "R decay 0.9" and "C every 16"; SHAC, SHAC-M, SHAC-C, SAPO; the estimators LR, TP, AoBG; PPO, SAC."""
 
     trials: Count = 30
     """Trials of each method, the pruned ones among them; the first one is of the settings as they stand."""
