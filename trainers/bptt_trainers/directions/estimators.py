@@ -126,7 +126,7 @@ def mixture(share: Tensor, one: Tensor, other: Tensor) -> Tensor:
 
 
 def alpha_of(pathwise: Tensor, ratio: Tensor, bias_bound: float | None = None) -> Tensor:
-    """The weight alpha of the pathwise direction in the alpha-order estimator, () (arXiv 2202.00817, lemma 4.4).
+    """The weight alpha of the pathwise direction in the alpha-order estimator, () (arXiv 2202.00817).
 
     It minimises alpha^2 s1^2 + (1 - alpha)^2 s0^2, with s1^2 and s0^2 the empirical variances, subject to
     eps + alpha |pathwise - ratio| <= bias_bound, with eps the distance of the mean likelihood ratio from the gradient
