@@ -3,7 +3,7 @@
 
 PYTHON ?= python3
 VENV := .venv
-PYTEST_ARGS ?= -n auto
+PYTEST_ARGS ?= -n auto --dist worksteal # a worker takes one half of the tests: it shares what a file prepares
 STAMP := $(VENV)/.complete
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --no-input --quiet
 

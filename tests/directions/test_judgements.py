@@ -64,7 +64,7 @@ def forward_hook(net, system):
 
 
 def hook_of_a_parameter(net, system):
-    net.first.weight.register_hook(lambda slope: slope.clamp(-1e-4, 1e-4))
+    net.first.weight.register_hook(lambda slope: slope.clamp(-1e-5, 1e-5))
 
 
 def backward_hook(net, system):

@@ -13,7 +13,7 @@ from bptt_trainers.training.optimizer import Optimizer
 from bptt_trainers.training.run import NonFiniteError
 from bptt_trainers.training.start_states import MASKS, stream_seed
 
-TINY = TrainConfig(epochs=4, batch_size=4, train_states=12, test_states=6, hidden=(8,), record=("pictures",))
+TINY = TrainConfig(epochs=4, batch_size=4, train_states=12, test_states=6, hidden=(8,), record=())
 MIXED = replace(
     TINY,
     combine="random",

@@ -33,7 +33,7 @@ from bptt_trainers import (
 )
 from bptt_trainers.records.files import write_atomic
 
-TINY = TrainConfig(epochs=3, batch_size=4, train_states=12, test_states=6, hidden=(8,), record=("pictures",))
+TINY = TrainConfig(epochs=3, batch_size=4, train_states=12, test_states=6, hidden=(8,), record=())
 
 
 def cart_pole():
@@ -340,7 +340,7 @@ def test_a_run_goes_on_under_settings_that_do_not_change_it(tmp_path):
 
 
 def test_finished_run_is_not_computed_or_drawn_again(tmp_path):
-    config = replace(TINY, out=tmp_path / "run")
+    config = replace(TINY, record=("pictures",), out=tmp_path / "run")
     Trainer(cart_pole(), None, config).fit()
     drawn = (tmp_path / "run" / "trajectories.png").stat().st_mtime_ns
     again = Trainer(cart_pole(), None, config, [StopAfter(3, AssertionError("an update was made"))])
