@@ -25,7 +25,7 @@ ROOMS = (
     "commands",
     "cli",
 )
-STUDIES = ("benchmarks", "scaling", "toys", "lqr", "paper", "optima", "contact")
+STUDIES = ("benchmarks", "scaling", "toys", "lqr", "paper", "optima", "contact", "estimators")
 
 MAY_IMPORT = {  # of the other rooms; what is not named here, all before it
     "host": set(),
