@@ -109,18 +109,19 @@ def tuned_figure(tasks: Sequence[TaskResults], methods: Sequence[str] = ("C", "R
 def algorithm_figure(task: TaskResults, references: Sequence[str] = ("R", "PPO")) -> Figure:
     """Held-out loss against simulator steps and against seconds, a column for each family, beside two references."""
     methods, top = task.methods(), _top(task.results)
+    looks = looks_of(methods)
     columns = {name: [one for one in family if one in methods] for name, family in FAMILIES.items()}
     columns = {name: family for name, family in columns.items() if set(family) - set(references)}
     figure = _figure(WIDTH, 6.0)
     panels = figure.subplots(2, max(len(columns), 1), sharey=True, sharex="row", squeeze=False)
     for (name, family), column in zip(columns.items(), panels.T, strict=True):
-        looks = looks_of(family)
         for axes, of in zip(column, ("simulator_steps", "seconds"), strict=True):
             _log_axes(axes, "xy")
             for label in dict.fromkeys([*references, *family]):
                 series = series_of(_curves(task, methods.get(label, [])), of, top)
                 if series:
-                    draw_band(axes, series, looks.get(label) or Look(COLORS[label], ":"), label)
+                    again = label not in family
+                    draw_band(axes, series, Look(COLORS[label], ":") if again else looks[label], label)
             _untrained(axes, task.results)
         column[0].set_title(name, fontsize=9, loc="left", color=rgb(INK))
         column[0].xaxis.set_major_formatter(EngFormatter(sep=""))
