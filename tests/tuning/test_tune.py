@@ -628,7 +628,9 @@ def test_no_trial_is_begun_after_the_time(tmp_path, curves):
 
 @pytest.mark.parametrize("env", ENTRIES)
 def test_every_method_can_be_searched_on_every_id_and_what_is_printed_trains_with_the_row(env):
-    config = TuneConfig(env=env, methods=(*TUNABLE, *["R decay 0.9"] * (env == "DiffCartPole-v0")))
+    first = env == "DiffCartPole-v0"
+    alike = () if first else ("SHAC-M", "SHAC-C")  # SHAC but for the rule
+    config = TuneConfig(env=env, methods=(*(one for one in TUNABLE if one not in alike), *["R decay 0.9"] * first))
     published = replace(config.budget, preset="paper")
     for method, search in config.searches({}).items():
         values = {name: entry.encoded(entry.values[-1]) for name, entry in search.free.items()}
