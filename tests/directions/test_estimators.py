@@ -60,18 +60,15 @@ def near(found, expected, tolerance=1e-10):
 def test_the_fast_engine_is_the_definition(name, kind):
     system = SYSTEMS[name]()
     controller, states, noise = made(system, **KINDS[kind])
-    for entropy in (0.0, 0.3):
-        for estimator in OTHERS:
-            found, expected = (
-                policy_gradient(
-                    system, controller, states, "R", engine, entropy=entropy, noise=noise, estimator=estimator
-                )
-                for engine in ("adjoint", "autograd")
-            )
-            assert (found.engine, expected.engine) == ("adjoint", "autograd")
-            assert found.directions.keys() == dict(controller.named_parameters()).keys()
-            torch.testing.assert_close(found.loss, expected.loss)
-            assert near(flat(found.directions), flat(expected.directions)), estimator
+    for estimator in OTHERS:
+        found, expected = (
+            policy_gradient(system, controller, states, "R", engine, entropy=0.3, noise=noise, estimator=estimator)
+            for engine in ("adjoint", "autograd")
+        )
+        assert (found.engine, expected.engine) == ("adjoint", "autograd")
+        assert found.directions.keys() == dict(controller.named_parameters()).keys()
+        torch.testing.assert_close(found.loss, expected.loss)
+        assert near(flat(found.directions), flat(expected.directions)), estimator
 
 
 def log_probability(controller, observation, memory, taken):
