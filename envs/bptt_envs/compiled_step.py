@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 class CompiledStep:
     """One step of a number of environments as a compiled program.
 
-    It is made anew when the system changes, or another one is handed in. What changes within a class is noticed by
-    `refresh`, all else at once.
+    It is made anew when the system changes, or another one is handed in. What changes within a class, or in a tensor
+    behind torch's back, is noticed by `refresh`, all else at once.
 
     Args:
         system: the physics.

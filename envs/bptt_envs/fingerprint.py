@@ -24,7 +24,8 @@ SMALL = 4096  # numbers of a tensor up to which its content is looked at; of a l
 KINDS = 256  # classes of which is known what they hold
 
 _PLAIN = (bool, int, str, bytes, type(None), complex, type, torch.dtype, torch.device, torch.Size, slice)
-_ELSEWHERE = (types.FunctionType, types.MethodType, types.ModuleType, nn.Module, list, set)  # what holds more
+# What holds more than its attributes
+_ELSEWHERE = (types.FunctionType, types.MethodType, types.ModuleType, nn.Module, list, dict, set, np.ndarray, deque)
 _METHODS = (types.FunctionType, property, classmethod, staticmethod)
 _INTERNAL = frozenset(vars(nn.Module()))
 _HOOKS = tuple(sorted(name for name in _INTERNAL if name.endswith("_hooks")))

@@ -352,6 +352,16 @@ def test_a_run_of_reinforcement_learning_is_taken_up_by_the_same_commands(bptt):
     assert "goes on as it began: leave out --epochs" in bptt("resume ppo --epochs 9", code=2)
 
 
+def test_what_cannot_be_trained_together_is_trained_one_by_one(bptt):
+    few = "--env DiffIntegrator-v0 --epochs 1 --train-states 8 --batch-size 4 --test-states 8 --hidden 8 --record csv"
+    said = bptt(f"train --learner SHAC --window 2 {few} --seeds 0 1 --out windows")
+    assert said.count("held-out states") == 2
+    bptt(f"train --rule R --estimator total_propagation --deviation constant {few} --seeds 0 1 --out mixed")
+    folders = [str(path.parent) for name in ("windows", "mixed") for path in sorted(Path(name).rglob("last.pt"))]
+    rows = [line.split() for line in bptt(f"evaluate {' '.join(folders)}").splitlines()[1:]]
+    assert [row[1] for row in rows] == ["SHAC", "SHAC", "TP", "TP"]
+
+
 def test_a_run_with_tuned_settings_is_taken_up_by_every_command_that_reads_a_run(bptt):
     seen = "--env-option observe_time=true --squash --start-states fresh --final-learning-rate 0"
     bptt(f"train {TINY} {seen} --epochs 1 --keep-every 1 --record diagnostics --out run")

@@ -9,7 +9,7 @@ from bptt_trainers.cli import main, read_command
 from bptt_trainers.commands.train import LearnerName
 from bptt_trainers.comparison.compare import ComparisonConfig, compare, member_folder
 from bptt_trainers.comparison.methods import METHODS, Budget
-from bptt_trainers.presets.presets import method_name
+from bptt_trainers.presets.presets import row_name
 from bptt_trainers.training.run_folder import CONFIGS
 
 METHODS_IN_WINDOWS = ("SHAC", "SHAC-M", "SHAC-C", "SAPO")
@@ -41,10 +41,10 @@ def test_they_are_compared_by_the_same_steps_and_on_the_same_states(tmp_path):
 
 
 def test_their_names_follow_from_learner_and_rule():
-    names = [method_name("SHAC", rule) for rule in ("R", "M", "C", "S")]
+    names = [row_name("SHAC", rule) for rule in ("R", "M", "C", "S")]
     assert names == ["SHAC", "SHAC-M", "SHAC-C", "SHAC-S"]
-    assert method_name("SHAC", "C", "turned") == "SHAC-C-turned"
-    assert method_name("BPTT", "C", "turned") == "C-turned"
+    assert row_name("SHAC", "C", "turned") == "SHAC-C-turned"
+    assert row_name("BPTT", "C", "turned") == "C-turned"
     for name, method in METHODS.items():
         if name in METHODS_IN_WINDOWS:
             assert method.name == name

@@ -3,6 +3,7 @@
 import copy
 import pickle
 import shutil
+from collections import OrderedDict
 
 import gymnasium as gym
 import numpy as np
@@ -208,6 +209,17 @@ def test_a_watch_sees_what_a_fingerprint_sees():
         change()
         assert not watch.unchanged()
         assert not watch.unchanged(thoroughly=True)
+
+
+def test_a_watch_looks_closely_at_every_kind_of_container():
+    class Named(dict):
+        pass
+
+    for held in (Named(a=1), OrderedDict(a=1), [1], {1}):
+        watch = Watch(Holder(held=held))
+        assert watch.unchanged()
+        held.clear()
+        assert not watch.unchanged()
 
 
 @pytest.mark.parametrize("held", [{"function": lambda x: x}, {"module": torch.nn.Linear(1, 1)}, {"array": np.zeros(2)}])

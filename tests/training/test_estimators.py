@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from bptt_envs.systems import CartPole, Integrator
-from bptt_trainers import RunFolder, TrainConfig, Trainer, policy_gradient
-from bptt_trainers.cli import main
+from bptt_trainers import RunFolder, TrainConfig, Trainer, from_preset, policy_gradient
+from bptt_trainers.cli import main, read_command
 from bptt_trainers.comparison.compare import ComparisonConfig, compare
-from bptt_trainers.comparison.methods import ESTIMATED, METHODS, Budget
+from bptt_trainers.comparison.methods import BY_ESTIMATOR, METHODS, Budget
 from bptt_trainers.directions.estimators import ESTIMATORS
+from bptt_trainers.presets.presets import tuned_row
 from bptt_trainers.training.ensemble import CannotStackError, Ensemble, variations
 from bptt_trainers.tuning.space import TUNABLE, search_of
 from bptt_trainers.tuning.trials import learn
@@ -68,7 +69,7 @@ def test_a_folder_of_another_estimator_is_refused(tmp_path):
         Trainer(CartPole(horizon=4), config=other).fit()
 
 
-@pytest.mark.parametrize("method", ESTIMATED)
+@pytest.mark.parametrize("method", BY_ESTIMATOR)
 def test_each_is_a_method_that_learns(method, tmp_path):
 
     budget = Budget("DiffLQR-v0", {"horizon": 5}, 6000, 1, 64)
@@ -81,7 +82,7 @@ def test_a_comparison_trains_them_one_by_one_with_the_others(tmp_path):
     config = ComparisonConfig(
         env="DiffCartPole-v0",
         env_options={"horizon": 4},
-        methods=("R", *ESTIMATED),
+        methods=("R", *BY_ESTIMATOR),
         seeds=(0, 1),
         steps=256,
         test_states=8,
@@ -91,7 +92,7 @@ def test_a_comparison_trains_them_one_by_one_with_the_others(tmp_path):
     assert set(result.curves) == {(method, seed) for method in config.methods for seed in (0, 1)}
 
 
-@pytest.mark.parametrize("method", ESTIMATED)
+@pytest.mark.parametrize("method", BY_ESTIMATOR)
 def test_each_has_settings_to_be_tuned(method):
     assert method in TUNABLE
     search = search_of(method, Budget("DiffCartPole-v0", {}, 10_000, 1, 8), {}, {})
@@ -127,3 +128,18 @@ def test_what_does_not_go_together_is_refused_before_any_work(changes, message):
 def test_an_ensemble_says_that_they_are_trained_alone():
     with pytest.raises(CannotStackError, match="pathwise; got estimator='likelihood_ratio'"):
         Ensemble(Integrator(horizon=3), variations(TINY, seeds=(0, 1)))
+
+
+def test_what_makes_a_method_is_not_overridden():
+    for method, name, value in (("TP", "estimator", "pathwise"), ("C-turned", "combine", "regular")):
+        with pytest.raises(ValueError, match=f"{name} .* is what makes the method {method}"):
+            ComparisonConfig(methods=(method,), overrides={method: {name: value}})
+    ComparisonConfig(methods=("TP",), overrides={"TP": {"deviation": "state"}})
+
+
+def test_an_estimator_begins_with_the_settings_that_were_tuned_for_it():
+    row = dict(tuned_row("TP", "DiffCartPole-v0").settings)
+    _, config = from_preset("DiffCartPole-v0", "R", estimator="total_propagation", deviation="constant")
+    assert (config.learning_rate, config.initial_deviation) == (row["learning_rate"], row["initial_deviation"])
+    words = ["--rule", "R", "--estimator", "total_propagation", "--deviation", "constant"]
+    assert read_command("train", words).training.learning_rate == row["learning_rate"]

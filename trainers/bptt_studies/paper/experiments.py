@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
-from bptt_trainers.comparison.methods import BPTT, ESTIMATED, RL, SAPO, SHAC
+from bptt_trainers.comparison.methods import BPTT, BY_ESTIMATOR, RL, SAPO, SHAC
 from bptt_trainers.presets.presets import PresetName
 from bptt_trainers.presets.tuned import TUNED
 
@@ -317,7 +317,7 @@ ALGORITHMS = (
     *_alone("RC"),
     *(Variant(name, BPTT(name), alone=True) for name in ("R decay 0.9", "C decay 0.9", "R every 16", "C every 16")),
     *(Variant(one.name, one) for one in (SHAC("R"), SHAC("M"), SHAC("C"), SAPO("R"))),
-    *(Variant(name, method, alone=True) for name, method in ESTIMATED.items()),
+    *(Variant(name, method, alone=True) for name, method in BY_ESTIMATOR.items()),
     Variant("PPO", RL("PPO")),
 )
 

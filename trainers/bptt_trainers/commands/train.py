@@ -7,6 +7,7 @@ import hashlib
 import re
 import shlex
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -26,10 +27,10 @@ from bptt_trainers.commands.exits import Interrupted, Misuse, checking_arguments
 from bptt_trainers.commands.output import aligned
 from bptt_trainers.commands.trained import by_reinforcement
 from bptt_trainers.host.user_code import import_module, split_id
-from bptt_trainers.presets.presets import PresetName, from_preset, method_name, rule_settings
+from bptt_trainers.presets.presets import PresetName, from_preset, row_name, rule_settings
 from bptt_trainers.training.callbacks import Callback, ProgressBar
 from bptt_trainers.training.config import Clip, OnNonfinite, TrainConfig
-from bptt_trainers.training.ensemble import Ensemble, variations
+from bptt_trainers.training.ensemble import CannotStackError, Ensemble, variations
 from bptt_trainers.training.run import NonFiniteError
 from bptt_trainers.training.run_folder import CHANGEABLE, CONFIGS, RunFolder
 from bptt_trainers.training.sapo_config import SAPOConfig
@@ -116,15 +117,18 @@ class Train:
         reader.add_argument("--preset", default=cls.preset)
         reader.add_argument("--env-option", "--env_option", action="append", default=[])
         reader.add_argument("--train-states", "--train_states", type=int, default=argparse.SUPPRESS)
-        reader.add_argument("--optimizer", default=argparse.SUPPRESS)
+        for name in ("optimizer", "estimator", "deviation"):
+            reader.add_argument(f"--{name}", default=argparse.SUPPRESS)
         try:
             given, _ = reader.parse_known_args(arguments)
             options = parse_options(given.env, given.env_option)
-            told = {name: getattr(given, name) for name in ("train_states", "optimizer") if name in given}
+            told = {name: value for name, value in vars(given).items() if name in TOLD}
+            if "estimator" not in told:
+                told.pop("deviation", None)
             _, config = from_preset(split_id(given.env)[1], given.rule, given.preset, options, cls.learner, **told)
         except (argparse.ArgumentError, ValueError, SystemExit):  # what is wrong is said when all of them are read
             return None
-        return cls(training=replace(config, rule=config_class.rule))
+        return cls(training=config if "estimator" in told else replace(config, rule=config_class.rule))
 
     def run(self) -> None:
         """Train."""
@@ -132,7 +136,7 @@ class Train:
             options = parse_options(self.env, self.env_option)
             module, env_id = split_id(self.env)
             learner, rule = self.training.learner, self.training.rule
-            method = method_name(learner, rule)
+            method = row_name(learner, rule, estimator=self.training.estimator)
             chosen = rule_settings(method, env_id, name=self.preset, options=options, learner=learner)
             env = make_environment(self.env, options | chosen.seen)
             module = module or self.module
@@ -143,14 +147,18 @@ class Train:
             texts = named_texts("--optimizer-option", self.optimizer_option, "momentum=0.9")
             optimizer_options = {name: read_any(text) for name, text in texts}
             config = replace(self.training, out=out, optimizer_options=optimizer_options)
-            if several:
-                ensemble = Ensemble(env, variations(config, **several), [ProgressBar()])
-            else:
-                trainer = Trainer(env, config=config, callbacks=[Announce(), ProgressBar()])
-        if several:
+            configs = variations(config, **several) if several else [config]
+            ensemble = None
+            with suppress(CannotStackError):  # they are trained one by one
+                ensemble = Ensemble(env, configs, [ProgressBar()]) if several else None
+            trainers = []
+            if ensemble is None:
+                trainers = [Trainer(env, config=one, callbacks=[Announce(), ProgressBar()]) for one in configs]
+        if ensemble is not None:
             fit_together(ensemble, out, module)
-        else:
-            fit(trainer, out, module)
+        for trainer in trainers:
+            assert trainer.folder is not None
+            fit(trainer, trainer.folder.path, module)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,6 +194,9 @@ class TrainSAPO(Train):
     learner: LearnerName = "SAPO"
     """What learns: BPTT, over whole episodes; SHAC or SAPO, in short windows with a critic (docs/shac.md)."""
 
+
+TOLD = ("train_states", "optimizer", "estimator", "deviation")
+"""What defaults depend on, beside the environment and the rule."""
 
 COMMANDS: dict[str, type[Train]] = {command.learner: command for command in (Train, TrainSHAC, TrainSAPO)}
 """The command for each learner."""

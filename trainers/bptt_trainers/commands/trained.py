@@ -12,7 +12,7 @@ from torch import Tensor
 from bptt_envs import System
 from bptt_trainers.commands.exits import checking_arguments
 from bptt_trainers.directions.rollout import Trajectory, rollout
-from bptt_trainers.presets.presets import method_name
+from bptt_trainers.presets.presets import row_name
 from bptt_trainers.training.books import Books
 from bptt_trainers.training.run_folder import RunFolder
 from bptt_trainers.training.start_states import held_out_states
@@ -63,7 +63,7 @@ def trained(folder: Path, which: str, **options: Any) -> Trained:
     controller, checkpoint = run.load_controller(system, which)
     like = next(controller.parameters())
     return Trained(
-        method_name(config.learner, config.rule, config.combine),
+        row_name(config.learner, config.rule, config.combine, config.estimator),
         system,
         checkpoint["epoch"],
         config.test_states,

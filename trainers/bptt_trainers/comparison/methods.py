@@ -16,14 +16,13 @@ from bptt_trainers.directions.rollout import Policy, losses, rollout
 from bptt_trainers.directions.rules import OR_FADED, RULES, base_of, get_rule, named_rule
 from bptt_trainers.planning.plan import PLANNERS, plan, planner_settings
 from bptt_trainers.presets.presets import (
+    ESTIMATED,
     PresetName,
     RuleSettings,
     defaults_seen,
     preset,
+    row_name,
     rule_settings,
-)
-from bptt_trainers.presets.presets import (
-    method_name as row_name,
 )
 from bptt_trainers.records.curve import Curve, CurvePoint
 from bptt_trainers.training.callbacks import ProgressBar
@@ -143,6 +142,12 @@ class BPTT:
 
     def _chosen(self, budget: Budget, overrides: Mapping[str, Any]) -> RuleSettings:
         """Preset, own changes, overrides."""
+        for name in ("combine", "estimator"):
+            if name in self.changes and overrides.get(name, self.changes[name]) != self.changes[name]:
+                raise ValueError(
+                    f"{name} {self.changes[name]!r} is what makes the method {self.name}: leave it, or name another "
+                    f"method; got {shown(overrides[name])}."
+                )
         changes, options = {**self.changes, **overrides}, budget.env_options
         return rule_settings(
             self.name,
@@ -162,9 +167,8 @@ class BPTT:
     @property
     def name(self) -> str:
         """Its name among the presets."""
-        estimator = self.changes.get("estimator")
-        named = (name for name, one in ESTIMATED.items() if one.changes["estimator"] == estimator)
-        return next(named, row_name(self.LEARNER, self.rule, self.changes.get("combine", TrainConfig.combine)))
+        combine, estimator = (self.changes.get(one, getattr(TrainConfig, one)) for one in ("combine", "estimator"))
+        return row_name(self.LEARNER, self.rule, combine, estimator)
 
 
 @dataclass(frozen=True)
@@ -299,11 +303,10 @@ class SAPO(SHAC):
     LEARNER: ClassVar[str] = "SAPO"
 
 
-ESTIMATED = {
-    name: BPTT("R", {"estimator": estimator, "deviation": "constant"})
-    for name, estimator in (("LR", "likelihood_ratio"), ("TP", "total_propagation"), ("AoBG", "alpha_order"))
+BY_ESTIMATOR = {
+    name: BPTT("R", {"estimator": estimator, "deviation": "constant"}) for estimator, name in ESTIMATED.items()
 }
-"""Estimators of a stochastic controller's gradient, by their names in the literature."""
+"""By estimators of a stochastic controller's gradient."""
 
 METHODS: dict[str, Method] = {
     "R": BPTT("R"),
@@ -311,7 +314,7 @@ METHODS: dict[str, Method] = {
     "S": BPTT("S"),
     "C": BPTT("C"),
     "C-turned": BPTT("C", {"combine": "turned"}),
-    **ESTIMATED,
+    **BY_ESTIMATOR,
     "SHAC": SHAC("R"),
     "SHAC-M": SHAC("M"),
     "SHAC-C": SHAC("C"),

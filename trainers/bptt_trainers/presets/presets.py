@@ -244,12 +244,21 @@ def rule_settings(
     return RuleSettings({entry: value for entry, value in row.items() if entry not in SEEN}, seen)
 
 
-def method_name(learner: str, rule: str, combine: str = TrainConfig.combine) -> str:
-    """The name among `METHODS` and presets of a learner by a rule; what turns the modified direction is tuned apart."""
+def row_name(
+    learner: str, rule: str, combine: str = TrainConfig.combine, estimator: str = TrainConfig.estimator
+) -> str:
+    """The name among `METHODS` and presets of a learner by a rule, or by an estimator of rule R's direction.
+
+    What turns the modified direction is tuned apart.
+    """
     turned = "-turned" if combine == "turned" else ""
     if learner == TrainConfig.learner:
-        return f"{rule}{turned}"
+        return ESTIMATED.get(estimator, f"{rule}{turned}")
     return learner if rule == CONFIGS[learner].rule else f"{learner}-{rule}{turned}"
+
+
+ESTIMATED = {"likelihood_ratio": "LR", "total_propagation": "TP", "alpha_order": "AoBG"}
+"""The names of estimators in the literature: those of their methods."""
 
 
 def tuned_row(method: str, env_id: str, options: Mapping[str, Any] | None = None) -> Row:
@@ -287,15 +296,15 @@ def from_preset(
         rule: the update rule.
         preset: "tuned", found by `bptt tune`, or "paper".
         env_options: options of the environment; what the controller sees is the preset's unless they say it.
-        learner: what learns, "BPTT" or "SHAC".
-        changes: settings of `TrainConfig`, or of `SHACConfig`, that are to differ from the preset.
+        learner: what learns, "BPTT", "SHAC" or "SAPO".
+        changes: settings of the learner that are to differ from the preset, which is an estimator's where one is named.
 
     Raises:
         ValueError: if a name is unknown or a value out of range.
     """
     options = dict(mapping("env_options", {} if env_options is None else env_options))
     config_class = CONFIGS[one_of("learner", learner, CONFIGS)]
-    method = method_name(learner, rule)
+    method = row_name(learner, rule, estimator=changes.get("estimator", TrainConfig.estimator))
     chosen = rule_settings(method, env_id, changes, name=preset, options=options, learner=learner)
     env = make_env(env_id, **options, **chosen.seen)
     config = config_class(rule=rule, **chosen.training)

@@ -11,7 +11,7 @@ from typing import Any
 
 from bptt_envs import System
 from bptt_envs.checks import nearest, one_of, shown
-from bptt_trainers.comparison.methods import BPTT, ESTIMATED, METHODS, RL, SHAC, Budget, get_method, method_name
+from bptt_trainers.comparison.methods import BPTT, BY_ESTIMATOR, METHODS, RL, SHAC, Budget, get_method, method_name
 from bptt_trainers.controllers.defaults import default_controller
 from bptt_trainers.controllers.networks import MLP
 from bptt_trainers.presets.presets import Preset
@@ -285,7 +285,7 @@ def search_of(
         row = trained.settings(budget, {})
         row.pop("rule", None)  # which is no setting of a rule, but the rule
     own = trained.method if isinstance(trained, RL) else trained.LEARNER if isinstance(trained, SHAC) else "rules"
-    table = SPACES["estimators" if method in ESTIMATED else own](budget.make_env().system)
+    table = SPACES["estimators" if method in BY_ESTIMATOR else own](budget.make_env().system)
     published = trained.settings(replace(budget, preset="paper"), {})
     table |= {name: only(value) for name, value in row.items() if name not in table and published.get(name) != value}
     searchable = [*row, *(name for name in table if name == MINIBATCHES)]
