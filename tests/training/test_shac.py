@@ -271,7 +271,9 @@ def test_what_entropy_is_worth_follows_what_it_should_be():
     small = {"epochs": 1, "hidden": (4,), "critic_hidden": (4,), "critic_iterations": 1, **settings}
     worth = {}
     for wanted in (5.0, -5.0):
-        trainer = Trainer(CartPole(horizon=10, max_force=50.0), config=SAPOConfig(target_entropy=wanted, **small))
+        trainer = Trainer(
+            CartPole(horizon=10, max_force=50.0), config=SAPOConfig(target_entropy=wanted, squash=False, **small)
+        )
         trainer.fit()
         assert trainer.learner.wanted_entropy == pytest.approx(wanted + math.log(50.0))
         worth[wanted] = trainer.learner.state_dict()["learner"]["log_temperature"]
@@ -279,6 +281,13 @@ def test_what_entropy_is_worth_follows_what_it_should_be():
     assert float(worth[5.0] - worth[-5.0]) == pytest.approx(2 * steps * 5e-3, rel=1e-3)  # Adam's steps, up and down
     with pytest.raises(ValueError, match="deviation must be 'state' or 'constant'"):
         SAPOConfig(deviation="none")
+
+
+def test_an_entropy_that_no_bounded_action_has_is_refused():
+    with pytest.raises(ValueError, match=r"target_entropy must be below log 2, about 0.6931, where squash .* got 0.7"):
+        SAPOConfig(target_entropy=0.7)
+    SAPOConfig(target_entropy=0.69)
+    SAPOConfig(target_entropy=0.7, squash=False)
 
 
 def test_an_interrupted_run_stands_at_its_last_epoch_and_goes_on():
