@@ -283,6 +283,18 @@ def test_what_entropy_is_worth_follows_what_it_should_be():
         SAPOConfig(deviation="none")
 
 
+@pytest.mark.parametrize("wanted", [0.6, -5.0])
+def test_a_temperature_never_overflows(wanted):
+    settings = {one: getattr(TINY, one) for one in ("batch_size", "train_states", "test_states", "window", "record")}
+    small = {"epochs": 1, "hidden": (4,), "critic_hidden": (4,), "critic_iterations": 1, **settings}
+    config = SAPOConfig(target_entropy=wanted, temperature_learning_rate=1000.0, **small)
+    trainer = Trainer(CartPole(horizon=10), config=config)
+    assert math.isfinite(trainer.fit()[-1].test_loss)
+    state = trainer.learner.state_dict()["learner"]
+    assert float(state["log_temperature"]) == math.copysign(30.0, wanted)
+    assert all(one.isfinite().all() for one in state["critic"].values())
+
+
 def test_an_entropy_that_no_bounded_action_has_is_refused():
     with pytest.raises(ValueError, match=r"target_entropy must be below log 2, about 0.6931, where squash .* got 0.7"):
         SAPOConfig(target_entropy=0.7)

@@ -13,6 +13,9 @@ from bptt_trainers.training.books import Checkpoint
 from bptt_trainers.training.sapo_config import SAPOConfig
 from bptt_trainers.training.shac import SHACLearner
 
+LARGEST = 30.0
+"""Of the logarithm of the temperature, either way: with room for float32 to hold squares of what it weighs."""
+
 
 class SAPOLearner(SHACLearner):
     """Trains a stochastic controller in short windows, rewarded for the entropy of its actions.
@@ -49,7 +52,9 @@ class SAPOLearner(SHACLearner):
         return self.system.action_size * self.config.target_entropy + float(((high - low) / 2).log().sum())
 
     def _set_temperature(self) -> None:
-        """Let windows count entropy by its weight as it is."""
+        """Let windows count entropy by its weight as it is, within bounds."""
+        with torch.no_grad():
+            self._log_temperature.clamp_(-LARGEST, LARGEST)
         self._end.temperature = math.exp(float(self._log_temperature.detach()))
 
     @torch.no_grad()
