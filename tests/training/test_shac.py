@@ -295,6 +295,29 @@ def test_a_temperature_never_overflows(wanted):
     assert all(one.isfinite().all() for one in state["critic"].values())
 
 
+class Even(CartPole):
+    """What is still to be paid is the same everywhere, once `paid` is set."""
+
+    paid = None
+
+    def final_cost(self, state):
+        return super().final_cost(state) if self.paid is None else self.paid + 0.0 * state[:, 0]
+
+
+@pytest.mark.parametrize(("paid", "unit"), [(4.0, 0.04), (-4.0, 0.04), (0.0, 1.0)])
+def test_entropy_is_worth_something_where_all_costs_are_the_same(paid, unit):
+    settings = {one: getattr(TINY, one) for one in ("batch_size", "train_states", "test_states", "window", "record")}
+    config = SAPOConfig(epochs=1, hidden=(4,), critic_hidden=(4,), temperature=0.2, **settings)
+    system = Even(horizon=10)
+    learner = Trainer(system, config=config).learner
+    system.paid = paid
+    with learner.session():
+        learner.begin()
+        with learner.epoch(0):
+            next(learner.update(0))
+            assert learner._end.temperature == pytest.approx(0.2 * unit / 10, rel=1e-3)
+
+
 def test_an_entropy_that_no_bounded_action_has_is_refused():
     with pytest.raises(ValueError, match=r"target_entropy must be below log 2, about 0.6931, where squash .* got 0.7"):
         SAPOConfig(target_entropy=0.7)

@@ -10,11 +10,15 @@ from torch import Tensor, nn
 from bptt_trainers.directions.augmented import AugmentedSystem
 from bptt_trainers.training.adam import Adam
 from bptt_trainers.training.books import Checkpoint
+from bptt_trainers.training.critic import LEAST_UNIT
 from bptt_trainers.training.sapo_config import SAPOConfig
 from bptt_trainers.training.shac import SHACLearner
 
 LARGEST = 30.0
 """Of the logarithm of the temperature, either way: with room for float32 to hold squares of what it weighs."""
+
+LEAST_DEVIATION = 0.01
+"""Of costs to go, as a share of their mean, in what a temperature is a share of: they may all be the same."""
 
 
 class SAPOLearner(SHACLearner):
@@ -59,8 +63,11 @@ class SAPOLearner(SHACLearner):
 
     @torch.no_grad()
     def _set_out(self) -> None:
+        """Also let the temperature count in the unit of the costs, for a step."""
         super()._set_out()
-        self._log_temperature.add_(math.log(float(self.critic.unit) / self.system.horizon))
+        unit = max(float(self.critic.unit), LEAST_DEVIATION * abs(float(self.critic.middle)))
+        unit = unit if unit > LEAST_UNIT else 1.0  # nothing has cost anything yet
+        self._log_temperature.add_(math.log(unit / self.system.horizon))
         self._set_temperature()
 
     @torch.no_grad()

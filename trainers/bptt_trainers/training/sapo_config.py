@@ -40,8 +40,8 @@ class SAPOConfig(SHACConfig):
     """Critics side by side: the actor follows their mean, the targets are of the one that expects most to be paid."""
 
     temperature: Positive = 0.1
-    """What entropy is worth at the start, for a step: as a share of the deviation of the losses of the untrained
-    controller, over the horizon."""
+    """What entropy is worth at the start, for a step: as a share of the deviation of what the untrained controller still
+    has to pay (at least a hundredth of its mean; 1, where nothing costs anything), over the horizon."""
 
     temperature_learning_rate: Positive = 5e-3
     """Step size by which the logarithm of that follows what the entropy should be."""
