@@ -361,6 +361,29 @@ def test_what_is_not_finite_is_refused_or_skipped():
     assert trainer.learner.state_dict()["learner"]["under_way"].isfinite().all()
 
 
+class Overflowing(CartPole):
+    """The cart's position is not finite once it is to one side, as soon as `overflows` is set."""
+
+    overflows = False
+
+    def step(self, state, action):
+        following = super().step(state, action)
+        far = self.overflows & (following[:, :1] > 0.0)
+        return torch.cat([following[:, :1].masked_fill(far, torch.inf), following[:, 1:]], dim=1)
+
+
+def test_an_untrained_episode_that_is_not_finite_is_followed_by_another():
+    system = Overflowing(horizon=10)
+    learner = Trainer(system, config=TINY).learner
+    system.overflows = True
+    with learner.session():
+        learner.begin()
+        learner._set_out()
+        begun = learner._next_states(0)
+    assert begun.isfinite().all()
+    assert (learner.window.left(begun) > 0).all()
+
+
 def test_it_reaches_the_known_optimum_of_lqr():
     system = LQR()
     config = SHACConfig(epochs=6, train_states=64, batch_size=16, window=10, learning_rate=2e-2, hidden=(64,), rule="C")
@@ -403,6 +426,8 @@ def test_a_folder_of_another_learner_is_refused(tmp_path):
 def test_what_has_no_meaning_is_refused_in_words():
     with pytest.raises(ValueError, match="start_states must be 'fresh' or 'shuffled'"):
         SHACConfig(start_states="fixed")
+    with pytest.raises(ValueError, match="target_rate must be above 0"):
+        SHACConfig(target_rate=0.0)
     with pytest.raises(ValueError, match="entropy has no effect"):
         SHACConfig(deviation="constant", entropy=0.1)
     with pytest.raises(ValueError, match="without memory"):

@@ -187,7 +187,13 @@ class SHACLearner(BPTTLearner):
             self._measure(found, 1.0)
         windows = math.ceil(horizon / self.window.steps)
         places = torch.arange(count, device=begun.device)
-        self._under_way = states[places * windows // count * self.window.steps, places]
+        self._leave_at(states[places * windows // count * self.window.steps, places])
+
+    def _leave_at(self, states: Tensor) -> None:
+        """Keep where the episodes are, (batch_size, n). One that is not finite is over: another begins."""
+        lost = ~states.isfinite().all(dim=1)
+        states = states.masked_fill(lost.unsqueeze(1), 0.0)
+        self._under_way = self.window.at(self.window.inner(states), self.window.left(states))
 
     def _next_states(self, number: int) -> Tensor:
         """Where the windows of update `number` begin, (batch_size, n)."""
@@ -213,9 +219,7 @@ class SHACLearner(BPTTLearner):
             self._measure(found, MEASURED)
             self._fit(found, number)
             self._slow.follow()
-        lost = ~states[-1].isfinite().all(dim=1)  # such an episode ends here
-        states = states[-1].masked_fill(lost.unsqueeze(1), 0.0)
-        self._under_way = self.window.at(self.window.inner(states), self.window.left(states))
+        self._leave_at(states[-1])
 
     # What is learnt from them
 

@@ -90,6 +90,10 @@ class SHACConfig(TrainConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         left_at_default(self, NO_MEANING, "a critic takes the place of what is to come")
+        if self.target_rate == 0.0:
+            raise ValueError(
+                "target_rate must be above 0, as nothing of what the critic learns reached the controller; got 0.0."
+            )
         if self.start_states == "fixed":
             raise ValueError(
                 "start_states must be 'fresh' or 'shuffled': episodes begin where others end, in no order that could "
