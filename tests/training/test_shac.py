@@ -29,6 +29,7 @@ from bptt_trainers import (
 from bptt_trainers.cli import main
 from bptt_trainers.controllers.normalized import Normalized
 from bptt_trainers.directions.rules import combined
+from bptt_trainers.presets.presets import rule_settings
 
 TINY = SHACConfig(
     epochs=3,
@@ -428,7 +429,7 @@ def test_what_has_no_meaning_is_refused_in_words():
         SHACConfig(start_states="fixed")
     with pytest.raises(ValueError, match="target_rate must be above 0"):
         SHACConfig(target_rate=0.0)
-    with pytest.raises(ValueError, match="entropy has no effect"):
+    with pytest.raises(ValueError, match="entropy has no effect where .*SAPO is SHAC with entropy"):
         SHACConfig(deviation="constant", entropy=0.1)
     with pytest.raises(ValueError, match="without memory"):
         SHACConfig(controller="gru")
@@ -436,6 +437,15 @@ def test_what_has_no_meaning_is_refused_in_words():
         Trainer(CartPole(horizon=10), GRU((4,), (1,), (4,)), TINY)
     with pytest.raises(ValueError, match="learn over whole episodes"):
         Ensemble(CartPole(horizon=10), [TINY, replace(TINY, seed=1)])
+
+
+def test_the_critic_steps_by_adam_whatever_the_optimizer_of_the_actor():
+    trainer = Trainer(CartPole(horizon=10), config=replace(TINY, optimizer="SGD", adam_betas=(0.5, 0.6)))
+    of_critic = trainer.learner._critic_optimizer.config
+    assert (of_critic.optimizer, of_critic.adam_betas) == ("adam", (0.5, 0.6))
+    with pytest.raises(ValueError, match="amsgrad has no effect where optimizer 'SGD'"):
+        replace(TINY, optimizer="SGD", amsgrad=True)
+    assert rule_settings("SHAC", "DiffCartPole-v0", {"optimizer": "SGD"}, learner="SHAC").training["optimizer"] == "SGD"
 
 
 def test_a_controller_of_ones_own_sees_what_it_is_shown():
