@@ -429,7 +429,7 @@ def test_what_has_no_meaning_is_refused_in_words():
         SHACConfig(start_states="fixed")
     with pytest.raises(ValueError, match="target_rate must be above 0"):
         SHACConfig(target_rate=0.0)
-    with pytest.raises(ValueError, match="entropy has no effect where .*SAPO is SHAC with entropy"):
+    with pytest.raises(ValueError, match=r"entropy has no effect where .*SAPO is SHAC with entropy"):
         SHACConfig(deviation="constant", entropy=0.1)
     with pytest.raises(ValueError, match="without memory"):
         SHACConfig(controller="gru")

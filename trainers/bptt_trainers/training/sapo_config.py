@@ -40,8 +40,8 @@ class SAPOConfig(SHACConfig):
     """Critics side by side: the actor follows their mean, the targets are of the one that expects most to be paid."""
 
     temperature: Positive = 0.1
-    """What entropy is worth at the start, for a step: as a share of the deviation of what the untrained controller still
-    has to pay (at least a hundredth of its mean; 1, where nothing costs anything), over the horizon."""
+    """What entropy is worth at the start, for a step: as a share of the deviation of what the untrained controller
+    still has to pay (at least a hundredth of its mean; 1, where nothing costs anything), over the horizon."""
 
     temperature_learning_rate: Positive = 5e-3
     """Step size by which the logarithm of that follows what the entropy should be."""
@@ -56,7 +56,7 @@ class SAPOConfig(SHACConfig):
             raise ValueError("deviation must be 'state' or 'constant', as entropy is that of noise; got 'none'.")
         if self.squash and self.target_entropy >= LARGEST_ENTROPY:
             raise ValueError(
-                f"target_entropy must be below log 2, about {LARGEST_ENTROPY:.4f}, where squash is True: no component of "
-                "an action that is bent within its bounds has more, as a share of half its range; "
+                f"target_entropy must be below log 2, about {LARGEST_ENTROPY:.4f}, where squash is True: no component "
+                "of an action that is bent within its bounds has more, as a share of half its range; "
                 f"got {self.target_entropy}."
             )

@@ -21,8 +21,8 @@ from bptt_trainers.training.config import (
 class SHACConfig(TrainConfig):
     """Settings of one run of the short-horizon actor-critic. The defaults are those of arXiv 2204.07137.
 
-    The step size falls linearly, and that of the critic with it. The critic steps by Adam whatever the `optimizer` of the
-    actor, so that `adam_epsilon` and `adam_betas` go with any. An epoch has as many steps as one of `TrainConfig`:
+    The step size falls linearly, and that of the critic with it. The critic steps by Adam whatever the `optimizer` of
+    the actor, so that `adam_epsilon` and `adam_betas` go with any. An epoch has as many steps as one of `TrainConfig`:
     train_states times the horizon. An update has batch_size times the steps of a window.
 
     Raises:
