@@ -363,26 +363,34 @@ def test_what_is_not_finite_is_refused_or_skipped():
 
 
 class Overflowing(CartPole):
-    """The cart's position is not finite once it is to one side, as soon as `overflows` is set."""
+    """The cart's position is this once it is to one side, as soon as `far_out` is set."""
 
-    overflows = False
+    far_out = None
 
     def step(self, state, action):
         following = super().step(state, action)
-        far = self.overflows & (following[:, :1] > 0.0)
-        return torch.cat([following[:, :1].masked_fill(far, torch.inf), following[:, 1:]], dim=1)
+        if self.far_out is None:
+            return following
+        place = following[:, :1].masked_fill(following[:, :1] > 0.0, self.far_out)
+        return torch.cat([place, following[:, 1:]], dim=1)
+
+    def running_cost(self, state, action, next_state):
+        return 0.1 * next_state.abs().sum(-1)
 
 
-def test_an_untrained_episode_that_is_not_finite_is_followed_by_another():
+@pytest.mark.parametrize("far_out", [torch.inf, 1e25])
+def test_an_untrained_episode_that_is_not_finite_or_far_out_harms_nothing(far_out):
     system = Overflowing(horizon=10)
     learner = Trainer(system, config=TINY).learner
-    system.overflows = True
+    system.far_out = far_out
     with learner.session():
         learner.begin()
         learner._set_out()
         begun = learner._next_states(0)
     assert begun.isfinite().all()
     assert (learner.window.left(begun) > 0).all()
+    assert 0.0 < float(learner.critic.unit) < 1e6
+    assert (learner.critic.normalizer.deviation < 1e6).all()
 
 
 def test_it_reaches_the_known_optimum_of_lqr():

@@ -224,7 +224,7 @@ class SHACLearner(BPTTLearner):
     # What is learnt from them
 
     def _experience(self, states: Tensor, actions: Tensor, decay: float, entropies: Tensor | None = None) -> Experience:
-        """What S steps of windows teach, without what is not finite.
+        """What S steps of windows teach, without what is not finite, or too large for a mean square.
 
         Args:
             states: of the window, (S + 1, B, n).
@@ -240,7 +240,7 @@ class SHACLearner(BPTTLearner):
             costs = costs - self._end.temperature * entropies.flatten().masked_fill(over[:-1].flatten(), 0.0)
         wanted = targets(costs.view(shape), to_pay.view(shape), over[1:], self.config.discount, decay).flatten()
         seen = window.observe(before)
-        rows = ~over[:-1].flatten() & wanted.isfinite() & seen.flatten(1).isfinite().all(dim=1)
+        rows = ~over[:-1].flatten() & _countable(wanted) & _countable(seen.flatten(1)).all(dim=1)
         return Experience(seen[rows], window.left(before)[rows], wanted[rows])
 
     def _gather(self, found: Experience) -> None:
@@ -293,3 +293,8 @@ class SHACLearner(BPTTLearner):
         self._critic_optimizer.load_state_dict(learner["critic_optimizer"])
         under_way = learner["under_way"]
         self._under_way = None if under_way is None else under_way.to(self.train_states)
+
+
+def _countable(values: Tensor) -> Tensor:
+    """Whether each of the values has a square that is finite, with room for the sum of many."""
+    return (1e3 * values).square().isfinite()
