@@ -354,7 +354,11 @@ def test_a_rule_with_a_decay_or_a_window_is_a_method_by_its_name(tmp_path, monke
         ({"overrides": {"PPO": {"num_env": 3}}}, "PPO has no setting 'num_env'"),
         ({"overrides": {"C": {"learning_rat": 0.1}}}, "no setting 'learning_rat'.*Did you mean 'learning_rate'"),
         ({"overrides": {"C": {"epochs": 3}}}, "no setting 'epochs' to override"),
-        ({"overrides": {"C": {"clip": "hard"}}}, "clip must be one of"),
+        ({"overrides": {"C": {"clip": "hard"}}}, "^C: clip must be one of"),
+        (
+            {"methods": ("SHAC",), "overrides": {"SHAC": {"train_states": 8}}},
+            "^SHAC: batch_size must be at most",
+        ),
         ({"overrides": {"zero": {"force": 3}}}, "learns nothing has no settings"),
         (
             {"methods": ("iLQR",), "overrides": {"iLQR": {"learning_rate": 0.1}}},

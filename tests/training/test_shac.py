@@ -29,6 +29,7 @@ from bptt_trainers import (
 from bptt_trainers.cli import main
 from bptt_trainers.controllers.normalized import Normalized
 from bptt_trainers.directions.rules import combined
+from bptt_trainers.presets.presets import rule_settings
 
 TINY = SHACConfig(
     epochs=3,
@@ -271,7 +272,9 @@ def test_what_entropy_is_worth_follows_what_it_should_be():
     small = {"epochs": 1, "hidden": (4,), "critic_hidden": (4,), "critic_iterations": 1, **settings}
     worth = {}
     for wanted in (5.0, -5.0):
-        trainer = Trainer(CartPole(horizon=10, max_force=50.0), config=SAPOConfig(target_entropy=wanted, **small))
+        trainer = Trainer(
+            CartPole(horizon=10, max_force=50.0), config=SAPOConfig(target_entropy=wanted, squash=False, **small)
+        )
         trainer.fit()
         assert trainer.learner.wanted_entropy == pytest.approx(wanted + math.log(50.0))
         worth[wanted] = trainer.learner.state_dict()["learner"]["log_temperature"]
@@ -279,6 +282,48 @@ def test_what_entropy_is_worth_follows_what_it_should_be():
     assert float(worth[5.0] - worth[-5.0]) == pytest.approx(2 * steps * 5e-3, rel=1e-3)  # Adam's steps, up and down
     with pytest.raises(ValueError, match="deviation must be 'state' or 'constant'"):
         SAPOConfig(deviation="none")
+
+
+@pytest.mark.parametrize("wanted", [0.6, -5.0])
+def test_a_temperature_never_overflows(wanted):
+    settings = {one: getattr(TINY, one) for one in ("batch_size", "train_states", "test_states", "window", "record")}
+    small = {"epochs": 1, "hidden": (4,), "critic_hidden": (4,), "critic_iterations": 1, **settings}
+    config = SAPOConfig(target_entropy=wanted, temperature_learning_rate=1000.0, **small)
+    trainer = Trainer(CartPole(horizon=10), config=config)
+    assert math.isfinite(trainer.fit()[-1].test_loss)
+    state = trainer.learner.state_dict()["learner"]
+    assert float(state["log_temperature"]) == math.copysign(30.0, wanted)
+    assert all(one.isfinite().all() for one in state["critic"].values())
+
+
+class Even(CartPole):
+    """What is still to be paid is the same everywhere, once `paid` is set."""
+
+    paid = None
+
+    def final_cost(self, state):
+        return super().final_cost(state) if self.paid is None else self.paid + 0.0 * state[:, 0]
+
+
+@pytest.mark.parametrize(("paid", "unit"), [(4.0, 0.04), (-4.0, 0.04), (0.0, 1.0)])
+def test_entropy_is_worth_something_where_all_costs_are_the_same(paid, unit):
+    settings = {one: getattr(TINY, one) for one in ("batch_size", "train_states", "test_states", "window", "record")}
+    config = SAPOConfig(epochs=1, hidden=(4,), critic_hidden=(4,), temperature=0.2, **settings)
+    system = Even(horizon=10)
+    learner = Trainer(system, config=config).learner
+    system.paid = paid
+    with learner.session():
+        learner.begin()
+        with learner.epoch(0):
+            next(learner.update(0))
+            assert learner._end.temperature == pytest.approx(0.2 * unit / 10, rel=1e-3)
+
+
+def test_an_entropy_that_no_bounded_action_has_is_refused():
+    with pytest.raises(ValueError, match=r"target_entropy must be below log 2, about 0.6931, where squash .* got 0.7"):
+        SAPOConfig(target_entropy=0.7)
+    SAPOConfig(target_entropy=0.69)
+    SAPOConfig(target_entropy=0.7, squash=False)
 
 
 def test_an_interrupted_run_stands_at_its_last_epoch_and_goes_on():
@@ -315,6 +360,37 @@ def test_what_is_not_finite_is_refused_or_skipped():
     assert history[-1].skipped > 0
     assert all(one.isfinite().all() for one in trainer.learner.state_dict()["learner"]["critic"].values())
     assert trainer.learner.state_dict()["learner"]["under_way"].isfinite().all()
+
+
+class Overflowing(CartPole):
+    """The cart's position is this once it is to one side, as soon as `far_out` is set."""
+
+    far_out = None
+
+    def step(self, state, action):
+        following = super().step(state, action)
+        if self.far_out is None:
+            return following
+        place = following[:, :1].masked_fill(following[:, :1] > 0.0, self.far_out)
+        return torch.cat([place, following[:, 1:]], dim=1)
+
+    def running_cost(self, state, action, next_state):
+        return 0.1 * next_state.abs().sum(-1)
+
+
+@pytest.mark.parametrize("far_out", [torch.inf, 1e25])
+def test_an_untrained_episode_that_is_not_finite_or_far_out_harms_nothing(far_out):
+    system = Overflowing(horizon=10)
+    learner = Trainer(system, config=TINY).learner
+    system.far_out = far_out
+    with learner.session():
+        learner.begin()
+        learner._set_out()
+        begun = learner._next_states(0)
+    assert begun.isfinite().all()
+    assert (learner.window.left(begun) > 0).all()
+    assert 0.0 < float(learner.critic.unit) < 1e6
+    assert (learner.critic.normalizer.deviation < 1e6).all()
 
 
 def test_it_reaches_the_known_optimum_of_lqr():
@@ -359,7 +435,9 @@ def test_a_folder_of_another_learner_is_refused(tmp_path):
 def test_what_has_no_meaning_is_refused_in_words():
     with pytest.raises(ValueError, match="start_states must be 'fresh' or 'shuffled'"):
         SHACConfig(start_states="fixed")
-    with pytest.raises(ValueError, match="entropy has no effect"):
+    with pytest.raises(ValueError, match="target_rate must be above 0"):
+        SHACConfig(target_rate=0.0)
+    with pytest.raises(ValueError, match=r"entropy has no effect where .*SAPO is SHAC with entropy"):
         SHACConfig(deviation="constant", entropy=0.1)
     with pytest.raises(ValueError, match="without memory"):
         SHACConfig(controller="gru")
@@ -367,6 +445,15 @@ def test_what_has_no_meaning_is_refused_in_words():
         Trainer(CartPole(horizon=10), GRU((4,), (1,), (4,)), TINY)
     with pytest.raises(ValueError, match="learn over whole episodes"):
         Ensemble(CartPole(horizon=10), [TINY, replace(TINY, seed=1)])
+
+
+def test_the_critic_steps_by_adam_whatever_the_optimizer_of_the_actor():
+    trainer = Trainer(CartPole(horizon=10), config=replace(TINY, optimizer="SGD", adam_betas=(0.5, 0.6)))
+    of_critic = trainer.learner._critic_optimizer.config
+    assert (of_critic.optimizer, of_critic.adam_betas) == ("adam", (0.5, 0.6))
+    with pytest.raises(ValueError, match="amsgrad has no effect where optimizer 'SGD'"):
+        replace(TINY, optimizer="SGD", amsgrad=True)
+    assert rule_settings("SHAC", "DiffCartPole-v0", {"optimizer": "SGD"}, learner="SHAC").training["optimizer"] == "SGD"
 
 
 def test_a_controller_of_ones_own_sees_what_it_is_shown():

@@ -33,6 +33,12 @@ def made(system, discount, controller=None):
     task = as_task(system)
     generator = torch.Generator().manual_seed(0)
     critic = Critic(task.observation_shape, task.horizon, (8,), generator).double()
+    with torch.no_grad():  # one that has learned: a new one says 0 everywhere
+        last = critic.networks[0][-1]
+        last.weight.copy_(torch.randn(last.weight.shape, dtype=torch.float64, generator=generator))
+        last.bias.fill_(0.3)
+        critic.middle.fill_(0.7)
+        critic.unit.fill_(1.5)
     window = Window(system, STEPS, discount, EndValue(critic))
     inner = task.initial_states(BATCH, generator, torch.float64)
     if controller is None:

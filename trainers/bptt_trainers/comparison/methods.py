@@ -134,7 +134,10 @@ class BPTT:
         # A non-finite update is skipped and counted: one bad update should not take a run out of the table.
         row = {"on_nonfinite": "skip", "record": budget.record, **self._chosen(budget, overrides).training}
         kind = CONFIGS[self.LEARNER]
-        config = kind(**{**row, **given, "rule": self.rule, "test_states": budget.test_states})
+        try:
+            config = kind(**{**row, **given, "rule": self.rule, "test_states": budget.test_states})
+        except ValueError as error:
+            raise ValueError(f"{self.name}: {error}") from error
         if config.deviation != "none" or config.controller in ("gru", "lstm"):  # of which there are no diagnostics
             config = replace(config, record=tuple(name for name in config.record if name != "diagnostics"))
         steps_an_epoch = config.train_states * budget.horizon

@@ -20,7 +20,7 @@ from bptt_envs.system import OBJECTIVES
 from bptt_trainers.controllers.networks import widths
 from bptt_trainers.directions.rules import base_of
 from bptt_trainers.presets.tuned import ANYWHERE, TUNED, Row
-from bptt_trainers.training.config import BUILT_IN, OF_BUILT_IN, TrainConfig
+from bptt_trainers.training.config import BUILT_IN, TrainConfig
 from bptt_trainers.training.run_folder import CONFIGS
 
 Preset = dict[str, Any]
@@ -237,7 +237,7 @@ def rule_settings(
                 f"rule {method} has no setting {entry!r} to override.{nearest(entry, [*free, *SEEN])} "
                 f"Its settings: {', '.join([*free, *SEEN])}."
             )
-    void = () if changes.get("optimizer", BUILT_IN) == BUILT_IN else OF_BUILT_IN
+    void = () if changes.get("optimizer", BUILT_IN) == BUILT_IN else CONFIGS[learner].void_with_others
     row = rule_preset(method, env_id, name=name, options=options)
     row = {entry: value for entry, value in row.items() if entry not in void} | dict(changes)
     seen = {entry: row[entry] for entry in defaults_seen(env_id, options) if entry in row}

@@ -95,6 +95,9 @@ class TrainConfig:
     learner: ClassVar[str] = "BPTT"
     """The name of what learns by such settings."""
 
+    void_with_others: ClassVar[tuple[str, ...]] = OF_BUILT_IN
+    """Settings that have no effect where another optimizer than the built-in one steps."""
+
     rule: RuleName = "C"
     """Update rule: R (regular), M (modified), S (stopped) or C (combined); with feedback that decays or is cut every so
     many steps, one such as "R decay 0.9", "C every 16"."""
@@ -216,7 +219,9 @@ class TrainConfig:
         read(self)
         if self.optimizer != BUILT_IN:
             named_optimizer(self.optimizer, self.optimizer_options, self.weight_decay)
-            left_at_default(self, OF_BUILT_IN, f"optimizer {self.optimizer!r} has optimizer_options of its own")
+            left_at_default(
+                self, self.void_with_others, f"optimizer {self.optimizer!r} has optimizer_options of its own"
+            )
         elif self.optimizer_options:
             raise ValueError(
                 f"optimizer_options are those of a class of torch.optim; {BUILT_IN}, the built-in one, has "

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bptt_envs.checks import shown
 from bptt_trainers.training.adam import Adam, for_each
-from bptt_trainers.training.config import BUILT_IN, OF_BUILT_IN, ScheduleName, TrainConfig, left_at_default
+from bptt_trainers.training.config import BUILT_IN, ScheduleName, TrainConfig, left_at_default
 from bptt_trainers.training.torch_optimizer import Make, TorchOptimizer, named_optimizer, refusing
 
 Schedule = Callable[[float], float]
@@ -254,7 +254,8 @@ def _check_own(config: TrainConfig, optimizer: Any) -> None:
             f"functools.partial(torch.optim.SGD, momentum=0.9); got {shown(optimizer)}. By name, one of torch.optim "
             "is a setting: TrainConfig(optimizer='SGD')."
         )
-    left_at_default(config, ("optimizer", "optimizer_options", "weight_decay", *OF_BUILT_IN), "optimizer= is given")
+    void = ("optimizer", "optimizer_options", "weight_decay", *config.void_with_others)
+    left_at_default(config, void, "optimizer= is given")
 
 
 def _check_schedule(config: TrainConfig, schedule: Any) -> None:

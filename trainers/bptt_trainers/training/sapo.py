@@ -10,8 +10,15 @@ from torch import Tensor, nn
 from bptt_trainers.directions.augmented import AugmentedSystem
 from bptt_trainers.training.adam import Adam
 from bptt_trainers.training.books import Checkpoint
+from bptt_trainers.training.critic import LEAST_UNIT
 from bptt_trainers.training.sapo_config import SAPOConfig
 from bptt_trainers.training.shac import SHACLearner
+
+LARGEST = 30.0
+"""Of the logarithm of the temperature, either way: with room for float32 to hold squares of what it weighs."""
+
+LEAST_DEVIATION = 0.01
+"""Of costs to go, as a share of their mean, in what a temperature is a share of: they may all be the same."""
 
 
 class SAPOLearner(SHACLearner):
@@ -49,13 +56,18 @@ class SAPOLearner(SHACLearner):
         return self.system.action_size * self.config.target_entropy + float(((high - low) / 2).log().sum())
 
     def _set_temperature(self) -> None:
-        """Let windows count entropy by its weight as it is."""
+        """Let windows count entropy by its weight as it is, within bounds."""
+        with torch.no_grad():
+            self._log_temperature.clamp_(-LARGEST, LARGEST)
         self._end.temperature = math.exp(float(self._log_temperature.detach()))
 
     @torch.no_grad()
     def _set_out(self) -> None:
+        """Also let the temperature count in the unit of the costs, for a step."""
         super()._set_out()
-        self._log_temperature.add_(math.log(float(self.critic.unit) / self.system.horizon))
+        unit = max(float(self.critic.unit), LEAST_DEVIATION * abs(float(self.critic.middle)))
+        unit = unit if unit > LEAST_UNIT else 1.0  # nothing has cost anything yet
+        self._log_temperature.add_(math.log(unit / self.system.horizon))
         self._set_temperature()
 
     @torch.no_grad()

@@ -187,7 +187,13 @@ class SHACLearner(BPTTLearner):
             self._measure(found, 1.0)
         windows = math.ceil(horizon / self.window.steps)
         places = torch.arange(count, device=begun.device)
-        self._under_way = states[places * windows // count * self.window.steps, places]
+        self._leave_at(states[places * windows // count * self.window.steps, places])
+
+    def _leave_at(self, states: Tensor) -> None:
+        """Keep where the episodes are, (batch_size, n). One that is not finite is over: another begins."""
+        lost = ~states.isfinite().all(dim=1)
+        states = states.masked_fill(lost.unsqueeze(1), 0.0)
+        self._under_way = self.window.at(self.window.inner(states), self.window.left(states))
 
     def _next_states(self, number: int) -> Tensor:
         """Where the windows of update `number` begin, (batch_size, n)."""
@@ -213,14 +219,12 @@ class SHACLearner(BPTTLearner):
             self._measure(found, MEASURED)
             self._fit(found, number)
             self._slow.follow()
-        lost = ~states[-1].isfinite().all(dim=1)  # such an episode ends here
-        states = states[-1].masked_fill(lost.unsqueeze(1), 0.0)
-        self._under_way = self.window.at(self.window.inner(states), self.window.left(states))
+        self._leave_at(states[-1])
 
     # What is learnt from them
 
     def _experience(self, states: Tensor, actions: Tensor, decay: float, entropies: Tensor | None = None) -> Experience:
-        """What S steps of windows teach, without what is not finite.
+        """What S steps of windows teach, without what is not finite, or too large for a mean square.
 
         Args:
             states: of the window, (S + 1, B, n).
@@ -236,7 +240,7 @@ class SHACLearner(BPTTLearner):
             costs = costs - self._end.temperature * entropies.flatten().masked_fill(over[:-1].flatten(), 0.0)
         wanted = targets(costs.view(shape), to_pay.view(shape), over[1:], self.config.discount, decay).flatten()
         seen = window.observe(before)
-        rows = ~over[:-1].flatten() & wanted.isfinite() & seen.flatten(1).isfinite().all(dim=1)
+        rows = ~over[:-1].flatten() & _countable(wanted) & _countable(seen.flatten(1)).all(dim=1)
         return Experience(seen[rows], window.left(before)[rows], wanted[rows])
 
     def _gather(self, found: Experience) -> None:
@@ -289,3 +293,8 @@ class SHACLearner(BPTTLearner):
         self._critic_optimizer.load_state_dict(learner["critic_optimizer"])
         under_way = learner["under_way"]
         self._under_way = None if under_way is None else under_way.to(self.train_states)
+
+
+def _countable(values: Tensor) -> Tensor:
+    """Whether each of the values has a square that is finite, with room for the sum of many."""
+    return (1e3 * values).square().isfinite()

@@ -16,15 +16,13 @@ from bptt_trainers.training.config import (
     left_at_default,
 )
 
-NO_MEANING = ("entropy", "estimator", "bias_bound")
-"""Settings of `TrainConfig` that are none here."""
-
 
 @dataclass(frozen=True)
 class SHACConfig(TrainConfig):
     """Settings of one run of the short-horizon actor-critic. The defaults are those of arXiv 2204.07137.
 
-    The step size falls linearly, and that of the critic with it. An epoch has as many steps as one of `TrainConfig`:
+    The step size falls linearly, and that of the critic with it. The critic steps by Adam whatever the `optimizer` of
+    the actor, so that `adam_epsilon` and `adam_betas` go with any. An epoch has as many steps as one of `TrainConfig`:
     train_states times the horizon. An update has batch_size times the steps of a window.
 
     Raises:
@@ -32,6 +30,8 @@ class SHACConfig(TrainConfig):
     """
 
     learner: ClassVar[str] = "SHAC"
+
+    void_with_others: ClassVar[tuple[str, ...]] = ("amsgrad",)  # the critic steps by the others
 
     rule: RuleName = "R"
     """Update rule within a window: R (regular), M (modified), S (stopped), C (combined)."""
@@ -55,7 +55,8 @@ class SHACConfig(TrainConfig):
     """How it falls: along half a cosine, or linearly."""
 
     adam_betas: tuple[Decay, Decay] = (0.7, 0.95)
-    """Decay an update of adam's means of the direction and of its square, of actor and critic."""
+    """Decay an update of adam's means of the direction and of its square, of actor and critic; the critic's with any
+    optimizer."""
 
     window: Count = 32
     """Steps of a window, at most: the horizon is divided into as few equal windows as that allows."""
@@ -89,7 +90,12 @@ class SHACConfig(TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        left_at_default(self, NO_MEANING, "a critic takes the place of what is to come")
+        left_at_default(self, ("estimator", "bias_bound"), "a critic takes the place of what is to come")
+        left_at_default(self, ("entropy",), "windows have a critic (SAPO is SHAC with entropy, by its temperature)")
+        if self.target_rate == 0.0:
+            raise ValueError(
+                "target_rate must be above 0, as nothing of what the critic learns reached the controller; got 0.0."
+            )
         if self.start_states == "fixed":
             raise ValueError(
                 "start_states must be 'fresh' or 'shuffled': episodes begin where others end, in no order that could "
