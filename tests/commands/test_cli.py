@@ -268,9 +268,12 @@ def test_a_run_without_diagnostics_says_how_to_have_them(bptt):
 
 
 def test_a_folder_of_something_else_is_refused(bptt):
-    Path("config.json").write_text('{"method": "PPO"}')
+    Path("config.json").write_text('{"name": "else"}')
     assert "not a run folder of the trainer" in bptt("resume .", code=1)
     assert "not a run folder of the trainer" in bptt("evaluate .", code=1)
+    Path("config.json").write_text('{"method": "PPO"}')  # of reinforcement learning, without the rest
+    for command in ("resume .", "evaluate .", "render ."):
+        assert "cannot use config.json: it is damaged" in bptt(command, code=1)
 
 
 @pytest.mark.parametrize("arguments", ["resume nowhere", "evaluate nowhere", "render nowhere"])
