@@ -314,8 +314,9 @@ def search_of(
             try:
                 trained.settings(budget, search.settings(changed))
             except ValueError as error:
+                why = str(error).removeprefix(f"{method}: ")
                 raise ValueError(
-                    f"{method} cannot be searched with {name} {value!r}: {error} Leave it out by search, or pin "
+                    f"{method} cannot be searched with {name} {value!r}: {why} Leave it out by search, or pin "
                     f"{name} by fix."
                 ) from error
     return search
