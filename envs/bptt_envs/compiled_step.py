@@ -14,6 +14,24 @@ if TYPE_CHECKING:
     from bptt_envs.program import Program
 
 
+def stepped(system: System, states: Tensor, actions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """One step of environments.
+
+    Args:
+        system: the physics.
+        states: (N, *state_shape).
+        actions: (N, *action_shape).
+
+    Returns:
+        The next states, the rewards (N,), the observations and, of a system whose episodes end early, whether they
+        do, (N,), else None.
+    """
+    actions = system.bound(actions)
+    following = system.step(states, actions)
+    rewards = -system.running_cost(states, actions, following)
+    return following, rewards, system.observe(following), system.episode_over(following)
+
+
 class CompiledStep:
     """One step of a number of environments as a compiled program.
 
@@ -36,12 +54,7 @@ class CompiledStep:
         self.refresh(system)
 
     def __call__(self, system: System, states: Tensor, actions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Step states, (N, *state_shape), by actions, (N, *action_shape), without gradients.
-
-        Returns:
-            The next states, the rewards (N,), the observations and, of a system whose episodes end early, whether they
-            do, (N,), else None.
-        """
+        """What `stepped` gives, without gradients."""
         if self._made is None or system is not self._system or not self._made[0].unchanged():
             self.refresh(system)
         assert self._made is not None
@@ -59,18 +72,15 @@ class CompiledStep:
 
             states = system.initial_states(self.count, torch.Generator().manual_seed(0)).contiguous()
             actions = torch.zeros(self.count, *system.action_shape)
-            self._made = Watch(system), Program(lambda *inputs: _step(system, *inputs), [states, actions])
+            self._made = Watch(system), Program(lambda *inputs: _recorded(system, *inputs), [states, actions])
             self._system, self._last = system, None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_made": None, "_last": None}  # a program is loaded anew where it is needed
 
 
-def _step(system: System, states: Tensor, actions: Tensor) -> tuple[Tensor, ...]:
-    actions = system.bound(actions)
-    following = system.step(states, actions)
-    rewards = -system.running_cost(states, actions, following)
-    over = system.episode_over(following)
-    following = following.contiguous()  # the layout that the program takes its states in
-    given = (following, rewards, system.observe(following))
+def _recorded(system: System, states: Tensor, actions: Tensor) -> tuple[Tensor, ...]:
+    """What `stepped` gives, in the layout that a program takes its states in, without what is None."""
+    following, rewards, observations, over = stepped(system, states, actions)
+    given = (following.contiguous(), rewards, observations)
     return given if over is None else (*given, over)

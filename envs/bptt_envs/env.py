@@ -12,7 +12,7 @@ from gymnasium.error import ResetNeeded
 from torch import Tensor
 
 from bptt_envs.checks import flag
-from bptt_envs.compiled_step import CompiledStep
+from bptt_envs.compiled_step import CompiledStep, stepped
 from bptt_envs.differentiable import (
     Differentiable,
     action_space,
@@ -147,11 +147,7 @@ class DifferentiableEnv(Differentiable, gym.Env[np.ndarray, np.ndarray]):
     @torch.no_grad()
     def _step(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """What `CompiledStep` gives, operation by operation."""
-        system = self.system
-        action = system.bound(action)
-        following = system.step(state, action)
-        reward = -system.running_cost(state, action, following)
-        return following, reward, system.observe(following), system.episode_over(following)
+        return stepped(self.system, state, action)
 
     @own_surroundings()
     def render(self) -> np.ndarray | None:

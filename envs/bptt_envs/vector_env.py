@@ -13,7 +13,7 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from bptt_envs.checks import as_array, flag, in_memory, one_of, positive_integer, shown
-from bptt_envs.compiled_step import CompiledStep
+from bptt_envs.compiled_step import CompiledStep, stepped
 from bptt_envs.differentiable import (
     Differentiable,
     action_space,
@@ -169,12 +169,8 @@ class DifferentiableVectorEnv(Differentiable, VectorEnv[np.ndarray, np.ndarray, 
             )
         self._action = as_actions(actions, self.num_envs, self.system.action_shape)
         with torch.no_grad():
-            observed: Tensor | None = None
-            if self._compiled is None:
-                self._state, reward = self.step_differentiable(state, self._action)
-                over = self.system.episode_over(self._state)
-            else:
-                self._state, reward, observed, over = self._compiled(self.system, state, self._action)
+            step = stepped if self._compiled is None else self._compiled
+            self._state, reward, observed, over = step(self.system, state, self._action)
             self._steps += 1
             terminated = self._steps == self.horizon
             terminated = terminated if over is None else terminated | over.numpy()
@@ -184,7 +180,7 @@ class DifferentiableVectorEnv(Differentiable, VectorEnv[np.ndarray, np.ndarray, 
         rewards = reward.double().cpu().numpy()
         if ended.any():  # next-step autoreset: this step is the reset of the episodes that ended before it
             self._restart(ended)
-            observed = None
+            observed = self.observe(self._current_state())
             rewards[ended] = 0.0
             terminated[ended] = False
         self._over = terminated.copy()
@@ -192,17 +188,16 @@ class DifferentiableVectorEnv(Differentiable, VectorEnv[np.ndarray, np.ndarray, 
         infos = self._infos(terminated)
         if self.autoreset_mode is AutoresetMode.SAME_STEP and terminated.any():
             infos = {
-                "final_obs": _by_env(self._observations(), terminated),
+                "final_obs": _by_env(to_numpy(observed), terminated),
                 "_final_obs": terminated.copy(),
             } | {
                 "final_info": infos,
                 "_final_info": terminated.copy(),
             }
             self._restart(terminated)
-            observed = None
+            observed = self.observe(self._current_state())
         truncated = np.zeros(self.num_envs, dtype=np.bool_)
-        observations = self._observations() if observed is None else to_numpy(observed)
-        return observations, rewards, terminated, truncated, infos
+        return to_numpy(observed), rewards, terminated, truncated, infos
 
     @own_surroundings()
     def render(self) -> tuple[np.ndarray, ...] | None:
