@@ -196,7 +196,8 @@ def _as_finite(name: str, value: Any, *shapes: tuple[int, ...], batched: bool = 
         array = value
     else:
         array = _as_float32(name, value, shapes)
-    if not (math.isfinite(array.item()) if array.size == 1 else np.isfinite(array).all()):
+    finite = math.isfinite(array.item()) if array.size == 1 else np.count_nonzero(np.isfinite(array)) == array.size
+    if not finite:
         raise ValueError(f"{name} must be finite; got {checks.shown(value)}.")
     return np.array(array, order="C", ndmin=array.ndim + batched)  # a copy: torch shares what it is handed
 
