@@ -46,14 +46,19 @@ def algorithm_table(task: TaskResults) -> Table:
 
 
 def questions_table(tasks: Sequence[TaskResults]) -> Table:
-    """A row for each of `QUESTIONS`, a column for each task."""
+    """A row for each of `QUESTIONS`, a column for each task, and the mean over those on which both were run."""
     rows: list[Row] = []
     for better, worse in QUESTIONS:
         cells = [claim(task.methods().get(better, []), task.methods().get(worse, [])) for task in tasks]
         if any(cell != NONE for cell in cells):
             row: Row = {"claim": f"{better} better than {worse}"}
-            rows.append(row | {task.title: cell for task, cell in zip(tasks, cells, strict=True)})
-    return Table(rows)
+            row |= {task.title: cell for task, cell in zip(tasks, cells, strict=True)}
+            rows.append(row | {"all tasks": _over_tasks(tasks, better, worse)})
+    below = (
+        "*All tasks*: the mean over the tasks of the probability that a run of the first ends lower than one of the "
+        f"second, with its stratified bootstrap 95 % interval; {NONE} where one task only has both."
+    )
+    return Table(rows, below if rows else "")
 
 
 def choice_table(tasks: Sequence[TaskResults]) -> Table:
@@ -79,9 +84,10 @@ def choice_table(tasks: Sequence[TaskResults]) -> Table:
 
 
 def scores_table(tasks: Sequence[TaskResults]) -> Table:
-    """All tasks together: the interquartile mean of scores of each algorithm, and how probably it ends below R."""
+    """All tasks with R and C: the interquartile mean of scores of each algorithm, and how probably it ends below R."""
+    tasks = [task for task in tasks if {"R", "C"} <= task.methods().keys()]
     labels, runs = on_all(tasks)
-    if not {"R", "C"} <= set(labels):
+    if not labels:
         return Table([])
     finals = {label: finals_of(tasks, label) for label in labels}
     rows: list[Row] = []
@@ -104,6 +110,13 @@ def on_all(tasks: Sequence[TaskResults]) -> tuple[list[str], int]:
     every = [task.methods() for task in tasks]
     labels = [label for label in (every[0] if every else ()) if all(label in methods for methods in every)]
     return labels, min((len(methods[label]) for methods in every for label in labels), default=0)
+
+
+def _over_tasks(tasks: Sequence[TaskResults], better: str, worse: str) -> str:
+    both = [task for task in tasks if {better, worse} <= task.methods().keys()]
+    if len(both) < 2:
+        return NONE
+    return estimate_cell(average_improvement(finals_of(both, better), finals_of(both, worse)))
 
 
 def _first(task: TaskResults, methods: Mapping[str, Sequence[Result]], loss: float, place: int) -> str:

@@ -322,20 +322,16 @@ ALGORITHMS = (
 )
 
 # The question of the field, whether another rule pays within windows, beside what windows are weighed against
-WINDOWS = (
-    *_alone("RC"),
-    *(Variant(one.name, one) for one in (SHAC("R"), SHAC("M"), SHAC("C"))),
-    Variant("PPO", RL("PPO")),
-)
+WINDOWS = (*(Variant(one.name, one) for one in (SHAC("R"), SHAC("M"), SHAC("C"))), Variant("PPO", RL("PPO")))
 
 ALGORITHM_TASKS: dict[str, tuple[int, tuple[Variant, ...]]] = {
     "cart-pole-1": (10, ALGORITHMS),
-    "cart-pole-2": (5, WINDOWS),
-    "cart-pole-4": (5, WINDOWS),
-    "guidance-0.1": (5, WINDOWS),
-    "quantum-3": (5, WINDOWS),
+    "cart-pole-2": (5, (*_alone("RC"), *WINDOWS)),
+    "cart-pole-4": (5, (*_alone("RC"), *WINDOWS)),
+    "guidance-0.1": (5, (*_alone("RC"), *WINDOWS)),
+    "quantum-3": (5, (*_alone("RC"), *WINDOWS)),
     "hopper": (5, WINDOWS),
-    "heat": (5, WINDOWS),
+    "heat": (5, (*_alone("RC"), *WINDOWS)),
 }
 """Those that they were tuned on: the number of seeds, and which of them."""
 
