@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from bptt_studies.paper.across_tasks import average_improvement, interquartile_mean
+from bptt_studies.paper.across_tasks import average_improvement, improvement_over_tasks, interquartile_mean
 from bptt_studies.paper.results import Result
 from bptt_studies.paper.statistics import quantile, to_level
 from bptt_studies.paper.study import TaskResults
-from bptt_studies.paper.tables import NONE, Row, Table, claim, measured_losses, median_cell
+from bptt_studies.paper.tables import NONE, Claim, Row, Table, claim, measured_losses, median_cell
 from bptt_studies.paper.tuned_tables import estimate_cell, finals_of, scores_of, tuned_table
 
 FAMILIES: Mapping[str, tuple[str, ...]] = {
@@ -56,7 +56,8 @@ def questions_table(tasks: Sequence[TaskResults]) -> Table:
             rows.append(row | {"all tasks": _over_tasks(tasks, better, worse)})
     below = (
         "*All tasks*: the mean over the tasks of the probability that a run of the first ends lower than one of the "
-        f"second, with its stratified bootstrap 95 % interval; {NONE} where one task only has both."
+        "second, with its stratified bootstrap 95 % interval, and the verdict of the exact test that deals runs within "
+        f"each task (van Elteren 1960); {NONE} where one task only has both."
     )
     return Table(rows, below if rows else "")
 
@@ -112,11 +113,12 @@ def on_all(tasks: Sequence[TaskResults]) -> tuple[list[str], int]:
     return labels, min((len(methods[label]) for methods in every for label in labels), default=0)
 
 
-def _over_tasks(tasks: Sequence[TaskResults], better: str, worse: str) -> str:
+def _over_tasks(tasks: Sequence[TaskResults], better: str, worse: str) -> Claim | str:
     both = [task for task in tasks if {better, worse} <= task.methods().keys()]
     if len(both) < 2:
         return NONE
-    return estimate_cell(average_improvement(finals_of(both, better), finals_of(both, worse)))
+    found = improvement_over_tasks(finals_of(both, better), finals_of(both, worse))
+    return Claim(("algorithms", better), ("algorithms", worse), "final", found)
 
 
 def _first(task: TaskResults, methods: Mapping[str, Sequence[Result]], loss: float, place: int) -> str:
