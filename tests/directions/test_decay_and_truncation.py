@@ -149,11 +149,11 @@ class Recorded:
     """What a program records, run as it is: it is not compiled."""
 
     def __init__(self, function, inputs):
-        self.graph = program._recorded(function, [one.detach().clone() for one in inputs])
-        self.digest = program._digest(self.graph, inputs)
+        self.graph, self.constants = program._recorded(function, [one.detach().clone() for one in inputs])
+        self.digest = program._digest(self.graph, [*inputs, *self.constants])
 
     def __call__(self, *inputs):
-        return self.graph(*inputs)
+        return self.graph(*inputs, *self.constants)
 
 
 def test_programs_hold_the_factors_and_are_told_the_window(monkeypatch):
