@@ -1,9 +1,10 @@
 """The directions by the adjoint recursion: no tape over time, all rules through one pass.
 
-The rollout keeps the states, and of perceptrons what their layers give. Then, backwards in segments of time steps, everything but the recursion
-itself (`recursion.py`) is one batch over the steps and samples of the segment: the controller runs again, unless what
-its layers gave was kept, and its Jacobian is taken, the physics are linearized, and the vectors v_t of all passes, that is the slopes of
-the loss by the actions, meet the parameters in one product a layer: direction = sum_t (dN/dtheta)^T v_t.
+The rollout keeps the states and, of perceptrons, what their layers give. Then, backwards in segments of time steps,
+everything but the recursion itself (`recursion.py`) is one batch over the steps and samples of the segment: the
+controller runs again, unless what its layers gave was kept, and its Jacobian is taken, the physics are linearized, and
+the vectors v_t of all passes, that is the slopes of the loss by the actions, meet the parameters in one product a
+layer: direction = sum_t (dN/dtheta)^T v_t.
 """
 
 from __future__ import annotations
