@@ -284,6 +284,17 @@ def where_open(passes: Sequence[Feedback], horizon: int, device: torch.device) -
     return torch.stack([times % (one.every or horizon) != 0 for one in passes], dim=1)
 
 
+def first_felt(passes: Sequence[Feedback], horizon: int, memory: int) -> int:
+    """The first step whose slopes have a share of what comes after the last one, by any of the passes."""
+
+    def first(feedback: Feedback) -> int:
+        if not (feedback.physics or any(_fed_back(feedback, memory))):
+            return horizon - 1
+        return 0 if feedback.every is None else (horizon - 1) // feedback.every * feedback.every
+
+    return min(map(first, passes))
+
+
 def _sum(first: Tensor | None, second: Tensor | None) -> Tensor | None:
     if first is None or second is None:
         return second if first is None else first
