@@ -136,7 +136,8 @@ class AdjointEngine:
     @property
     def perceptron(self) -> Perceptron | None:
         """The controller as it is now in closed form, where that is known."""
-        return Perceptron.of(self.controller) if self.by_layer and self.chained else None
+        found = Perceptron.of(self.controller) if self.by_layer and self.chained else None
+        return None if found is None or (self.products and not found.is_chain) else found
 
     def tape(
         self,
