@@ -1,7 +1,7 @@
 """Convolutions along one axis in closed form: as a perceptron whose layers but the last meet patches.
 
-A patch is a stretch of what came before, (length, channels) one after the other in memory, so that patches are copied as
-they lie, tap by tap. The weights of the layers, which have them channel by channel, are put into that order once.
+A patch is a stretch of what came before, (length, channels) one after the other in memory, so that patches are copied
+as they lie, tap by tap. The weights of the layers, which have them channel by channel, are put into that order once.
 """
 
 from __future__ import annotations
@@ -72,11 +72,13 @@ class Convolutions(Perceptron):
         summed[..., :covered, :].unflatten(-2, (positions, self.stride)).copy_(taps[..., : self.stride, :])
         for tap in range(self.stride, self.kernel):
             summed[..., tap : tap + covered - self.stride + 1 : self.stride, :] += taps[..., tap, :]
-        return summed.flatten(-2)
+        return summed.view(*summed.shape[:-2], -1)
 
     def by_row(self, layer: int, slope: Tensor) -> Tensor:
         """As that of `Perceptron`; (m, N, positions, out)."""
-        return slope if layer == len(self.modules) - 1 else slope.unflatten(-1, (self._lengths[layer + 1], -1))
+        if layer == len(self.modules) - 1:
+            return slope
+        return slope.view(*slope.shape[:-1], self._lengths[layer + 1], -1)
 
     def restored(self, products: Mapping[str, Tensor], calls: Sequence[Call]) -> dict[str, Tensor]:
         """As that of `Perceptron`; channel by channel."""
@@ -89,13 +91,14 @@ class Convolutions(Perceptron):
 
     def weight_of(self, layer: int) -> Tensor:
         """As that of `Perceptron`; tap by tap."""
-        return super().weight_of(layer).unflatten(-1, (-1, self._taps(layer))).mT.flatten(-2)
+        weight = super().weight_of(layer)
+        return weight.view(*weight.shape[:-1], -1, self._taps(layer)).mT.flatten(-2)
 
     def _taps(self, layer: int) -> int:
         """Positions that a layer meets at once: those of a patch, and the last one all that there are."""
         return self.kernel if layer < len(self._lengths) - 1 else self._lengths[-1]
 
     def _patches(self, layer: int, given: Tensor) -> Tensor:
-        """What a layer meets, (..., R, length channels) -> (..., R, positions, kernel channels), with copies left out."""
+        """What a layer meets, (..., R, length channels) -> (..., R, positions, kernel channels); a view."""
         channels = given.shape[-1] // self._lengths[layer]
         return given.unfold(-1, self.kernel * channels, self.stride * channels)
