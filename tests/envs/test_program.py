@@ -61,9 +61,9 @@ def folder(compiled, tmp_path, monkeypatch):
     copy = shutil.copytree(compiled, tmp_path / "programs")
     good = only(compiled)
 
-    def copied(graph, inputs, folder, name):
-        assert good.name.startswith(name)
-        return program._loaded(Path(shutil.copy(good, folder)))
+    def copied(order):
+        assert good.name.startswith(order.name)
+        return Path(shutil.copy(good, order.folder))
 
     monkeypatch.setattr(program, "_compiled", copied)
     monkeypatch.setenv(CACHE_VARIABLE, str(copy))
@@ -173,10 +173,7 @@ OTHERWISE = {
 def test_what_was_compiled_by_or_for_another_is_not_taken(what, folder, monkeypatch):
     assert not Program(function, INPUTS).compiled
     monkeypatch.setattr(*OTHERWISE[what])
-    made = []
-    monkeypatch.setattr(program, "_compiled", lambda *arguments: made.append(arguments[-1]))
-    assert Program(function, INPUTS).compiled
-    assert not only(folder).name.startswith(made[0])
+    assert not program.Order(function, INPUTS).made()
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path, monkeypatch):
@@ -231,10 +228,9 @@ def test_constants_are_inputs_that_nobody_has_to_give():
     def scaled(factors):
         return lambda x: (x * torch.tensor(factors),)
 
-    recorded = [program._recorded(scaled(factors), INPUTS[:1]) for factors in ([1.0, 2.0, 3.0], [4.0, 5.0, 6.0])]
-    digests = {program._digest(graph, [*INPUTS[:1], *constants]) for graph, constants in recorded}
-    assert len(digests) == 1
-    graph, constants = recorded[0]
+    orders = [program.Order(scaled(factors), INPUTS[:1]) for factors in ([1.0, 2.0, 3.0], [4.0, 5.0, 6.0])]
+    assert orders[0].name == orders[1].name
+    graph, constants = orders[0].graph, orders[0].constants
     torch.testing.assert_close(graph(INPUTS[0], *constants)[0], INPUTS[0] * torch.tensor([1.0, 2.0, 3.0]))
 
 
