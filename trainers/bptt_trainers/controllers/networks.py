@@ -228,12 +228,14 @@ class _TanhInPlace:
     """`Tanh` of a layer that is scaled, as `Perceptron` has it: the same numbers."""
 
     def scale(self, like: Tensor) -> int:
-        """By what a layer multiplies what it gives for `settle`, a power of two."""
+        """By what a layer multiplies what it gives for `settling`, a power of two."""
         return 2 if _by_sigmoid(like) else 1
 
-    def settle(self, scaled: Tensor) -> Tensor:
-        """The function of what a layer gave times `scale`, in its place."""
-        return torch.add(_MINUS_ONE, scaled.sigmoid_(), alpha=2, out=scaled) if _by_sigmoid(scaled) else scaled.tanh_()
+    def settling(self, like: Tensor) -> Callable[[Tensor], object]:
+        """What puts the function of what a layer gave in the place of what it gave times `scale`."""
+        if not _by_sigmoid(like):
+            return torch.tanh_
+        return lambda scaled: torch.add(_MINUS_ONE, scaled.sigmoid_(), alpha=2, out=scaled)
 
     def pull(self, vectors: Tensor, value: Tensor) -> Tensor:
         """Vectors times the slopes where the function has these values."""

@@ -138,9 +138,14 @@ class AdjointEngine:
         """The controller as it is now in closed form, where that is known."""
         return Perceptron.of(self.controller) if self.by_layer and self.chained else None
 
-    def tape(self, state: Tensor, order: RowOrder, kept: Sequence[Tensor] | None = None) -> ControllerTape:
-        """A run of the controller on states (N, *state_shape), by time; what its layers gave may be known."""
-        perceptron = self.perceptron
+    def tape(
+        self,
+        state: Tensor,
+        order: RowOrder,
+        perceptron: Perceptron | None = None,
+        kept: Sequence[Tensor] | None = None,
+    ) -> ControllerTape:
+        """A run of the controller on states (N, *state_shape), by time; the rest as in `segment`."""
         if perceptron is None:
             return ControllerTape(self.controller, self.system, state, self.layers, order)
         return PerceptronTape(perceptron, self.system, state, self.layers, order, kept)
@@ -175,7 +180,9 @@ class AdjointEngine:
                 open_here = None if open_steps is None else open_steps[steps]
                 later = None if mix is None else replace(mix, taken=partial(_shifted, mix, steps.start))
                 kept = None if perceptron is None else self._activations.of(perceptron, trajectory, steps)
-                sweep, products, deviation = self.segment(states, actions, adjoint, passes, open_here, later, kept)
+                sweep, products, deviation = self.segment(
+                    states, actions, adjoint, passes, open_here, later, perceptron, kept
+                )
                 deviations.append(deviation)
                 adjoint = sweep.start
                 for name, product in products.items():
@@ -223,6 +230,7 @@ class AdjointEngine:
         passes: Sequence[Feedback],
         open_steps: Tensor | None = None,
         mix: Mix | None = None,
+        perceptron: Perceptron | None = None,
         kept: Sequence[Tensor] | None = None,
     ) -> tuple[Sweep, dict[str, Tensor], Tensor]:
         """Take the adjoints from the end of a segment of S steps to its start.
@@ -234,7 +242,8 @@ class AdjointEngine:
             passes: which paths each backward pass takes.
             open_steps: whether each of them feeds back to the state at a step, (S, P); None: all do.
             mix: as that of `backward`, by the step of the segment.
-            kept: what the layers of a perceptron gave at these steps; None: the controller runs again.
+            perceptron: the controller in closed form, if it is to be taken so.
+            kept: what its layers gave at these steps; None: they run again.
 
         Returns:
             The adjoints, what the segment adds to the directions, (P, *shape) by name, and its `deviation`.
@@ -249,7 +258,7 @@ class AdjointEngine:
         )
         if by_action is not None and bound is not None:
             by_action = by_action * bound
-        tape = self.tape(state, RowOrder(steps, self.members), kept)
+        tape = self.tape(state, RowOrder(steps, self.members), perceptron, kept)
         memory = memory_size_of(system)
         met = self.slopes_of(tape, batch, passes)
         gain: Tensor | ControllerPullback | None = None

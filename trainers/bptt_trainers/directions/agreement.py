@@ -100,7 +100,8 @@ def disagreement(
     with unhooked(engine.controller):
         order = RowOrder(count, engine.members)
         recorded = ControllerTape(engine.controller, system, state, engine.layers, order)
-        tape = recorded if engine.perceptron is None else engine.tape(state, order)
+        perceptron = engine.perceptron
+        tape = recorded if perceptron is None else engine.tape(state, order, perceptron)
         found, expected = _controller_parts(engine, recorded, engine.slopes_of(tape, batch, passes))
     if any(float(deviation(one.actions, action.flatten(1))) > tolerance for one in (recorded, tape)):
         return SECOND_RUN

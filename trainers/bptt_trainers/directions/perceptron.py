@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import starmap
 from typing import Any, NamedTuple, Protocol
 
@@ -31,10 +31,10 @@ class Activation(Protocol):
     """A function of each number between two layers whose slope follows from its value."""
 
     def scale(self, like: Tensor) -> int:
-        """By what a layer multiplies what it gives for `settle`, a power of two."""
+        """By what a layer multiplies what it gives for `settling`, a power of two."""
 
-    def settle(self, scaled: Tensor) -> Tensor:
-        """The function of what a layer gave times `scale`, in its place."""
+    def settling(self, like: Tensor) -> Callable[[Tensor], object]:
+        """What puts the function of what a layer gave in the place of what it gave times `scale`."""
 
     def pull(self, vectors: Tensor, value: Tensor) -> Tensor:
         """Vectors times the slopes where the function has these values."""
@@ -78,17 +78,15 @@ class Perceptron:
         self.weights = [module.weight.detach() for module in modules]
         self.members = self.weights[0].shape[:-2]  # (E,), or () of a single one
         scale = 1 if activation is None else activation.scale(self.weights[0])
-        scales = [*(scale for _ in modules[1:]), 1]
-        self._runs = list(starmap(_run_of, zip(modules, scales, strict=True)))
+        settle = None if activation is None else activation.settling(self.weights[0])
+        self._runs = [(_run_of(module, scale), settle) for module in modules[:-1]] + [(_run_of(modules[-1], 1), None)]
+        self._nowhere = [None] * len(modules)
 
     @classmethod
     def of(cls, controller: Any) -> Perceptron | None:
         """The controller as a perceptron; None unless it is known to be one and nothing is hooked into it."""
-        own = vars(type(controller)).get("perceptron")  # a class derived from it may do something else
-        if own is None or _is_changed(controller):
-            return None
-        parts: Parts | None = own(controller)
-        if parts is None or type(parts.layers) is not nn.Sequential:
+        parts = parts_of(controller)
+        if parts is None or type(parts.layers) is not nn.Sequential or _is_changed(parts):
             return None
         layers, between = list(parts.layers)[::2], list(parts.layers)[1::2]
         modules = [module for module in layers if is_linear(module)]
@@ -116,21 +114,19 @@ class Perceptron:
         """
         given = observation.flatten(1) if observation.dim() > 2 else observation
         given = given.unflatten(0, (*self.members, -1)) if self.members else given
-        outputs, last = [], len(self._runs) - 1
-        for i, run in enumerate(self._runs):
-            given = run(given, None if places is None else places[i])
-            if i != last and self.activation is not None:
-                given = self.activation.settle(given)
+        outputs = []
+        for (run, settle), place in zip(self._runs, places or self._nowhere, strict=True):
+            given = run(given, out=place)
+            if settle is not None:
+                settle(given)
             outputs.append(given)
         return outputs
 
     def act(self, outputs: Sequence[Tensor]) -> Tensor:
         """The actions, (B, *action_shape), that what `run` gave amounts to."""
         last = outputs[-1].flatten(0, 1) if self.members else outputs[-1]
-        actions = last if self.action_shape == last.shape[1:] else last.view(-1, *self.action_shape)
-        if self.squash is not None:
-            actions = self.squash(actions)
-        return actions
+        actions = last if len(self.action_shape) == 1 else last.view(-1, *self.action_shape)
+        return actions if self.squash is None else self.squash(actions)
 
     def squash_slope(self, last: Tensor) -> Tensor | None:
         """The slope of the actions by what the last layer gave, (*members, R, m); None where they are the same."""
@@ -141,35 +137,46 @@ class Perceptron:
             return torch.autograd.grad(self.act([leaf]).sum(), leaf)[0]
 
 
-def _run_of(module: nn.Linear | StackedLinear, scale: int) -> Callable[[Tensor, Tensor | None], Tensor]:
+def _run_of(module: nn.Linear | StackedLinear, scale: int) -> Callable[..., Tensor]:
     """A layer as a function of its input and of where to write, times a power of two, which rounds nothing."""
     weight = module.weight.detach().mT
     shift = None if module.bias is None else module.bias.detach()
-    product: Callable[..., Tensor] = torch.addmm
     if isinstance(module, StackedLinear):
-        shift, product = None if shift is None else shift.unsqueeze(1), torch.baddbmm
-    beta = 0 if shift is None else scale
-    start = weight.new_zeros(()).expand(weight.dim() * (1,)) if shift is None else shift
-    if scale == beta == 1:
-        return lambda given, out: product(start, given, weight, out=out)
-    return lambda given, out: product(start, given, weight, beta=beta, alpha=scale, out=out)
+        start = weight.new_zeros(1, 1, 1) if shift is None else shift.unsqueeze(1)
+        return partial(torch.baddbmm, start, batch2=weight, beta=0 if shift is None else scale, alpha=scale)
+    start = weight.new_zeros(1, 1) if shift is None else shift
+    return partial(torch.addmm, start, mat2=weight, beta=0 if shift is None else scale, alpha=scale)
+
+
+def parts_of(controller: Any) -> Parts | None:
+    """What a controller says that it does; None if its class does not say so, or something is hooked into it."""
+    own = vars(type(controller)).get("perceptron")  # a class derived from it may do something else
+    if own is None or _is_hooked(controller) or any(getattr(torch_module, f"_global{name}") for name in _HOOKS):
+        return None
+    parts: Parts | None = own(controller)
+    return parts
 
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
-def _is_changed(controller: nn.Module) -> bool:
-    """Whether anything is hooked into a part of a module, or replaces a forward or a parameter."""
-    if any(getattr(torch_module, f"_global{name}") for name in _HOOKS):
-        return True
-    for part in controller.modules():
-        held = vars(part)
-        if "forward" in held or any(held[name] for name in _HOOKS):
+def _is_hooked(module: nn.Module) -> bool:
+    """Whether something is hooked into a module, or it has a forward of its own."""
+    held = vars(module)
+    return "forward" in held or bool(
+        held["_forward_hooks"] or held["_forward_pre_hooks"] or held["_backward_hooks"] or held["_backward_pre_hooks"]
+    )
+
+
+def _is_changed(parts: Parts) -> bool:
+    """Whether something is hooked into the layers, or a parameter is none that has its values and their version."""
+    for module in (parts.layers, *parts.layers):
+        if _is_hooked(module):
             return True
         # Within torch.func.functional_call, as where a program is recorded, tensors are in the place of parameters
-        parameters = [one for one in held["_parameters"].values() if one is not None]
-        if any(type(one) is not nn.Parameter or one.is_inference() for one in parameters):
-            return True
+        for one in module._parameters.values():
+            if one is not None and (type(one) is not nn.Parameter or one.is_inference()):
+                return True
     return False
 
 
@@ -197,15 +204,12 @@ class Activations:
         places = iter(self._places(perceptron, steps, states, inference))
 
         def act(observation: Tensor) -> Tensor:
+            if inference and not torch.is_inference_mode_enabled():  # as of the first step: it writes to such tensors
+                with torch.inference_mode():
+                    return act(observation)
             return perceptron.act(perceptron.run(observation, next(places, None)))
 
-        def act_inside(observation: Tensor) -> Tensor:
-            if torch.is_inference_mode_enabled():
-                return act(observation)
-            with torch.inference_mode():  # else it could not write to such tensors
-                return act(observation)
-
-        return act_inside if inference else act
+        return act
 
     def _places(self, perceptron: Perceptron, steps: int, states: Tensor, inference: bool) -> list[tuple[Tensor, ...]]:
         """Where to write what each layer gives at each step; nowhere if that were too much."""

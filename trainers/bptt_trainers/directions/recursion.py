@@ -115,7 +115,7 @@ def dense_sweep(
         taken = None if open_rows is None else open_rows.flatten(1)[..., None, None]  # (S, P B, 1, 1)
         mus = [mu]
         for t in range(steps - 1, 0, -1):
-            mu = stacked[t] @ mu if between is None else torch.baddbmm(between[t - 1], stacked[t], mu)
+            mu = torch.bmm(stacked[t], mu) if between is None else torch.baddbmm(between[t - 1], stacked[t], mu)
             mu = mu if taken is None else torch.where(taken[t], mu, 0.0 if between is None else between[t - 1])
             mus.append(mu)
         start = stacked[0] @ mu

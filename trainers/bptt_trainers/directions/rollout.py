@@ -90,13 +90,15 @@ def rollout(
     has_bounds = system.has_bounds
 
     def advance(count: int) -> None:
+        state = states[-1]
         for _ in range(count):
             if noise is not None:
-                states[-1] = with_noise(system, states[-1], noise[len(actions)])
-            action = acts(system.observe(states[-1]))
+                states[-1] = state = with_noise(system, state, noise[len(actions)])
+            action = acts(system.observe(state))
             if not actions:
                 check_actions(system, action, initial_states)
-            states.append(system.step(states[-1], system.bound(action) if has_bounds else action))
+            state = system.step(state, system.bound(action) if has_bounds else action)
+            states.append(state)
             actions.append(action)
 
     with own_surroundings(initial_states.dtype, initial_states.device), torch.no_grad():

@@ -17,7 +17,7 @@ from bptt_trainers.directions.agreement import LOOK_EVERY, watched
 from bptt_trainers.directions.augmented import acting, gives_entropy, memory_shape_of, noise_shape_of
 from bptt_trainers.directions.compiled import CompiledEngine
 from bptt_trainers.directions.linear_layer import StackedLinear, is_linear
-from bptt_trainers.directions.perceptron import Parts
+from bptt_trainers.directions.perceptron import Parts, parts_of
 from bptt_trainers.directions.recursion import Mix
 from bptt_trainers.directions.rollout import Trajectory, losses, rollout
 from bptt_trainers.directions.rules import Directions, Feedback
@@ -58,9 +58,7 @@ class StackedController(nn.Module):
 
     def perceptron(self) -> Parts | None:
         """See `Parts`; None where its members are none."""
-        own = vars(type(self._layered)).get("perceptron")
-        parts: Parts | None = None if own is None else own(self._layered)
-        return parts
+        return None if self._layered is None else parts_of(self._layered)
 
     def forward(self, *given: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Observations (E B, ...) and what else is handed a controller, likewise -> all that it gives, likewise."""
