@@ -5,13 +5,15 @@ from __future__ import annotations
 import atexit
 import functools
 import hashlib
+import importlib.machinery
+import importlib.util
 import os
 import shutil
 import stat
+import subprocess
 import sys
 import tempfile
 import warnings
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,16 +21,34 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.fx.experimental.proxy_tensor import make_fx
+
+from bptt_envs.recorder import recorded
 
 Tensors = tuple[Tensor, ...]
 Run = Callable[[list[Tensor]], list[Tensor]]
+Entry = Callable[[list[Any]], list[Any]]
 
 CACHE_VARIABLE = "BPTT_CACHE"  # names the folder of the compiled programs
 
 COMPILER_CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
 
-OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+# How torch's inductor compiles: kernels, vectorized, and apart from them what calls them, hardly optimized. Precompiled
+# headers take longer than they save. That the compiler knows the vector instructions that torch works with is taken for
+# granted: to compile a check for each set of them took 5 s.
+COMPILER_SETTINGS = {
+    "cpp_wrapper": True,
+    "cpp_wrapper_build_separate": True,
+    "cpp_cache_precompile_headers": False,
+    "cpp.vec_isa_ok": True,
+    "size_asserts": False,  # `Program` looks at its inputs
+    "fx_graph_cache": False,
+    "compile_threads": 1,
+}
+
+ENTRY = "inductor_entry_cpp"  # the function of a compiled library
+SUFFIX = importlib.machinery.EXTENSION_SUFFIXES[-1]  # of its file
+
+OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
 class CompilerError(RuntimeError):
@@ -73,9 +93,9 @@ class Program:
     """A function of tensors as compiled code.
 
     What the function does with tensors of these shapes is recorded as a list of operations, which torch's
-    inductor compiles to C++. The code is kept on disk under a digest of the list, the shapes, the torch version, the
-    processor and the number of threads: it is compiled once, whoever asks. It is loaded from a folder that nobody
-    else can write to, else refused; what is damaged there is compiled anew.
+    inductor compiles to C++. The library is kept on disk under a digest of the list, the shapes, the versions of torch
+    and of the compiler, the processor and the number of threads: it is compiled once, whoever asks. It is loaded from
+    a folder that nobody else can enter, else refused; what is damaged there is compiled anew.
 
     On a GPU the kernels that the function launches are recorded as a CUDA graph instead, in a fraction of a second and
     without a compiler: what costs time there is to launch thousands of small kernels, one after the other.
@@ -102,16 +122,12 @@ class Program:
         if any(one.is_cuda for one in inputs):
             self.compiled, self._run = True, _CudaGraph(function, inputs)
             return
-        folder = _own_folder()
-        with _compiler_works_in(_compiler_folder(folder)), torch.no_grad():
-            graph = _recorded(function, inputs)
-            path = folder / f"{_digest(graph, inputs)}.pt2"
-            found = _found(path)
-            self.compiled = found is None
-            if found is None:
-                _compile(graph, inputs, path)
-                found = _loaded(path)
-            self._run = found
+        order = Order(function, inputs)
+        entry = _found(order.folder, order.name)
+        self.compiled = entry is None
+        if entry is None:
+            entry = _loaded(order.make())
+        self._run = functools.partial(_call, entry, order.constants)
 
     def __call__(self, *inputs: Tensor) -> list[Tensor]:
         """Run it, without gradients.
@@ -140,6 +156,45 @@ class Program:
                 )
             laid_out.append(one.new_empty_strided(shape, stride).copy_(one.detach()))
         return laid_out
+
+
+class Order:
+    """A program before it is compiled: a function as recorded, where its library is to be, and under which name.
+
+    Another process can make it: an order can be pickled, without the values of its constants.
+
+    Args: as those of `Program`.
+
+    Attributes:
+        constants: further inputs of the recorded graph.
+
+    Raises:
+        CompilerError: if it cannot be recorded, or somebody else could put code into the folder.
+    """
+
+    def __init__(self, function: Callable[..., Tensors], inputs: Sequence[Tensor]) -> None:
+        self.folder = cache_folder()
+        _make_own(self.folder)
+        with torch.no_grad():
+            self.graph, self.constants = _recorded(function, [one.detach().clone() for one in inputs])
+        self.forms = [(one.shape, one.stride(), one.dtype) for one in (*inputs, *self.constants)]
+        self.threads = torch.get_num_threads()
+        self.name = _digest(self.graph, self.forms, self.threads)
+
+    def made(self) -> bool:
+        """Whether there is a library of that name."""
+        return any(self.folder.glob(f"{self.name}-*{SUFFIX}"))
+
+    def make(self) -> Path:
+        """Compile it, with as many threads as there were when it was recorded, and return where the library is.
+
+        Raises:
+            CompilerError: if it cannot be compiled.
+        """
+        return _compiled(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "constants": None}
 
 
 class _CudaGraph:
@@ -180,26 +235,8 @@ def _forms(tensors: Sequence[Tensor]) -> tuple[list[Any], ...]:
     return shapes, strides, [one.dtype for one in tensors], [one.device for one in tensors]
 
 
-def _own_folder() -> Path:
-    """The folder of the compiled programs, which nobody else can write to."""
-    path = cache_folder()
-    _make_own(path)
-    return path
-
-
-def _compiler_folder(programs: Path) -> Path:
-    """Where torch's compiler keeps what serves all programs: with the user's other caches, else beside the programs."""
-    try:
-        folder = _users_folder()
-        _make_own(folder)
-    except RuntimeError:
-        folder = programs
-    _make_own(folder / "torch")
-    return folder / "torch"
-
-
 def _make_own(path: Path) -> None:
-    """Make a folder that nobody else can write to."""
+    """Make a folder that nobody else can enter; one that is there must be such a folder."""
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
@@ -211,15 +248,16 @@ def _make_own(path: Path) -> None:
 
 
 def _check_own(path: Path, is_kind: Callable[[int], bool], kind: str) -> None:
-    """Raise CompilerError unless a path is of a kind and nobody but the user could have written it."""
+    """Raise CompilerError unless a path is of a kind, and the user's alone."""
     status = path.lstat()
     owner = getattr(os, "geteuid", lambda: status.st_uid)()
     if not is_kind(status.st_mode):
         fault, remedy = f"is not {kind}", "remove it"
     elif status.st_uid != owner:
-        fault, remedy = f"belongs to user {status.st_uid}", "remove it"
-    elif status.st_mode & OTHERS_WRITE and sys.platform != "win32":
-        fault, remedy = f"can be written by others (mode {stat.S_IMODE(status.st_mode):o})", f"chmod go-w {path}"
+        fault, remedy = f"belongs to user {status.st_uid}, not to you (user {owner})", "remove it"
+    elif status.st_mode & OTHERS and sys.platform != "win32":
+        mode = "700" if stat.S_ISDIR(status.st_mode) else "600"
+        fault, remedy = f"is open to others (mode {stat.S_IMODE(status.st_mode):o})", f"chmod {mode} {path}"
     else:
         return
     raise CompilerError(
@@ -228,62 +266,71 @@ def _check_own(path: Path, is_kind: Callable[[int], bool], kind: str) -> None:
     )
 
 
-def _found(path: Path) -> Run | None:
-    """The program at `path`; None if there is none, or, with a warning, if it is damaged."""
-    if not os.path.lexists(path):
-        return None
-    _check_own(path, stat.S_ISREG, "a plain file")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()  # by the checksums, before anything of it is run
-        if damaged is None:
+def _found(folder: Path, name: str) -> Entry | None:
+    """The function of the library of that name; None if there is none, or, with a warning, if it is damaged.
+
+    The name of a file ends in a digest of what is in it: nothing of it is run before it is found whole.
+    """
+    for path in sorted(folder.glob(f"{name}-*{SUFFIX}")):
+        _check_own(path, stat.S_ISREG, "a plain file")
+        if path.stem == f"{name}-{_content(path)}":
             return _loaded(path)
-    except Exception as error:  # noqa: BLE001, damage has many forms
-        damaged = _first_line(error)
-    warnings.warn(f"the compiled program {path} is damaged ({damaged}); it is compiled anew.", stacklevel=3)
+        warnings.warn(f"the compiled program {path} is damaged; it is compiled anew.", stacklevel=3)
+        path.unlink(missing_ok=True)
     return None
 
 
-def _recorded(function: Callable[..., Tensors], inputs: Sequence[Tensor]) -> fx.GraphModule:
-    with _quiet():
-        try:
-            graph: fx.GraphModule = make_fx(function)(*inputs)
-        except RuntimeError as error:
-            raise CompilerError(
-                f"compile=True cannot record the operations ({_first_line(error)}); use compile=False."
-            ) from error
-    return graph
+def _content(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:32]
 
 
-def _compile(graph: fx.GraphModule, inputs: Sequence[Tensor], path: Path) -> None:
-    if shutil.which(os.environ.get("CXX", "g++")) is None and shutil.which("clang++") is None:
+def _recorded(function: Callable[..., Tensors], inputs: Sequence[Tensor]) -> tuple[fx.GraphModule, list[Tensor]]:
+    """The operations of a function as a graph, and the constants among them, which are its further inputs."""
+    try:
+        return recorded(function, inputs)
+    except RuntimeError as error:
         raise CompilerError(
-            "compile=True needs a C++ compiler, and there is no g++ or clang++; install one or use compile=False."
-        )
-    with _quiet():
-        try:
-            from torch._inductor.cpu_vec_isa import pick_vec_isa
+            f"compile=True cannot record the operations ({_first_line(error)}); use compile=False."
+        ) from error
 
-            pick_vec_isa()  # what the processor can do is found out once, in the folder that is kept
-            with (
-                tempfile.TemporaryDirectory(dir=path.parent) as folder,
-                _compiler_works_in(Path(folder), headers=False),
-            ):
-                exported = torch.export.export(graph, tuple(inputs))
-                made = torch._inductor.aoti_compile_and_package(exported, package_path=str(Path(folder) / path.name))
-                Path(made).chmod(0o600)
-                Path(made).replace(path)
+
+def _compiled(order: Order) -> Path:
+    """Compile an order into a library."""
+    folder, name, threads = order.folder, order.name, torch.get_num_threads()
+    torch.set_num_threads(order.threads)
+    with _quiet(), tempfile.TemporaryDirectory(dir=folder) as passing, _compiler_works_in(Path(passing)):
+        try:
+            from torch._inductor.compile_fx import compile_fx  # takes a second, which what is found need not
+
+            inputs = [torch.empty_strided(shape, stride, dtype=dtype) for shape, stride, dtype in order.forms]
+            with torch.no_grad():
+                compile_fx(order.graph, inputs, config_patches=COMPILER_SETTINGS)
+            (made,) = Path(passing).rglob(f"*.main{SUFFIX}")
         except Exception as error:  # the compiler has errors of many kinds
             raise CompilerError(f"compile=True failed ({_first_line(error)}); use compile=False.") from error
+        finally:
+            torch.set_num_threads(threads)
+        made.chmod(0o600)
+        return made.replace(folder / f"{name}-{_content(made)}{SUFFIX}")
 
 
-def _loaded(path: Path) -> Run:
-    with _quiet():
-        try:
-            run: Run = torch._inductor.aoti_load_package(str(path)).loader.run
-        except Exception as error:
-            raise CompilerError(f"the compiled program {path} cannot be loaded ({_first_line(error)}).") from error
-    return run
+def _loaded(path: Path) -> Entry:
+    """The function of a library, from handles of tensors to such handles."""
+    guards: Any = torch._C._dynamo.guards
+    os.environ["_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR"] = str(guards._torchinductor_pyobject_tensor_data_ptr)
+    try:
+        spec = importlib.util.spec_from_file_location(f"{path.stem}.{ENTRY}", path)
+        assert spec is not None
+        entry: Entry = getattr(importlib.util.module_from_spec(spec), ENTRY)
+    except Exception as error:
+        raise CompilerError(f"the compiled program {path} cannot be loaded ({_first_line(error)}).") from error
+    return entry
+
+
+def _call(entry: Entry, constants: Sequence[Tensor], inputs: list[Tensor]) -> list[Tensor]:
+    handles = torch._C._aoti.unsafe_alloc_void_ptrs_from_tensors([*inputs, *constants])
+    outputs: list[Tensor] = torch._C._aoti.alloc_tensors_by_stealing_from_void_ptrs(entry(handles))
+    return outputs
 
 
 @contextmanager
@@ -295,27 +342,16 @@ def _quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _compiler_works_in(folder: Path, *, headers: bool = True) -> Iterator[None]:
+def _compiler_works_in(folder: Path) -> Iterator[None]:
     """Torch's compiler works in a folder of ours, whatever the environment names.
 
     By itself it works in the common temporary folder, where whoever made its folder first could put code of his.
-
-    Args:
-        folder: where it puts what it compiles.
-        headers: whether it also keeps there the headers that it precompiles.
     """
     before = {name: os.environ.get(name) for name in COMPILER_CACHES}
     os.environ.update({name: str(folder / name.lower()) for name in COMPILER_CACHES})
-    from torch._inductor import codecache  # looks into its folder when it is imported
-
-    kept = codecache._HEADER_DIR, codecache._HEADER_LOCK_DIR
-    if headers:
-        codecache._HEADER_DIR, codecache._HEADER_LOCK_DIR = str(folder / "headers"), str(folder / "headers" / "locks")
-        codecache._precompile_header.cache_clear()  # it remembers where headers are
     try:
         yield
     finally:
-        codecache._HEADER_DIR, codecache._HEADER_LOCK_DIR = kept
         for name, value in before.items():
             if value is None:
                 os.environ.pop(name, None)
@@ -323,22 +359,35 @@ def _compiler_works_in(folder: Path, *, headers: bool = True) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _digest(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> str:
-    """A name for what is compiled: equal for equal operations on equal shapes, on the same kind of machine."""
+def _digest(graph: fx.GraphModule, forms: Sequence[Any], threads: int) -> str:
+    """A name for what is compiled: equal for equal operations on equal shapes, by one compiler for one processor."""
     digest = hashlib.sha256()
 
     def add(*values: Any) -> None:
         digest.update(repr(values).encode())
 
-    add(torch.__version__, torch.get_num_threads(), torch.backends.cpu.get_cpu_capability(), sys.platform)
-    for one in inputs:
-        add(one.shape, one.stride(), one.dtype, one.device)
+    add(torch.__version__, sys.version_info[:2], COMPILER_SETTINGS, _compiler_version(), threads)
+    add(sys.platform, torch.backends.cpu.get_cpu_capability(), sorted(torch.cpu.get_capabilities().items()))
+    add(*forms)
     add(graph.code)
-    for node in graph.graph.find_nodes(op="get_attr"):
-        constant = getattr(graph, str(node.target))
-        add(node.target, constant.shape, constant.dtype, constant.device)
-        digest.update(constant.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:32]
+
+
+@functools.cache
+def _compiler_version() -> str:
+    """What the compiler that torch calls says of itself.
+
+    Raises:
+        CompilerError: if there is none.
+    """
+    name = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
+    path = shutil.which(name)
+    if path is None:
+        raise CompilerError(
+            f"compile=True needs a C++ compiler, and there is no {name}; install it, name another one in the "
+            "environment variable CXX, or use compile=False."
+        )
+    return subprocess.run([path, "--version"], capture_output=True, text=True, check=True).stdout
 
 
 def _first_line(error: BaseException) -> str:

@@ -59,14 +59,19 @@ def compiled(tmp_path_factory, common):
 def folder(compiled, tmp_path, monkeypatch):
     """A copy of it, in which nothing is really compiled: the program is copied once more."""
     copy = shutil.copytree(compiled, tmp_path / "programs")
-    (good,) = compiled.glob("*.pt2")
-    monkeypatch.setattr(program, "_compile", lambda graph, inputs, path: shutil.copy(good, path))
+    good = only(compiled)
+
+    def copied(order):
+        assert good.name.startswith(order.name)
+        return Path(shutil.copy(good, order.folder))
+
+    monkeypatch.setattr(program, "_compiled", copied)
     monkeypatch.setenv(CACHE_VARIABLE, str(copy))
     return copy
 
 
 def only(folder):
-    (path,) = folder.glob("*.pt2")
+    (path,) = folder.iterdir()
     return path
 
 
@@ -96,7 +101,7 @@ DAMAGE = {
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_program_is_named_and_compiled_anew(damage, folder):
     DAMAGE[damage](only(folder))
-    with pytest.warns(UserWarning, match=rf"{re.escape(str(only(folder)))} is damaged .*; it is compiled anew"):
+    with pytest.warns(UserWarning, match=rf"{re.escape(str(only(folder)))} is damaged; it is compiled anew"):
         made = Program(function, INPUTS)
     assert made.compiled
     assert_right(made)
@@ -111,16 +116,13 @@ def link(path, to):
 FOREIGN = {
     "folder others write to": (
         lambda folder: folder.chmod(0o777),
-        r"programs can be written by others \(mode 777\); chm",
+        r"programs is open to others \(mode 777\); chmod 700 .*programs, or name a folder of your own in BPTT_CACHE",
     ),
-    "folder a group writes to": (
-        lambda folder: folder.chmod(0o770),
-        r"can be written by others \(mode 770\); chmod go-w",
-    ),
-    "program others write to": (lambda folder: only(folder).chmod(0o666), r"pt2 can be written by others \(mode 666\)"),
+    "folder a group reads": (lambda folder: folder.chmod(0o750), r"programs is open to others \(mode 750\); chmod 700"),
+    "program others write to": (lambda folder: only(folder).chmod(0o666), r"is open to others \(mode 666\); chmod 600"),
     "linked program": (
         lambda folder: link(only(folder), folder.parent / "other"),
-        "pt2 is not a plain file; remove it",
+        "is not a plain file; remove it",
     ),
     "linked folder": (lambda folder: link(folder, folder.parent / "other"), "programs is not a folder; remove it"),
 }
@@ -140,25 +142,38 @@ def test_what_belongs_to_somebody_else_is_refused(folder, monkeypatch):
     owner = folder.stat().st_uid
     monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
     with pytest.raises(
-        CompilerError, match=f"programs belongs to user {owner}; remove it, or name a folder of your own"
+        CompilerError,
+        match=rf"programs belongs to user {owner}, not to you \(user {owner + 1}\); remove it, or name a folder of",
     ):
         Program(function, INPUTS)
 
 
-@posix
-def test_the_compiler_works_in_a_folder_of_the_user_or_beside_the_programs(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "platform", "linux")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    programs = tmp_path / "programs"
-    programs.mkdir(mode=0o700)
-    folder = program._compiler_folder(programs)
-    assert folder == tmp_path / "cache" / "stable-bptt" / "torch"
-    assert {path.stat().st_mode & 0o077 for path in (folder, folder.parent)} == {0}
-    folder.chmod(0o777)
-    with pytest.raises(CompilerError, match="torch can be written by others"):
-        program._compiler_folder(programs)
-    monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")  # no folder can be made there
-    assert program._compiler_folder(programs) == programs / "torch"
+def test_a_whole_program_is_found_beside_a_damaged_one(folder):
+    path = only(folder)
+    name, _, rest = path.name.partition("-")
+    damaged = path.with_name(f"{name}-{'0' * len(rest.partition('.')[0])}{path.suffix}")
+    shutil.copy(path, damaged)
+    with pytest.warns(UserWarning, match="is damaged"):
+        made = Program(function, INPUTS)
+    assert not made.compiled
+    assert not damaged.exists()
+    assert_right(made)
+
+
+OTHERWISE = {
+    "torch": (torch, "__version__", "9.9"),
+    "threads": (torch, "get_num_threads", lambda: 17),
+    "the processor": (torch.cpu, "get_capabilities", lambda: {"avx9": True}),
+    "the compiler": (program, "_compiler_version", lambda: "g++ 99"),
+    "how it is compiled": (program, "COMPILER_SETTINGS", {"cpp_wrapper": True}),
+}
+
+
+@pytest.mark.parametrize("what", OTHERWISE)
+def test_what_was_compiled_by_or_for_another_is_not_taken(what, folder, monkeypatch):
+    assert not Program(function, INPUTS).compiled
+    monkeypatch.setattr(*OTHERWISE[what])
+    assert not program.Order(function, INPUTS).made()
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path, monkeypatch):
@@ -207,6 +222,16 @@ def test_inputs_of_another_layout_are_laid_out_anew(folder):
 def test_other_inputs_are_refused(folder, inputs, message):
     with pytest.raises(ValueError, match=message):
         Program(function, INPUTS)(*inputs)
+
+
+def test_constants_are_inputs_that_nobody_has_to_give():
+    def scaled(factors):
+        return lambda x: (x * torch.tensor(factors),)
+
+    orders = [program.Order(scaled(factors), INPUTS[:1]) for factors in ([1.0, 2.0, 3.0], [4.0, 5.0, 6.0])]
+    assert orders[0].name == orders[1].name
+    graph, constants = orders[0].graph, orders[0].constants
+    torch.testing.assert_close(graph(INPUTS[0], *constants)[0], INPUTS[0] * torch.tensor([1.0, 2.0, 3.0]))
 
 
 def test_the_common_temporary_folder_is_not_used(compiled, common):

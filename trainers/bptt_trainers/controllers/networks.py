@@ -139,7 +139,7 @@ class ConvNet(Controller):
         """Observations (B, L, channels) -> actions (B, *action_shape)."""
         x = observation
         for convolution in self.convolutions:
-            x = self.tanh(convolution(_Patches.apply(x)))  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            x = self.tanh(convolution(_patches(x)))
         actions: Tensor = self.head(x.transpose(1, 2).flatten(1)).view(-1, *self.action_shape)
         return actions if self.squash is None else self.squash(actions)
 
@@ -287,8 +287,16 @@ class _SigmoidTanh(torch.autograd.Function):
         return slope
 
 
+def _patches(x: Tensor) -> Tensor:
+    """The patches that a convolution meets, (B, L, C) -> (B, positions, C kernel)."""
+    if not (torch.is_grad_enabled() and x.requires_grad):
+        return _Patches.forward(x)
+    y: Tensor = _Patches.apply(x)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    return y
+
+
 class _Patches(torch.autograd.Function):
-    """The patches that a convolution meets, (B, L, C) -> (B, positions, C kernel); torch's own slope is slow."""
+    """`_patches` with its slope; torch's own is slow."""
 
     generate_vmap_rule = True
 
