@@ -57,13 +57,11 @@ class CompiledStep:
         """What `stepped` gives, without gradients."""
         if self._made is None or system is not self._system or not self._made[0].unchanged():
             self.refresh(system)
-        assert self._made is not None
+            assert self._made is not None
         program = self._made[1]
-        states, rewards, observations, *over = (
-            program.again(states, actions) if states is self._last else program(states, actions)
-        )
-        self._last = states
-        return states, rewards, observations, over[0] if over else None
+        given = program.again(states, actions) if states is self._last else program(states, actions)
+        self._last = given[0]
+        return given[0], given[1], given[2], given[3] if len(given) == 4 else None
 
     def refresh(self, system: System) -> None:
         """Make the program anew if the system is not as it was."""

@@ -19,6 +19,8 @@ from bptt_envs.surroundings import own_surroundings
 from bptt_envs.system import System
 from bptt_envs.task import Task, as_task
 
+FLOAT32 = np.dtype(np.float32)
+
 HALF = (torch.float16, torch.bfloat16)  # what a controller gives under autocast
 
 
@@ -131,9 +133,9 @@ def to_numpy(tensor: Tensor) -> np.ndarray:
     return np.array(tensor.numpy(), dtype=np.float32)
 
 
-def as_action(action: Any, shape: Sequence[int]) -> Tensor:
+def as_action(action: Any, shape: tuple[int, ...]) -> Tensor:
     """Return an action of `shape` as a float32 tensor of one more dimension, the batch, else raise ValueError."""
-    return torch.from_numpy(_as_finite("action", action, shape).reshape(1, *shape))
+    return torch.from_numpy(_as_finite("action", action, shape, batched=True))
 
 
 def as_actions(actions: Any, count: int, shape: Sequence[int]) -> Tensor:
@@ -184,19 +186,24 @@ def episode_generator(np_random: np.random.Generator) -> torch.Generator:
     return torch.Generator().manual_seed(int(np_random.integers(2**63 - 1)))
 
 
-def _as_finite(name: str, value: Any, *shapes: Sequence[int]) -> np.ndarray:
-    """A float32 copy of finite numbers of one of the shapes, else ValueError."""
-    if type(value) is np.ndarray and value.dtype == np.float32 and value.shape in shapes:  # as a policy gives it
-        array = np.array(value, order="C")  # a copy: torch shares what it is handed
+def _as_finite(name: str, value: Any, *shapes: tuple[int, ...], batched: bool = False) -> np.ndarray:
+    """A float32 copy of finite numbers of one of the shapes, with a first dimension of 1 if `batched`.
+
+    Raises:
+        ValueError: if they are something else.
+    """
+    if type(value) is np.ndarray and value.dtype is FLOAT32 and value.shape in shapes:  # as a policy gives it
+        array = value
     else:
         array = _as_float32(name, value, shapes)
-    if not (math.isfinite(array.item()) if array.size == 1 else np.isfinite(array).all()):
+    finite = math.isfinite(array.item()) if array.size == 1 else np.count_nonzero(np.isfinite(array)) == array.size
+    if not finite:
         raise ValueError(f"{name} must be finite; got {checks.shown(value)}.")
-    return array
+    return np.array(array, order="C", ndmin=array.ndim + batched)  # a copy: torch shares what it is handed
 
 
 def _as_float32(name: str, value: Any, shapes: Sequence[Sequence[int]]) -> np.ndarray:
-    """A copy of numbers of one of the shapes, else ValueError."""
+    """Numbers of one of the shapes in float32, else ValueError."""
     allowed = " or ".join(dict.fromkeys(str(tuple(shape)) for shape in shapes))
     given = checks.as_array(value)
     if given is not None and given.shape not in map(tuple, shapes):
@@ -205,7 +212,7 @@ def _as_float32(name: str, value: Any, shapes: Sequence[Sequence[int]]) -> np.nd
     if numbers is None:
         raise ValueError(f"{name} must be numbers of shape {allowed}; got {checks.shown(value)}.")
     with np.errstate(over="ignore"):  # too large for float32 is infinite, which is refused
-        return np.array(numbers, dtype=np.float32, order="C")
+        return np.asarray(numbers, dtype=np.float32)
 
 
 def start_states(name: str, states: Tensor, system: System, generator: torch.Generator | None = None) -> Tensor:

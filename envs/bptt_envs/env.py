@@ -122,32 +122,29 @@ class DifferentiableEnv(Differentiable, gym.Env[np.ndarray, np.ndarray]):
             ResetNeeded: before the first reset and after the end of an episode.
             ValueError: if the action has a wrong shape or is not finite.
         """
-        state = self._current_state()
+        state, system = self._current_state(), self.system
         if self._over:
             raise ResetNeeded(f"step was called after the episode's {self._steps} steps; call reset to start another.")
-        self._action = as_action(action, self.system.action_shape)
-        if self._compiled is None:
-            following, reward, observed, ended = self._step(state, self._action)
-        else:
-            following, reward, observed, ended = self._compiled(self.system, state, self._action)
-        self._state = following
+        self._action = action = as_action(action, system.action_shape)
+        step = self._step if self._compiled is None else self._compiled
+        self._state, reward, observed, ended = step(system, state, action)
         self._steps += 1
-        self._over = self._steps == self.horizon or (ended is not None and bool(ended))
         paid = reward.item()
-        if self._over:
+        if self._steps == system.horizon or (ended is not None and bool(ended)):
+            self._over = True
             with torch.no_grad():
-                paid = float(reward + self.final_reward(following))
+                paid = float(reward + self.final_reward(self._state))
         self._loss -= paid
         if self.render_mode == "human":
             self.render()
         info = {"loss": self._loss} if self._over else {}
-        return np.array(observed.numpy()[0]), paid, self._over, False, info
+        return observed.numpy()[0].copy(), paid, self._over, False, info
 
     @own_surroundings()
     @torch.no_grad()
-    def _step(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    def _step(self, system: System, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """What `CompiledStep` gives, operation by operation."""
-        return stepped(self.system, state, action)
+        return stepped(system, state, action)
 
     @own_surroundings()
     def render(self) -> np.ndarray | None:

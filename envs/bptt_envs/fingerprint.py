@@ -84,7 +84,7 @@ class Watch:
         for now, before in self._held:
             if len(now) != len(before) or not all(map(operator.is_, now.values(), before)):
                 return False
-        return [one._version for one in self._tensors] == self._versions
+        return not self._tensors or [one._version for one in self._tensors] == self._versions
 
     def _collect(self, held: dict[Any, Any], seen: set[int]) -> bool:
         """Take note of what a dict holds; return whether that is enough."""

@@ -237,12 +237,11 @@ def test_what_a_cut_leaves_out_may_be_infinite(dense, monkeypatch):
     def direction(feedback):
         return AdjointEngine(system, OneAStep(), products=False)(states, (feedback,))[1][feedback]["weight"]
 
-    cut = Feedback(physics=True, controller=True, every=2)
-    assert direction(cut).isfinite().all()
+    for every in (2, 3):  # by the second, what comes last is felt by one step only
+        cut = Feedback(physics=True, controller=True, every=every)
+        torch.testing.assert_close(direction(cut), AutogradEngine(system, OneAStep())(states, (cut,))[1][cut]["weight"])
     assert direction(Feedback(physics=False, controller=0.5)).isfinite().all()
-    torch.testing.assert_close(direction(cut), AutogradEngine(system, OneAStep())(states, (cut,))[1][cut]["weight"])
     assert not direction(REGULAR).isfinite().all()
-    assert not direction(Feedback(physics=True, controller=True, every=3)).isfinite().all()
 
 
 # Passes and rules by name

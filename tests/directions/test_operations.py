@@ -18,7 +18,7 @@ from bptt_trainers.directions.rules import MODIFIED, REGULAR, STOPPED, combined
 from bptt_trainers.directions.stacked import StackedEngine
 
 PASSES = (REGULAR, MODIFIED)
-VIEWS = {"view", "unsafe_view", "expand", "slice", "select", "t", "transpose", "permute"}
+VIEWS = {"view", "unsafe_view", "unbind", "expand", "slice", "select", "t", "transpose", "permute"}
 VIEWS |= {"unsqueeze", "squeeze", "detach", "alias"}
 VIEWS |= {"mT", "flatten", "unflatten", "reshape"}  # in inference mode these come whole; none of them copies here
 
@@ -59,20 +59,21 @@ def cart_pole(horizon=100, batch=8):
 
 def test_operations_of_a_rollout():
     system, controller, states = cart_pole()
-    assert count(lambda: rollout(system, controller, states)) <= 2620
+    assert count(lambda: rollout(system, controller, states)) <= 2610
+    assert count(lambda: AdjointEngine(system, controller).rollout(states)) <= 2410
 
 
 def test_operations_of_the_adjoint_engine():
     system, controller, states = cart_pole()
     engine = AdjointEngine(system, controller)
-    assert count(lambda: engine(states, PASSES)) <= 2860
+    assert count(lambda: engine(states, PASSES)) <= 2650
     one, two = (count(lambda passes=passes: engine(states, passes)) for passes in (PASSES[:1], PASSES))
     assert two - one <= 20  # the second pass of C
 
 
 def test_operations_of_the_autograd_engine():
     system, controller, states = cart_pole()
-    assert count(lambda: AutogradEngine(system, controller)(states, PASSES)) <= 19_000
+    assert count(lambda: AutogradEngine(system, controller)(states, PASSES)) <= 18_500
 
 
 def test_operations_of_an_ensemble_do_not_grow_with_its_members():
@@ -84,7 +85,7 @@ def test_operations_of_an_ensemble_do_not_grow_with_its_members():
         each = states.expand(members, *states.shape)
         engine(parameters, each, PASSES)
         counts.append(count(lambda e=engine, p=parameters, x=each: e(p, x, PASSES)))
-    assert counts[0] == counts[1] <= 2870
+    assert counts[0] == counts[1] <= 2760
 
 
 def test_operations_of_the_way_back_grow_by_one_a_step():

@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 from scipy.stats import trim_mean
 
-from bptt_studies.paper.across_tasks import average_improvement, interquartile_mean, profile, scores
+from bptt_studies.paper.across_tasks import (
+    average_improvement,
+    improvement_over_tasks,
+    interquartile_mean,
+    profile,
+    scores,
+)
 
 INF = math.inf
 
@@ -72,6 +78,12 @@ def test_a_profile_is_the_share_of_runs_above_each_score():
     assert (found.share <= found.high).all()
     assert found.high[-1] == 0.0
     assert found.low[0] < found.high[0]
+
+
+def test_wholly_better_on_every_task_has_the_least_p_there_is():
+    found = improvement_over_tasks({"a": [1.0] * 3, "b": [2.0] * 2}, {"a": [4.0, 5.0], "b": [5.0] * 4})
+    assert (found.probability, found.runs, found.ways) == (1.0, (5, 6), 10 * 15)
+    assert found.p == found.least_p == pytest.approx(2 / 150)
 
 
 def test_the_average_improvement_is_the_mean_over_tasks_whatever_their_runs():

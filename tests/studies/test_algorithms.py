@@ -77,6 +77,8 @@ def test_every_question_is_a_claim_where_both_were_run():
     }
     assert all(isinstance(row[title], Claim) for row in rows.values() for title in ("Poles", "Chain"))
     assert rows["SHAC-M better than SHAC"]["Chain"].found.probability == 1.0
+    assert rows["SHAC-M better than SHAC"]["all tasks"].found.probability == 0.75  # 0.5 on poles, where they are alike
+    assert questions_table(two_tasks()[:1]).rows[0]["all tasks"] == NONE
 
 
 def test_scores_are_1_at_the_lowest_median_and_leave_out_what_was_not_run_everywhere():
@@ -90,6 +92,8 @@ def test_scores_are_1_at_the_lowest_median_and_leave_out_what_was_not_run_everyw
     assert abs(float(rows["C"]["interquartile mean"].split()[0]) - expected) < 0.02
     assert rows["R"]["better than R"] == NONE
     assert scores_table([]).rows == []
+    windows_only = task_of("hopper", dict.fromkeys(("SHAC", "SHAC-M", "PPO"), 0.05))
+    assert scores_table([*tasks, windows_only]).rows == scores_table(tasks).rows
 
 
 def test_a_task_s_table_makes_no_claims():

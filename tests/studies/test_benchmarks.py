@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bptt_studies.benchmarks import limit, peers, run, stepping, targets, update_memory
+from bptt_studies.benchmarks import limit, peers, rl, run, stepping, targets, update_memory
 from bptt_studies.benchmarks.config import PART_NAMES, BenchmarkConfig, file_of
 from bptt_studies.benchmarks.document import TARGETS, tables
 from bptt_studies.benchmarks.parts import PARTS
@@ -347,6 +347,17 @@ def test_memory_of_an_update_is_measured_or_left_out():
 
 
 # Tables, targets, the page
+
+
+def test_ppo_is_timed_by_the_number_of_environments_beside_their_stepping(monkeypatch):
+    monkeypatch.setattr(rl, "ENVS", (2, 64))
+    monkeypatch.setattr(rl, "STEPS", 640)
+    cell = {"device": "cpu", "threads": 1, "env": rl.ENV, "steps": rl.STEPS}
+    rows = rl.measure(BenchmarkConfig(repeats=1, seconds=0.01), cell)
+    assert [row["envs"] for row in rows] == [2, 64]
+    assert all(0.0 < float(row["stepping"]) < float(row["least"]) <= float(row["microseconds"]) for row in rows)
+    assert "| 1 | 64 | 10 | " in rl.to_markdown([{name: str(value) for name, value in row.items()} for row in rows])
+
 
 
 def test_numbers_are_written_for_readers():

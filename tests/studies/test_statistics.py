@@ -64,8 +64,8 @@ def test_a_share_counts_losses_at_the_threshold():
 
 def test_of_disjoint_sets_one_is_surely_better():
     better, worse = [1.0, 2.0, 3.0, 4.0, 5.0], [6.0, 7.0, 8.0, 9.0, INF]
-    assert improvement(better, worse) == Improvement(1.0, 1.0, 1.0, (5, 5), 2 / 252)
-    assert improvement(worse, better) == Improvement(0.0, 0.0, 0.0, (5, 5), 2 / 252)
+    assert improvement(better, worse) == Improvement(1.0, 1.0, 1.0, (5, 5), 2 / 252, 252)
+    assert improvement(worse, better) == Improvement(0.0, 0.0, 0.0, (5, 5), 2 / 252, 252)
     assert verdicts([improvement(better, worse), improvement(worse, better)]) == ["yes", "no"]
 
 
@@ -106,7 +106,7 @@ def test_a_verdict_on_fewer_than_ten_runs_a_side_is_to_be_marked():
 def test_without_ties_p_is_that_of_scipy(runs):
     generator = np.random.default_rng(2)
     one, other = (generator.lognormal(size=count) for count in runs)
-    assert exact_test(one, other) == pytest.approx(mannwhitneyu(one, other, method="exact").pvalue)
+    assert exact_test([(one, other)]) == pytest.approx(mannwhitneyu(one, other, method="exact").pvalue)
 
 
 def by_enumeration(one, other):
@@ -127,12 +127,30 @@ def by_enumeration(one, other):
     ],
 )
 def test_with_ties_p_is_that_of_all_ways_to_deal_the_runs(one, other):
-    assert exact_test(one, other) == pytest.approx(by_enumeration(one, other))
-    assert exact_test(other, one) == pytest.approx(by_enumeration(one, other))
+    assert exact_test([(one, other)]) == pytest.approx(by_enumeration(one, other))
+    assert exact_test([(other, one)]) == pytest.approx(by_enumeration(one, other))
 
 
 def test_runs_that_all_diverged_are_equals():
-    assert exact_test([INF] * 10, [INF] * 12) == 1.0
+    assert exact_test([([INF] * 10, [INF] * 12)]) == 1.0
+
+
+def shares_won(one, other):
+    """The share of pairs won in every way to deal the runs of a task, (ways,), the one found first."""
+    runs = np.array([*one, *other])
+    every = [list(chosen) for chosen in combinations(range(len(runs)), len(one))]
+    sides = [(runs[chosen], np.delete(runs, chosen)) for chosen in every]
+    return np.array([((x[:, None] < y).mean() + (x[:, None] == y).mean() / 2) for x, y in sides])
+
+
+def test_over_tasks_runs_are_dealt_within_each_and_every_task_counts_alike():
+    sides = [([1.0, 2.0, 4.0], [3.0, 4.0, 5.0]), ([0.1, 0.3], [0.2, INF, INF]), ([7.0], [6.0, 7.0])]
+    first, second, third = (shares_won(one, other) for one, other in sides)
+    means = (first[:, None, None] + second[:, None] + third) / 3
+    found = means[0, 0, 0]
+    expected = min(1.0, 2 * min((means <= found + 1e-9).mean(), (means >= found - 1e-9).mean()))
+    assert exact_test(sides) == pytest.approx(expected)
+    assert expected < 1.0
 
 
 def test_no_outcome_has_a_smaller_p_than_one_side_wholly_better():
@@ -213,7 +231,8 @@ def pages(count, comparisons, runs, planted=0, shift=0.0):
     for wanted in range(runs**2 + 1):
         full, rest = divmod(wanted, runs)  # of our runs so many win all pairs, one wins the rest, the others none
         placed = [*range(-full, 0), *[runs - rest - 0.5] * (full < runs), *range(runs, 2 * runs - full - 1)]
-        found[wanted] = Improvement(wanted / runs**2, 0.0, 1.0, (runs, runs), exact_test(placed, range(runs)))
+        p, ways = exact_test([(placed, range(runs))]), math.comb(2 * runs, runs)
+        found[wanted] = Improvement(wanted / runs**2, 0.0, 1.0, (runs, runs), p, ways)
     return np.array([verdicts([found[wins] for wins in of_page]) for of_page in won.tolist()])
 
 

@@ -173,14 +173,13 @@ class MultiPole(OnCart):
     # Dynamics: q = (x, theta_1, ...) and v = (x', theta_1', ...) interleave in the state
 
     def step(self, state: Tensor, action: Tensor) -> Tensor:
-        q, v = state[:, 0::2], state[:, 1::2]
-        theta = q[:, 1:]
+        # A row for each component, in memory too: so is all that the next step makes of it, without gaps
+        q, v = state.mT.view(1 + self.n_poles, 2, len(state)).unbind(1)
+        theta = q[1:]
         accelerations = self._paper if self.dynamics == "paper" else self._exact
-        v = torch.add(v, accelerations(theta.sin(), theta.cos(), v[:, 1:], action), alpha=self.dt)
+        v = torch.add(v, accelerations(theta.sin(), theta.cos(), v[1:], action.mT), alpha=self.dt)
         q = torch.add(q, v, alpha=self.dt)
-        # Sample after sample in memory for each component, not component after component for each sample: so is all
-        # that the next step makes of it, and q and v above are then without gaps
-        return torch.stack([q.mT, v.mT], dim=1).flatten(0, 1).mT
+        return torch.stack([q, v], dim=1).flatten(0, 1).mT
 
     @property
     def dense_jacobians(self) -> bool:
@@ -201,32 +200,32 @@ class MultiPole(OnCart):
 
     # A rollout is some ten thousand small operations, so that their number is its time: products with constants
     # ride along in torch.add and torch.addcmul, and w * w is cheaper than w.square(). Constants are numbers or, where
-    # they differ from sample to sample, (B, 1).
+    # they differ from sample to sample, (B,); for the slopes, whose components come last, (B, 1).
 
     def _constants(self) -> tuple[Any, Any, Any, Any]:
-        """m, l, g and the mass of the cart."""
+        """m, l, g and the mass of the cart, for the slopes."""
         m, l, g, cart = self.pole_mass, self.pole_length, self.gravity, self.cart_mass
         if type(m) is type(l) is type(g) is type(cart) is float:
             return m, l, g, cart
         return broadcast(m), broadcast(l), broadcast(g), broadcast(cart)
 
     def _paper(self, s: Tensor, c: Tensor, w: Tensor, f: Tensor) -> Tensor:
-        """Accelerations (x'', theta_i''), (B, 1 + n), of arXiv 2405.02041; s, c, w: (B, n), f: (B, 1).
+        """Accelerations (x'', theta_i''), (1 + n, B), of arXiv 2405.02041; s, c, w: (n, B), f: (1, B).
 
         With M the mass of cart and pole: A = (f + m l s w^2) / M, theta'' = (g s - c A) / (l (4/3 - m/M c^2)) and
         x'' = (f + m l sum_i (s_i w_i^2 - theta_i'' c_i)) / M.
         """
-        m, l, g, cart = self._constants()
-        M = cart + m
+        m, l, g = self.pole_mass, self.pole_length, self.gravity
+        M = self.cart_mass + m
         sww = w * w * s
         f = f * (1 / M)
         A = _plus(f, m * l / M, sww)
         inertia = _plus(4 / 3 * l, -(m * l / M), c * c)
         theta_acc = torch.addcmul(g * s, c, A, value=-1) / inertia
         pull = torch.addcmul(sww, theta_acc, c, value=-1)
-        pull = pull if self.n_poles == 1 else pull.sum(-1, keepdim=True)
+        pull = pull if self.n_poles == 1 else pull.sum(0, keepdim=True)
         x_acc = _plus(f, m * l / M, pull)
-        return torch.cat([x_acc.mT, theta_acc.mT]).mT
+        return torch.cat([x_acc, theta_acc])
 
     def _paper_slopes(self, s: Tensor, c: Tensor, w: Tensor, f: Tensor) -> Slopes:
         m, l, g, cart = self._constants()
@@ -249,19 +248,19 @@ class MultiPole(OnCart):
         )
 
     def _exact(self, s: Tensor, c: Tensor, w: Tensor, f: Tensor) -> Tensor:
-        """Accelerations (x'', theta_i''), (B, 1 + n), by Lagrange; s, c, w: (B, n), f: (B, 1).
+        """Accelerations (x'', theta_i''), (1 + n, B), by Lagrange; s, c, w: (n, B), f: (1, B).
 
         The mass matrix is an arrow: eliminating theta_i'' = 3/(4l) (g s_i - c_i x'') leaves one equation
         in x'', so n poles cost O(n).
         """
-        m, l, g, cart = self._constants()
-        M = cart + self.n_poles * m
+        m, l, g = self.pole_mass, self.pole_length, self.gravity
+        M = self.cart_mass + self.n_poles * m
         pull = s * _plus(w * w, -3 / 4 * g / l, c)  # that of a pole on the cart, over m l
-        forces = _plus(f, m * l, pull.sum(-1, keepdim=True))
-        inertia = _plus(M, -(3 / 4 * m), (c * c).sum(-1, keepdim=True))
+        forces = _plus(f, m * l, pull.sum(0, keepdim=True))
+        inertia = _plus(M, -(3 / 4 * m), (c * c).sum(0, keepdim=True))
         x_acc = forces / inertia
         theta_acc = 3 / (4 * l) * torch.addcmul(g * s, c, x_acc, value=-1)
-        return torch.cat([x_acc.mT, theta_acc.mT]).mT
+        return torch.cat([x_acc, theta_acc])
 
     def _exact_slopes(self, s: Tensor, c: Tensor, w: Tensor, f: Tensor) -> Slopes:
         m, l, g, cart = self._constants()

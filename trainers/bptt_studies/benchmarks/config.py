@@ -18,7 +18,9 @@ GIB = 2**30
 
 Device = Literal["cpu", "cuda"]
 
-PartName = Literal["limit", "updates", "quantum", "guidance", "slopes", "stepping", "ensembles", "memory", "cold-start"]
+PartName = Literal[
+    "limit", "updates", "quantum", "guidance", "slopes", "stepping", "rl", "ensembles", "memory", "cold-start"
+]
 PART_NAMES: tuple[PartName, ...] = get_args(PartName)
 
 PeerName = Literal["adjoint", "adjoint-compiled", "autograd", "autograd-step-compiled", "autograd-loss-compiled", "jax"]

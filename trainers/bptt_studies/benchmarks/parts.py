@@ -9,6 +9,7 @@ from bptt_studies.benchmarks import (
     cold_start,
     ensembles,
     limit,
+    rl,
     slopes,
     stepping,
     update_memory,
@@ -73,6 +74,9 @@ PARTS: dict[PartName, Part] = {
     ),
     "stepping": Part(
         "environment steps a second", stepping.cells, stepping.measure, stepping.to_markdown, ("repeats", "seconds")
+    ),
+    "rl": Part(
+        "PPO's time a step by the number of environments", rl.cells, rl.measure, rl.to_markdown, ("repeats", "seconds")
     ),
     "ensembles": Part(
         "an update of several controllers together",

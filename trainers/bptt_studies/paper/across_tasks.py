@@ -2,11 +2,12 @@
 
 Intervals and bands are percentile intervals of a stratified bootstrap: in each of `RESAMPLES` resamples the runs of
 each task are drawn anew from those of that task, so that every task keeps its weight. They are pointwise, of always the
-same seed, and too narrow of few runs: they describe, and give no verdict.
+same seed, and too narrow of few runs: they describe. A verdict is that of the exact test (`improvement_over_tasks`).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -15,7 +16,16 @@ from numpy.typing import ArrayLike
 from scipy.stats import trim_mean
 
 from bptt_studies.paper.results import SMALLEST
-from bptt_studies.paper.statistics import RESAMPLES, SEED, Values, interval, losses_of_runs, wins
+from bptt_studies.paper.statistics import (
+    RESAMPLES,
+    SEED,
+    Improvement,
+    Values,
+    exact_test,
+    interval,
+    losses_of_runs,
+    wins,
+)
 
 
 @dataclass(frozen=True)
@@ -147,6 +157,15 @@ def average_improvement(of: Mapping[str, ArrayLike], over: Mapping[str, ArrayLik
         resampled += ((one @ won) * other).sum(axis=1) / (won.size * len(of))
         found.append(won.mean())
     return Estimate(float(np.mean(found)), *interval(resampled))
+
+
+def improvement_over_tasks(of: Mapping[str, ArrayLike], over: Mapping[str, ArrayLike]) -> Improvement:
+    """`average_improvement` with its exact test, in which runs are dealt to the two methods within each task."""
+    mean = average_improvement(of, over)
+    sides = [(losses_of_runs(of[task]), losses_of_runs(over[task])) for task in of]
+    runs = sum(len(one) for one, _ in sides), sum(len(other) for _, other in sides)
+    ways = math.prod(math.comb(len(one) + len(other), len(one)) for one, other in sides)
+    return Improvement(mean.value, mean.low, mean.high, runs, exact_test(sides), ways)
 
 
 def _table(scores: ArrayLike) -> Values:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from bptt_studies.paper.across_tasks import average_improvement, interquartile_mean
+from bptt_studies.paper.across_tasks import average_improvement, improvement_over_tasks, interquartile_mean
 from bptt_studies.paper.results import Result
 from bptt_studies.paper.statistics import quantile, to_level
 from bptt_studies.paper.study import TaskResults
-from bptt_studies.paper.tables import NONE, Row, Table, claim, measured_losses, median_cell
+from bptt_studies.paper.tables import NONE, Claim, Row, Table, claim, measured_losses, median_cell
 from bptt_studies.paper.tuned_tables import estimate_cell, finals_of, scores_of, tuned_table
 
 FAMILIES: Mapping[str, tuple[str, ...]] = {
@@ -46,14 +46,20 @@ def algorithm_table(task: TaskResults) -> Table:
 
 
 def questions_table(tasks: Sequence[TaskResults]) -> Table:
-    """A row for each of `QUESTIONS`, a column for each task."""
+    """A row for each of `QUESTIONS`, a column for each task, and the mean over those on which both were run."""
     rows: list[Row] = []
     for better, worse in QUESTIONS:
         cells = [claim(task.methods().get(better, []), task.methods().get(worse, [])) for task in tasks]
         if any(cell != NONE for cell in cells):
             row: Row = {"claim": f"{better} better than {worse}"}
-            rows.append(row | {task.title: cell for task, cell in zip(tasks, cells, strict=True)})
-    return Table(rows)
+            row |= {task.title: cell for task, cell in zip(tasks, cells, strict=True)}
+            rows.append(row | {"all tasks": _over_tasks(tasks, better, worse)})
+    below = (
+        "*All tasks*: the mean over the tasks of the probability that a run of the first ends lower than one of the "
+        "second, with its stratified bootstrap 95 % interval, and the verdict of the exact test that deals runs within "
+        f"each task (van Elteren 1960); {NONE} where one task only has both."
+    )
+    return Table(rows, below if rows else "")
 
 
 def choice_table(tasks: Sequence[TaskResults]) -> Table:
@@ -79,9 +85,10 @@ def choice_table(tasks: Sequence[TaskResults]) -> Table:
 
 
 def scores_table(tasks: Sequence[TaskResults]) -> Table:
-    """All tasks together: the interquartile mean of scores of each algorithm, and how probably it ends below R."""
+    """All tasks with R and C: the interquartile mean of scores of each algorithm, and how probably it ends below R."""
+    tasks = [task for task in tasks if {"R", "C"} <= task.methods().keys()]
     labels, runs = on_all(tasks)
-    if not {"R", "C"} <= set(labels):
+    if not labels:
         return Table([])
     finals = {label: finals_of(tasks, label) for label in labels}
     rows: list[Row] = []
@@ -104,6 +111,14 @@ def on_all(tasks: Sequence[TaskResults]) -> tuple[list[str], int]:
     every = [task.methods() for task in tasks]
     labels = [label for label in (every[0] if every else ()) if all(label in methods for methods in every)]
     return labels, min((len(methods[label]) for methods in every for label in labels), default=0)
+
+
+def _over_tasks(tasks: Sequence[TaskResults], better: str, worse: str) -> Claim | str:
+    both = [task for task in tasks if {better, worse} <= task.methods().keys()]
+    if len(both) < 2:
+        return NONE
+    found = improvement_over_tasks(finals_of(both, better), finals_of(both, worse))
+    return Claim(("algorithms", better), ("algorithms", worse), "final", found)
 
 
 def _first(task: TaskResults, methods: Mapping[str, Sequence[Result]], loss: float, place: int) -> str:

@@ -321,8 +321,19 @@ ALGORITHMS = (
     Variant("PPO", RL("PPO")),
 )
 
-ALGORITHM_TASKS = {"cart-pole-1": 10}
-"""Those that they were tuned on, and the number of seeds."""
+# The question of the field, whether another rule pays within windows, beside what windows are weighed against
+WINDOWS = (*(Variant(one.name, one) for one in (SHAC("R"), SHAC("M"), SHAC("C"))), Variant("PPO", RL("PPO")))
+
+ALGORITHM_TASKS: dict[str, tuple[int, tuple[Variant, ...]]] = {
+    "cart-pole-1": (10, ALGORITHMS),
+    "cart-pole-2": (5, (*_alone("RC"), *WINDOWS)),
+    "cart-pole-4": (5, (*_alone("RC"), *WINDOWS)),
+    "guidance-0.1": (5, (*_alone("RC"), *WINDOWS)),
+    "quantum-3": (5, (*_alone("RC"), *WINDOWS)),
+    "hopper": (5, WINDOWS),
+    "heat": (5, (*_alone("RC"), *WINDOWS)),
+}
+"""Those that they were tuned on: the number of seeds, and which of them."""
 
 # Without velocities in sight: who does not remember cannot know them
 BLIND = {
@@ -376,8 +387,8 @@ EXPERIMENTS: dict[str, Experiment] = {
             for task, amount in SYSTEM_TASKS
         ),
         *(
-            Experiment("algorithms", task, ALGORITHMS, replace(amount, seeds=seeds), preset="tuned", evaluations=50)
-            for name, seeds in ALGORITHM_TASKS.items()
+            Experiment("algorithms", task, variants, replace(amount, seeds=seeds), preset="tuned", evaluations=50)
+            for name, (seeds, variants) in ALGORITHM_TASKS.items()
             for task, amount in (*TUNED_TASKS, *SYSTEM_TASKS)
             if task.name == name
         ),

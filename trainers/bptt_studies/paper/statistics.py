@@ -75,6 +75,7 @@ class Improvement:
         high: where it ends.
         runs: of the one method, and of the other.
         p: of the exact test, not corrected for other comparisons.
+        ways: in how many the runs can be dealt to the two methods, within each task.
     """
 
     probability: float
@@ -82,6 +83,7 @@ class Improvement:
     high: float
     runs: tuple[int, int]
     p: float
+    ways: int
 
     @property
     def marked(self) -> bool:
@@ -91,7 +93,7 @@ class Improvement:
     @property
     def least_p(self) -> float:
         """The smallest p that so many runs can have: every run of one side better than every run of the other."""
-        return min(1.0, 2 / math.comb(sum(self.runs), self.runs[0]))
+        return min(1.0, 2 / self.ways)
 
 
 def measured(results: Sequence[Result], measure: str) -> Values | None:
@@ -159,7 +161,8 @@ def improvement(of: ArrayLike, over: ArrayLike) -> Improvement:
     won = wins(ours, theirs)
     counts, other_counts = _resamples(len(ours), len(theirs))
     low, high = interval(((counts @ won) * other_counts).sum(axis=1) / won.size)
-    return Improvement(float(won.mean()), low, high, (len(ours), len(theirs)), exact_test(ours, theirs))
+    runs = len(ours), len(theirs)
+    return Improvement(float(won.mean()), low, high, runs, exact_test([(ours, theirs)]), math.comb(sum(runs), runs[0]))
 
 
 def wins(ours: Values, theirs: Values) -> Values:
@@ -167,29 +170,44 @@ def wins(ours: Values, theirs: Values) -> Values:
     return np.where(ours[:, None] == theirs, 0.5, ours[:, None] < theirs)
 
 
-def exact_test(of: ArrayLike, over: ArrayLike) -> float:
-    """The p-value of the exact two-sided test of Mann and Whitney (1947): could the two methods be equals?
+def exact_test(sides: Sequence[tuple[ArrayLike, ArrayLike]]) -> float:
+    """The p-value of an exact two-sided test: could two methods be equals?
 
-    If they are, every way to deal all runs to two sides of these sizes is equally likely. p is twice the share of the
-    ways that give the one side a sum of ranks as extreme as the one found, at its end; equal losses have the mean of
-    their ranks. With ties, too, this is the exact distribution, no approximation by a normal one.
+    If they are, every way to deal the runs of a task to two sides of these sizes is equally likely, on each task apart.
+    p is twice the share of the ways in which the mean over the tasks of the probability of improvement is as extreme as
+    the one found, at its end. On one task that is the test of Mann and Whitney (1947), on several one of the kind of
+    van Elteren (1960), in which all tasks count alike. With ties, too, this is the exact distribution, no approximation
+    by a normal one.
 
     Args:
-        of: losses (runs,) of the one method; two infinite losses are equal.
-        over: losses (runs,) of the other.
+        sides: of each task the losses (runs,) of the one method and those of the other; two infinite losses are equal.
 
     Returns:
-        From 2 / C(n + m, n), if every run of one side is better than every run of the other, to 1.
+        From 2 / the product over the tasks of C(n + m, n), if every run of one side is better than every run of the
+        other on each, to 1.
     """
-    ours, theirs = losses_of_runs(of), losses_of_runs(over)
+    dealt = [_ways_to_win(losses_of_runs(of), losses_of_runs(over)) for of, over in sides]
+    whole = math.lcm(*(len(ways) - 1 for ways, _ in dealt))
+    shares, found = np.ones(1), 0
+    for ways, place in dealt:
+        step = whole // (len(ways) - 1)
+        spread_out = np.zeros(whole + 1)
+        spread_out[::step] = ways / ways.sum()
+        shares = np.convolve(shares, spread_out)
+        found += place * step
+    return float(min(1.0, 2 * min(shares[: found + 1].sum(), shares[found:].sum())))
+
+
+def _ways_to_win(ours: Values, theirs: Values) -> tuple[Values, int]:
+    """How many ways to deal all runs give each of twice the pairs won, (2 n m + 1,), and which of these was found."""
+    runs, pairs = len(ours), len(ours) * len(theirs)
     ranks = np.rint(2 * rankdata(np.concatenate([ours, theirs]))).astype(int)  # twice the ranks: whole numbers
-    found = int(ranks[: len(ours)].sum())
-    ways = np.zeros((len(ours) + 1, int(ranks.sum()) + 1))  # of choosing so many of the runs so far with such a sum
+    ways = np.zeros((runs + 1, int(ranks.sum()) + 1))  # of choosing so many of the runs so far with such a sum
     ways[0, 0] = 1.0
     for rank in ranks:
         ways[1:, rank:] += ways[:-1, : ways.shape[1] - rank].copy()
-    below, above = ways[-1, : found + 1].sum(), ways[-1, found:].sum()
-    return float(min(1.0, 2 * min(below, above) / ways[-1].sum()))
+    least = runs * (runs + 1)  # the sum where all pairs are won
+    return ways[-1, least : least + 2 * pairs + 1][::-1], 2 * pairs - (int(ranks[:runs].sum()) - least)
 
 
 def holm(p_values: ArrayLike) -> Values:

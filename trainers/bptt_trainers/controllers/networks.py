@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bptt_envs import checks
 from bptt_trainers.controllers.controller import Controller
+from bptt_trainers.directions.perceptron import Parts
 
 Numbers = float | Sequence[Any] | Tensor
 """A number, or one for each component."""
@@ -62,6 +63,10 @@ class MLP(Controller):
     def settings(self) -> dict[str, Any]:
         """What its constructor takes besides the shapes and the generator, as plain data."""
         return {"hidden": list(self.hidden), "bias": self.bias} | settings_of_squash(self.squash)
+
+    def perceptron(self) -> Parts:
+        """What `forward` does, see `Parts`."""
+        return Parts(self.layers, self.squash, self.action_shape)
 
     def forward(self, observation: Tensor) -> Tensor:
         """Observations (B, *observation_shape) -> actions (B, *action_shape)."""
@@ -134,7 +139,7 @@ class ConvNet(Controller):
         """Observations (B, L, channels) -> actions (B, *action_shape)."""
         x = observation
         for convolution in self.convolutions:
-            x = self.tanh(convolution(_Patches.apply(x)))  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            x = self.tanh(convolution(_patches(x)))
         actions: Tensor = self.head(x.transpose(1, 2).flatten(1)).view(-1, *self.action_shape)
         return actions if self.squash is None else self.squash(actions)
 
@@ -219,12 +224,33 @@ def settings_of_squash(squash: Squash | None) -> dict[str, Any]:
     return {} if squash is None else {"squash": [squash.low, squash.high]}
 
 
+class _TanhInPlace:
+    """`Tanh` of a layer that is scaled, as `Perceptron` has it: the same numbers."""
+
+    def scale(self, like: Tensor) -> int:
+        """By what a layer multiplies what it gives for `settling`, a power of two."""
+        return 2 if _by_sigmoid(like) else 1
+
+    def settling(self, like: Tensor) -> Callable[[Tensor], object]:
+        """What puts the function of what a layer gave in the place of what it gave times `scale`."""
+        if not _by_sigmoid(like):
+            return torch.tanh_
+        return lambda scaled: torch.add(_MINUS_ONE, scaled.sigmoid_(), alpha=2, out=scaled)
+
+    def pull(self, vectors: Tensor, value: Tensor) -> Tensor:
+        """Vectors times the slopes where the function has these values."""
+        slope: Tensor = torch.ops.aten.tanh_backward(vectors, value)
+        return slope
+
+
 class Tanh(nn.Module):
     """tanh; on the CPU in float32 as 2 sigmoid(2x) - 1, several times as fast as torch.tanh (error 1e-7)."""
 
+    activation = _TanhInPlace()
+
     def forward(self, x: Tensor) -> Tensor:
         """X of any shape -> tanh(x)."""
-        if x.dtype is not torch.float32 or x.device.type != "cpu":
+        if not _by_sigmoid(x):
             return x.tanh()
         if not (torch.is_grad_enabled() and x.requires_grad):
             return _sigmoid_tanh(x)
@@ -233,6 +259,10 @@ class Tanh(nn.Module):
 
 
 _MINUS_ONE = torch.tensor(-1.0)
+
+
+def _by_sigmoid(x: Tensor) -> bool:
+    return x.dtype is torch.float32 and x.device.type == "cpu"
 
 
 def _sigmoid_tanh(x: Tensor) -> Tensor:
@@ -257,8 +287,16 @@ class _SigmoidTanh(torch.autograd.Function):
         return slope
 
 
+def _patches(x: Tensor) -> Tensor:
+    """The patches that a convolution meets, (B, L, C) -> (B, positions, C kernel)."""
+    if not (torch.is_grad_enabled() and x.requires_grad):
+        return _Patches.forward(x)
+    y: Tensor = _Patches.apply(x)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    return y
+
+
 class _Patches(torch.autograd.Function):
-    """The patches that a convolution meets, (B, L, C) -> (B, positions, C kernel); torch's own slope is slow."""
+    """`_patches` with its slope; torch's own is slow."""
 
     generate_vmap_rule = True
 

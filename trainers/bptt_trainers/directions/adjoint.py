@@ -1,9 +1,10 @@
 """The directions by the adjoint recursion: no tape over time, all rules through one pass.
 
-The rollout keeps the states only. Then, backwards in segments of time steps, everything but the recursion
-itself (`recursion.py`) is one batch over the steps and samples of the segment: the controller runs again and
-its Jacobian is taken, the physics are linearized, and the vectors v_t of all passes, that is the slopes of
-the loss by the actions, meet the parameters in one product a layer: direction = sum_t (dN/dtheta)^T v_t.
+The rollout keeps the states and, of perceptrons, what their layers give. Then, backwards in segments of time steps,
+everything but the recursion itself (`recursion.py`) is one batch over the steps and samples of the segment: the
+controller runs again, unless what its layers gave was kept, and its Jacobian is taken, the physics are linearized, and
+the vectors v_t of all passes, that is the slopes of the loss by the actions, meet the parameters in one product a
+layer: direction = sum_t (dN/dtheta)^T v_t.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from bptt_trainers.directions.controller_products import (
 from bptt_trainers.directions.controller_tape import ControllerTape, RowOrder
 from bptt_trainers.directions.linear_layer import LinearLayer, is_linear
 from bptt_trainers.directions.parameter_hooks import after_hooks, unhooked
+from bptt_trainers.directions.perceptron import Activations, Perceptron, PerceptronTape
 from bptt_trainers.directions.recursion import (
     ControllerPullback,
     Mix,
@@ -36,6 +38,7 @@ from bptt_trainers.directions.recursion import (
     Sweep,
     any_fed_back,
     dense_sweep,
+    first_felt,
     product_sweep,
     pullback_of,
     where_open,
@@ -88,12 +91,14 @@ class AdjointEngine:
     ) -> None:
         self.system = system
         self.controller = controller
+        self.by_layer = by_layer
         self.chained = chained
         self.products = products
         self.segment_samples = segment_samples
         self.members = members
         self.inference = inference
         self.deviation: Tensor
+        self._activations = Activations()
         names = {p: n for n, p in controller.named_parameters() if p.requires_grad}
         self.names = list(names.values())
         self.layers = [LinearLayer.of(m, names) for m in controller.modules() if by_layer and is_linear(m)]
@@ -120,7 +125,30 @@ class AdjointEngine:
 
     def rollout(self, initial_states: Tensor, noise: Tensor | None = None) -> Trajectory:
         """Run one episode from each of `initial_states`, (B, *state_shape), with noise (T, B, *noise_shape) if any."""
-        return rollout(self.system, self.controller, initial_states, noise=noise, inference=self.inference)
+        perceptron, inference = self.perceptron, self.inference
+        if perceptron is None:
+            return rollout(self.system, self.controller, initial_states, noise=noise, inference=inference)
+        act = self._activations.acting(perceptron, self.system.horizon, initial_states, inference=inference)
+        trajectory = rollout(self.system, self.controller, initial_states, noise=noise, inference=inference, act=act)
+        self._activations.settle(perceptron, trajectory)
+        return trajectory
+
+    @property
+    def perceptron(self) -> Perceptron | None:
+        """The controller as it is now in closed form, where that is known."""
+        return Perceptron.of(self.controller) if self.by_layer and self.chained else None
+
+    def tape(
+        self,
+        state: Tensor,
+        order: RowOrder,
+        perceptron: Perceptron | None = None,
+        kept: Sequence[Tensor] | None = None,
+    ) -> ControllerTape:
+        """A run of the controller on states (N, *state_shape), by time; the rest as in `segment`."""
+        if perceptron is None:
+            return ControllerTape(self.controller, self.system, state, self.layers, order)
+        return PerceptronTape(perceptron, self.system, state, self.layers, order, kept)
 
     def backward(
         self,
@@ -138,16 +166,23 @@ class AdjointEngine:
             mix: what is taken in place of the slopes by the actions, step by step.
         """
         parameters = dict(self.controller.named_parameters())
+        perceptron = self.perceptron
         totals = {n: parameters[n].new_zeros(len(passes), *parameters[n].shape) for n in self.names}
         adjoint = self.final_adjoint(trajectory.states[-1], len(passes))
         open_steps = where_open(passes, self.system.horizon, adjoint.device)
         deviations = []
+        felt = 0 if watch is not None or mix is not None else self._felt_from(trajectory, passes)
         with unhooked(self.controller):
-            for steps in self._segments(adjoint.shape[1], len(passes)):
+            for steps in self._segments(adjoint.shape[1], len(passes), felt):
                 states, actions = trajectory.states[steps.start : steps.stop + 1], trajectory.actions[steps]
+                if steps.stop <= felt and not self._pays(states, actions):
+                    continue
                 open_here = None if open_steps is None else open_steps[steps]
                 later = None if mix is None else replace(mix, taken=partial(_shifted, mix, steps.start))
-                sweep, products, deviation = self.segment(states, actions, adjoint, passes, open_here, later)
+                kept = None if perceptron is None else self._activations.of(perceptron, trajectory, steps)
+                sweep, products, deviation = self.segment(
+                    states, actions, adjoint, passes, open_here, later, perceptron, kept
+                )
                 deviations.append(deviation)
                 adjoint = sweep.start
                 for name, product in products.items():
@@ -163,11 +198,23 @@ class AdjointEngine:
         slope = torch.zeros_like(final_state) if slope is None else slope
         return (self.members / final_state.shape[0] * slope.flatten(1)).expand(passes, -1, -1)
 
-    def _segments(self, batch: int, passes: int) -> Iterator[slice]:
-        """Slices of time steps, the last first."""
+    def _felt_from(self, trajectory: Trajectory, passes: Sequence[Feedback]) -> int:
+        """The first step that has slopes by what comes last; 0 unless that alone has a cost, as far as is known."""
+        felt = first_felt(passes, self.system.horizon, memory_size_of(self.system))
+        return 0 if felt and self._pays(trajectory.states[-2:], trajectory.actions[-1:]) else felt
+
+    def _pays(self, states: Tensor, actions: Tensor) -> bool:
+        """Whether steps have running costs with slopes, (S + 1, B, *state_shape) and (S, B, *action_shape)."""
+        bounded = self.system.bound(actions.flatten(0, 1))
+        cost = _slopes(self.system.running_cost, states[:-1].flatten(0, 1), bounded, states[1:].flatten(0, 1))
+        return any(slope is not None for slope in cost)
+
+    def _segments(self, batch: int, passes: int, felt: int) -> Iterator[slice]:
+        """Slices of time steps, the last first, none of which has step `felt` in its midst."""
         length = self.segment_steps(batch, passes)
-        for stop in range(self.system.horizon, 0, -length):
-            yield slice(max(0, stop - length), stop)
+        for first, last in ((felt, self.system.horizon), (0, felt)):
+            for stop in range(last, first, -length):
+                yield slice(max(first, stop - length), stop)
 
     def segment_steps(self, batch: int, passes: int) -> int:
         """Steps of a segment, which bound its memory, for a batch and a number of passes."""
@@ -183,6 +230,8 @@ class AdjointEngine:
         passes: Sequence[Feedback],
         open_steps: Tensor | None = None,
         mix: Mix | None = None,
+        perceptron: Perceptron | None = None,
+        kept: Sequence[Tensor] | None = None,
     ) -> tuple[Sweep, dict[str, Tensor], Tensor]:
         """Take the adjoints from the end of a segment of S steps to its start.
 
@@ -193,6 +242,8 @@ class AdjointEngine:
             passes: which paths each backward pass takes.
             open_steps: whether each of them feeds back to the state at a step, (S, P); None: all do.
             mix: as that of `backward`, by the step of the segment.
+            perceptron: the controller in closed form, if it is to be taken so.
+            kept: what its layers gave at these steps; None: they run again.
 
         Returns:
             The adjoints, what the segment adds to the directions, (P, *shape) by name, and its `deviation`.
@@ -207,7 +258,7 @@ class AdjointEngine:
         )
         if by_action is not None and bound is not None:
             by_action = by_action * bound
-        tape = ControllerTape(self.controller, system, state, self.layers, RowOrder(steps, self.members))
+        tape = self.tape(state, RowOrder(steps, self.members), perceptron, kept)
         memory = memory_size_of(system)
         met = self.slopes_of(tape, batch, passes)
         gain: Tensor | ControllerPullback | None = None

@@ -17,6 +17,7 @@ from torch import Tensor
 from bptt_envs import Task
 from bptt_trainers.directions.augmented import acting
 from bptt_trainers.directions.controller_tape import ControllerTape
+from bptt_trainers.directions.perceptron import PerceptronTape
 
 
 class ControllerProducts(Protocol):
@@ -119,7 +120,7 @@ class Chain:
 
     def __init__(self, tape: ControllerTape) -> None:
         self._tape = tape
-        self._slopes = [None if one is None else tape.order.by_time(one) for one in starmap(_slope, _links(tape))]
+        self._slopes = _between(tape)
         self._layers = [call.layer for call in tape.calls]
         self._met: list[list[Tensor]] = [[] for _ in self._layers]  # what has met the output of each, the last first
         self._observed = tape.system.observe_pullback(tape.order.by_time(tape.state.detach()))
@@ -140,7 +141,7 @@ class Chain:
 
     def _steps(self, vectors: Tensor) -> int:
         """Steps of which vectors, (P, R, ...), are."""
-        return vectors.shape[1] * self._tape.order.steps // len(self._tape.given)
+        return vectors.shape[1] * self._tape.order.steps // len(self._tape.actions)
 
     def products(self, weights: Tensor, others: Sequence[str]) -> dict[str, Tensor]:
         """As those of `ControllerProducts`."""
@@ -164,11 +165,14 @@ def is_chain(tape: ControllerTape) -> bool:
     What is between two layers must depend on nothing but what the earlier one gave, which is seen in the graph, and act
     on each number alone, which a probe finds out.
     """
-    return bool(tape.calls) and all(
-        earlier.shape == later.shape
-        and earlier.dim() == 2
-        and (_passed_on(earlier, later) or _depends_on_nothing_but(later, earlier))
-        for earlier, later in _links(tape)
+    return isinstance(tape, PerceptronTape) or (
+        bool(tape.calls)
+        and all(
+            earlier.shape == later.shape
+            and earlier.dim() == 2
+            and (_passed_on(earlier, later) or _depends_on_nothing_but(later, earlier))
+            for earlier, later in _links(tape)
+        )
     )
 
 
@@ -177,6 +181,13 @@ def _links(tape: ControllerTape) -> Iterator[tuple[Tensor, Tensor]]:
     observation = tape.observation if tape.observation.dim() == 2 else tape.observation.flatten(1)
     points = [observation, *(one for call in tape.calls for one in (call.inputs, call.output)), tape.given]
     return zip(points[::2], points[1::2], strict=True)
+
+
+def _between(tape: ControllerTape) -> list[Tensor | None]:
+    """The slopes of each link, (N, width) by time; None where what is passed on stays as it is."""
+    if isinstance(tape, PerceptronTape):
+        return tape.between
+    return [None if one is None else tape.order.by_time(one) for one in starmap(_slope, _links(tape))]
 
 
 def _slope(earlier: Tensor, later: Tensor) -> Tensor | None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -81,10 +82,10 @@ class ControllerTape:
         with torch.enable_grad():
             self.state = self.order.by_member(state).detach().requires_grad_()
             self.observation = system.observe(self.state)
-            with _recorded(layers) as calls:
+            with _recorded(layers) as (calls, versions):
                 self.given = acting(system, controller)(self.observation).flatten(1)
         self.calls = calls
-        if any(one._version != version for call in calls for one, version in call.versions):
+        if any(one._version != version for one, version in versions):
             raise NotServedError("what a layer took or gave is changed in place")
         self.actions = self.order.by_time(self.given.detach())
 
@@ -93,8 +94,13 @@ class ControllerTape:
         """The slopes of the actions by the state, K, (N, m, n)."""
         return self.order.by_time(self._slopes[0])
 
+    @property
+    def layer_slopes(self) -> list[Sequence[Tensor]]:
+        """The slopes of each action component by what each call of a layer gave, m of (N, ..., width) for each."""
+        return self._slopes[1]
+
     @cached_property
-    def _slopes(self) -> tuple[Tensor, list[list[Tensor]]]:
+    def _slopes(self) -> tuple[Tensor, list[Sequence[Tensor]]]:
         """K, and the slopes of each action component by what each call of a layer gave: a backward pass for each."""
         targets = [self.state, *(call.output for call in self.calls)]
         try:
@@ -124,7 +130,7 @@ class ControllerTape:
         by_member = self.order.by_member(weights)
         by_layer = (
             (call.layer, *call.layer.products(call.inputs.detach(), slopes, by_member))
-            for call, slopes in zip(self.calls, self._slopes[1], strict=True)
+            for call, slopes in zip(self.calls, self.layer_slopes, strict=True)
         )
         return self.by_name(by_layer, weights, others)
 
@@ -165,27 +171,30 @@ class ControllerTape:
         return dict(zip(names, stacks, strict=True))
 
 
-class _Call:
+class Call(NamedTuple):
     """One call of a linear layer."""
 
-    def __init__(self, layer: LinearLayer, inputs: Tensor, output: Tensor) -> None:
-        self.layer = layer
-        self.inputs = inputs
-        self.output = output
-        self.versions = [(one, one._version) for one in (inputs, output)]
+    layer: LinearLayer
+    inputs: Tensor
+    output: Tensor
 
 
 @contextmanager
-def _recorded(layers: Sequence[LinearLayer]) -> Iterator[list[_Call]]:
-    """Collect every call of `layers`, with what they give before any other hook changes it."""
-    calls: list[_Call] = []
+def _recorded(layers: Sequence[LinearLayer]) -> Iterator[tuple[list[Call], list[tuple[Tensor, int]]]]:
+    """Collect every call of `layers`, with what they give before any other hook changes it, and versions of these."""
+    calls: list[Call] = []
+    versions: list[tuple[Tensor, int]] = []
 
     def keep(layer: LinearLayer) -> Callable[[nn.Module, tuple[Tensor, ...], dict[str, Tensor], Tensor], None]:
-        return lambda _, args, named, output: calls.append(_Call(layer, args[0] if args else named["input"], output))
+        def note(_: nn.Module, args: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor) -> None:
+            calls.append(Call(layer, args[0] if args else named["input"], output))
+            versions.extend((one, one._version) for one in calls[-1][1:])
+
+        return note
 
     handles = [layer.module.register_forward_hook(keep(layer), prepend=True, with_kwargs=True) for layer in layers]
     try:
-        yield calls
+        yield calls, versions
     finally:
         for handle in handles:
             handle.remove()

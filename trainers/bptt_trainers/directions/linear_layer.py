@@ -64,7 +64,7 @@ class LinearLayer:
         """What one call adds to the directions of P passes by the weight and by the bias.
 
         Args:
-            inputs: what the layer was given, (N, in).
+            inputs: what the layer was given, (N, in), or of E layers at once (E, R, in).
             slopes: those of the loss of each pass by what it gave, (P, N, out).
 
         Returns:
@@ -72,14 +72,14 @@ class LinearLayer:
         """
         if isinstance(self.module, StackedLinear):
             slopes = slopes.unflatten(1, (len(self.module.weight), -1))
-            inputs = inputs.unflatten(0, (len(self.module.weight), -1))
+            inputs = inputs.reshape(len(self.module.weight), -1, inputs.shape[-1])
         return slopes.mT @ inputs, slopes.sum(-2)
 
     def products(self, inputs: Tensor, slopes: Sequence[Tensor], weights: Tensor) -> tuple[Tensor, Tensor]:
         """What one call adds to the directions of P passes by the weight and by the bias.
 
         Args:
-            inputs: what the layer was given, (N, ..., in).
+            inputs: what the layer was given, (N, ..., in), or of E layers at once (E, R, in).
             slopes: those of each of m action components by what it gave, (N, ..., out).
             weights: the slopes of the loss by the actions, (N, P, m).
 
@@ -109,7 +109,7 @@ def _products(members: int, inputs: Tensor, slopes: Sequence[Tensor], weights: T
     """
     passes, components = weights.shape[1:]
     wide_in, wide_out = inputs.shape[-1], slopes[0].shape[-1]
-    inner = inputs.shape[1:-1].numel()  # positions at which the layer meets each sample
+    inner = inputs.shape[:-1].numel() // len(weights)  # positions at which the layer meets each sample
     h = inputs.reshape(members, -1, wide_in)
     c = weights.reshape(members, -1, 1, passes, components).expand(-1, -1, inner, -1, -1).flatten(1, 2)
     if components > 1:

@@ -115,7 +115,7 @@ def dense_sweep(
         taken = None if open_rows is None else open_rows.flatten(1)[..., None, None]  # (S, P B, 1, 1)
         mus = [mu]
         for t in range(steps - 1, 0, -1):
-            mu = stacked[t] @ mu if between is None else torch.baddbmm(between[t - 1], stacked[t], mu)
+            mu = torch.bmm(stacked[t], mu) if between is None else torch.baddbmm(between[t - 1], stacked[t], mu)
             mu = mu if taken is None else torch.where(taken[t], mu, 0.0 if between is None else between[t - 1])
             mus.append(mu)
         start = stacked[0] @ mu
@@ -282,6 +282,17 @@ def where_open(passes: Sequence[Feedback], horizon: int, device: torch.device) -
         return None
     times = torch.arange(horizon, device=device)
     return torch.stack([times % (one.every or horizon) != 0 for one in passes], dim=1)
+
+
+def first_felt(passes: Sequence[Feedback], horizon: int, memory: int) -> int:
+    """The first step whose slopes have a share of what comes after the last one, by any of the passes."""
+
+    def first(feedback: Feedback) -> int:
+        if not (feedback.physics or any(_fed_back(feedback, memory))):
+            return horizon - 1
+        return 0 if feedback.every is None else (horizon - 1) // feedback.every * feedback.every
+
+    return min(map(first, passes))
 
 
 def _sum(first: Tensor | None, second: Tensor | None) -> Tensor | None:

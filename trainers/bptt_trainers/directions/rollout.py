@@ -14,7 +14,7 @@ from bptt_envs import System, checks
 from bptt_envs.differentiable import start_states
 from bptt_envs.surroundings import own_surroundings
 from bptt_envs.task import Task, as_task
-from bptt_trainers.directions.augmented import AugmentedSystem, acting, augmented, with_noise
+from bptt_trainers.directions.augmented import Act, AugmentedSystem, acting, augmented, with_noise
 
 Policy = Callable[..., Any]
 """From observations (B, *observation_shape) to actions (B, *action_shape): any torch module is one.
@@ -47,6 +47,7 @@ def rollout(
     *,
     noise: Tensor | None = None,
     inference: bool = False,
+    act: Act | None = None,
 ) -> Trajectory:
     """Run one episode from each of `initial_states`, (B, *state_shape); of it, the first `steps` if given.
 
@@ -62,6 +63,7 @@ def rollout(
         inference: run in torch's inference mode, which saves a tenth of the time of small operations, but for the first
             step: what either of them keeps from its first call can be differentiated through later. For policies and
             systems that take no gradients of their own.
+        act: what the policy does, by a faster way that an engine knows; called once a step, in order. None: the policy.
 
     Raises:
         TypeError, ValueError: if an argument is not what it should be, or the policy's actions do not have shape
@@ -84,16 +86,19 @@ def rollout(
     check_noise(system, noise, steps, initial_states)
     states: list[Tensor] = []
     actions: list[Tensor] = []
-    act = acting(system, policy)
+    acts = acting(system, policy) if act is None else act
+    has_bounds = system.has_bounds
 
     def advance(count: int) -> None:
+        state = states[-1]
         for _ in range(count):
             if noise is not None:
-                states[-1] = with_noise(system, states[-1], noise[len(actions)])
-            action = act(system.observe(states[-1]))
+                states[-1] = state = with_noise(system, state, noise[len(actions)])
+            action = acts(system.observe(state))
             if not actions:
                 check_actions(system, action, initial_states)
-            states.append(system.step(states[-1], system.bound(action)))
+            state = system.step(state, system.bound(action) if has_bounds else action)
+            states.append(state)
             actions.append(action)
 
     with own_surroundings(initial_states.dtype, initial_states.device), torch.no_grad():

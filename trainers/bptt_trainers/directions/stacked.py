@@ -17,6 +17,7 @@ from bptt_trainers.directions.agreement import LOOK_EVERY, watched
 from bptt_trainers.directions.augmented import acting, gives_entropy, memory_shape_of, noise_shape_of
 from bptt_trainers.directions.compiled import CompiledEngine
 from bptt_trainers.directions.linear_layer import StackedLinear, is_linear
+from bptt_trainers.directions.perceptron import Parts, parts_of
 from bptt_trainers.directions.recursion import Mix
 from bptt_trainers.directions.rollout import Trajectory, losses, rollout
 from bptt_trainers.directions.rules import Directions, Feedback
@@ -54,6 +55,10 @@ class StackedController(nn.Module):
     def by_layer(self) -> bool:
         """Whether the members run through linear layers that hold all their weights."""
         return self._layered is not None
+
+    def perceptron(self) -> Parts | None:
+        """See `Parts`; None where its members are none."""
+        return None if self._layered is None else parts_of(self._layered)
 
     def forward(self, *given: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Observations (E B, ...) and what else is handed a controller, likewise -> all that it gives, likewise."""

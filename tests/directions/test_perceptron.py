@@ -1,0 +1,117 @@
+"""Perceptrons in closed form: the numbers of the module itself, and slopes that are autograd's."""
+
+import pytest
+import torch
+from torch import nn
+
+from bptt_envs.systems import CartPole, MultiPole
+from bptt_trainers import MLP
+from bptt_trainers.directions import perceptron
+from bptt_trainers.directions.adjoint import AdjointEngine
+from bptt_trainers.directions.autograd import AutogradEngine
+from bptt_trainers.directions.perceptron import Perceptron
+from bptt_trainers.directions.rollout import rollout
+from bptt_trainers.directions.rules import MODIFIED, REGULAR, STOPPED, Feedback
+from bptt_trainers.directions.stacked import StackedController
+
+PASSES = (REGULAR, MODIFIED)
+
+
+def mlp(system, hidden=(7, 6), seed=0, **settings):
+    generator = torch.Generator().manual_seed(seed)
+    return MLP(system.observation_shape, system.action_shape, hidden, generator=generator, **settings)
+
+
+def starts(system, batch=4, dtype=torch.float32):
+    return system.initial_states(batch, torch.Generator().manual_seed(1), dtype)
+
+
+def assert_same(found, expected, tolerance=1e-10):
+    for feedback, directions in expected.items():
+        for name, direction in directions.items():
+            assert (found[feedback][name] - direction).norm() <= tolerance * direction.norm() + 1e-14
+
+
+@pytest.mark.parametrize("settings", [{}, {"bias": False}, {"squash": (-3.0, 4.0)}, {"hidden": ()}])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("inference", [True, False])
+def test_a_rollout_in_closed_form_is_the_modules_own_to_the_last_bit(settings, dtype, inference):
+    system = MultiPole(horizon=5, observation="cos_sin")
+    controller, states = mlp(system, **settings).to(dtype), starts(system, dtype=dtype)
+    engine = AdjointEngine(system, controller, inference=inference)
+    assert engine.perceptron is not None
+    found, expected = engine.rollout(states), rollout(system, controller, states)
+    assert torch.equal(found.states, expected.states)
+    assert torch.equal(found.actions, expected.actions)
+
+
+def test_a_rollout_of_many_perceptrons_is_their_modules_own():
+    system = CartPole(horizon=4)
+    parameters = {n: torch.stack([p, p + 0.1]).detach() for n, p in mlp(system).named_parameters()}
+    stack, states = StackedController(mlp(system), parameters), starts(system, 6)
+    engine = AdjointEngine(system, stack, members=2)
+    assert engine.perceptron is not None
+    torch.testing.assert_close(engine.rollout(states).states, rollout(system, stack, states).states)
+
+
+@pytest.mark.parametrize("settings", [{}, {"bias": False}, {"squash": (-3.0, 4.0)}, {"hidden": ()}])
+@pytest.mark.parametrize("observation", ["state", "cos_sin"])
+def test_directions_from_what_was_kept_are_those_of_autograd_and_of_a_second_run(settings, observation, monkeypatch):
+    system = MultiPole(horizon=6, observation=observation, objective="continuous")
+    controller, states = mlp(system, **settings).double(), starts(system, dtype=torch.float64)
+    _, expected = AutogradEngine(system, controller)(states, (*PASSES, STOPPED))
+    engine = AdjointEngine(system, controller, segment_samples=8)
+    assert_same(engine(states, (*PASSES, STOPPED))[1], expected)
+    assert_same(engine.backward(rollout(system, controller, states), (*PASSES, STOPPED)), expected)
+    monkeypatch.setattr(perceptron, "KEPT_NUMBERS", 1)
+    assert_same(engine(states, (*PASSES, STOPPED))[1], expected)
+
+
+def test_what_was_kept_is_of_one_trajectory_and_one_set_of_weights():
+    system = CartPole(horizon=5)
+    controller, states = mlp(system).double(), starts(system, dtype=torch.float64)
+    engine = AdjointEngine(system, controller)
+    trajectory = engine.rollout(states)
+    expected = engine.backward(trajectory, PASSES)
+    engine.rollout(states + 0.5)  # writes over what was kept
+    assert_same(engine.backward(trajectory, PASSES), expected)
+    latest = engine.rollout(states)
+    with torch.no_grad():
+        controller.layers[0].weight.mul_(1.1)
+    engine.backward(latest, PASSES)
+    assert float(engine.deviation) > 1e-3  # the controller was run again, and is another one
+
+
+class Derived(MLP):
+    def forward(self, observation):
+        return 2.0 * super().forward(observation)
+
+
+def test_what_may_do_something_else_is_run_as_it_is():
+    system = CartPole()
+    assert Perceptron.of(mlp(system)) is not None
+    others = [mlp(system) for _ in range(4)]
+    others[0].register_forward_hook(lambda *_: None)
+    others[1].layers[1] = nn.Tanh()
+    others[2].layers[0].register_forward_pre_hook(lambda *_: None)
+    others[3].layers[2].forward = lambda x: x[:, :6]
+    others.append(Derived(system.observation_shape, system.action_shape))
+    others.append(nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 1)))
+    assert [Perceptron.of(one) for one in others] == [None] * len(others)
+    handle = nn.modules.module.register_module_forward_hook(lambda *_: None)
+    try:
+        assert Perceptron.of(mlp(system)) is None
+    finally:
+        handle.remove()
+
+
+FINAL = [(STOPPED,), (STOPPED, MODIFIED), (Feedback(physics=True, controller=True, every=4),), (REGULAR,)]
+
+
+@pytest.mark.parametrize("passes", FINAL)
+@pytest.mark.parametrize("objective", ["final", "continuous"])
+def test_steps_that_no_slope_reaches_are_left_out_and_change_nothing(passes, objective):
+    system = CartPole(horizon=11, objective=objective)
+    controller, states = mlp(system).double(), starts(system, dtype=torch.float64)
+    _, expected = AutogradEngine(system, controller)(states, passes)
+    assert_same(AdjointEngine(system, controller, segment_samples=12)(states, passes)[1], expected)

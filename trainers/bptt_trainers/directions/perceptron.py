@@ -1,0 +1,322 @@
+"""Multi-layer perceptrons in closed form: run by plain functions of their weights, their slopes from what layers gave.
+
+A module of torch costs some microseconds a call and autograd keeps a graph, where a layer of a small batch takes as
+long as that. What a perceptron does is known: h_i = tanh(W_i h_{i-1} + b_i), so that the slopes by what its layers gave
+follow from the h_i alone, as products of W_i^T and of 1 - h_i^2.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
+from itertools import starmap
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+
+from bptt_envs import System
+from bptt_trainers.directions.augmented import Act
+from bptt_trainers.directions.controller_tape import Call, ControllerTape, RowOrder
+from bptt_trainers.directions.linear_layer import LinearLayer, StackedLinear, is_linear
+
+# Numbers that layers give in a rollout, up to which they are kept for the way back (256 MiB in float32); beyond it
+# the controller runs again, segment by segment.
+KEPT_NUMBERS = 2**26
+
+
+class Activation(Protocol):
+    """A function of each number between two layers whose slope follows from its value."""
+
+    def scale(self, like: Tensor) -> int:
+        """By what a layer multiplies what it gives for `settling`, a power of two."""
+
+    def settling(self, like: Tensor) -> Callable[[Tensor], object]:
+        """What puts the function of what a layer gave in the place of what it gave times `scale`."""
+
+    def pull(self, vectors: Tensor, value: Tensor) -> Tensor:
+        """Vectors times the slopes where the function has these values."""
+
+
+class Parts(NamedTuple):
+    """What a controller does one after the other, on flattened observations.
+
+    A controller whose own class has a method `perceptron` that returns this is run by it.
+    """
+
+    layers: nn.Sequential  # linear layers, and modules that hold an `activation` between them
+    squash: nn.Module | None  # a function of each number of the actions, (B, *action_shape)
+    action_shape: tuple[int, ...]
+
+
+class Perceptron:
+    """Linear layers with a function of each number between them, as plain functions of the weights that they have now.
+
+    Args:
+        controller: that it is.
+        modules: the layers, all nn.Linear or all of E members.
+        activation: between them; None of a single layer.
+        squash: see `Parts`.
+        action_shape: of one action.
+    """
+
+    def __init__(
+        self,
+        controller: nn.Module,
+        modules: Sequence[nn.Linear | StackedLinear],
+        activation: Activation | None,
+        squash: nn.Module | None,
+        action_shape: tuple[int, ...],
+    ) -> None:
+        self.controller = controller
+        self.modules = modules
+        self.activation = activation
+        self.squash = squash
+        self.action_shape = action_shape
+        self.weights = [module.weight.detach() for module in modules]
+        self.members = self.weights[0].shape[:-2]  # (E,), or () of a single one
+        scale = 1 if activation is None else activation.scale(self.weights[0])
+        settle = None if activation is None else activation.settling(self.weights[0])
+        self._runs = [(_run_of(module, scale), settle) for module in modules[:-1]] + [(_run_of(modules[-1], 1), None)]
+        self._nowhere = [None] * len(modules)
+
+    @classmethod
+    def of(cls, controller: Any) -> Perceptron | None:
+        """The controller as a perceptron; None unless it is known to be one and nothing is hooked into it."""
+        parts = parts_of(controller)
+        if parts is None or type(parts.layers) is not nn.Sequential or _is_changed(parts):
+            return None
+        layers, between = list(parts.layers)[::2], list(parts.layers)[1::2]
+        modules = [module for module in layers if is_linear(module)]
+        kinds = {vars(type(module)).get("activation") for module in between}
+        known = len(modules) == len(layers) == len(between) + 1 and len(kinds) <= 1 and None not in kinds
+        return cls(controller, modules, next(iter(kinds), None), parts.squash, parts.action_shape) if known else None
+
+    @property
+    def widths(self) -> list[int]:
+        """Numbers that each layer gives for a sample."""
+        return [weight.shape[-2] for weight in self.weights]
+
+    @property
+    def state(self) -> tuple[object, ...]:
+        """Equal as long as the weights have the values that they have now."""
+        held = (one for module in self.modules for one in (module.weight, module.bias) if one is not None)
+        return tuple((one.data_ptr(), one._version) for one in held)
+
+    def run(self, observation: Tensor, places: Sequence[Tensor] | None = None) -> list[Tensor]:
+        """What each layer gives, (*members, R, width), the activation included.
+
+        Args:
+            observation: (*members R, *observation_shape).
+            places: where to write it; None: new tensors.
+        """
+        given = observation.flatten(1) if observation.dim() > 2 else observation
+        given = given.unflatten(0, (*self.members, -1)) if self.members else given
+        outputs = []
+        for (run, settle), place in zip(self._runs, places or self._nowhere, strict=True):
+            given = run(given, out=place)
+            if settle is not None:
+                settle(given)
+            outputs.append(given)
+        return outputs
+
+    def act(self, outputs: Sequence[Tensor]) -> Tensor:
+        """The actions, (B, *action_shape), that what `run` gave amounts to."""
+        last = outputs[-1].flatten(0, 1) if self.members else outputs[-1]
+        actions = last if len(self.action_shape) == 1 else last.view(-1, *self.action_shape)
+        return actions if self.squash is None else self.squash(actions)
+
+    def squash_slope(self, last: Tensor) -> Tensor | None:
+        """The slope of the actions by what the last layer gave, (*members, R, m); None where they are the same."""
+        if self.squash is None:
+            return None
+        with torch.enable_grad():
+            leaf = last.clone().requires_grad_()
+            return torch.autograd.grad(self.act([leaf]).sum(), leaf)[0]
+
+
+def _run_of(module: nn.Linear | StackedLinear, scale: int) -> Callable[..., Tensor]:
+    """A layer as a function of its input and of where to write, times a power of two, which rounds nothing."""
+    weight = module.weight.detach().mT
+    shift = None if module.bias is None else module.bias.detach()
+    if isinstance(module, StackedLinear):
+        start = weight.new_zeros(1, 1, 1) if shift is None else shift.unsqueeze(1)
+        return partial(torch.baddbmm, start, batch2=weight, beta=0 if shift is None else scale, alpha=scale)
+    start = weight.new_zeros(1, 1) if shift is None else shift
+    return partial(torch.addmm, start, mat2=weight, beta=0 if shift is None else scale, alpha=scale)
+
+
+def parts_of(controller: Any) -> Parts | None:
+    """What a controller says that it does; None if its class does not say so, or something is hooked into it."""
+    own = vars(type(controller)).get("perceptron")  # a class derived from it may do something else
+    if own is None or _is_hooked(controller) or any(getattr(torch_module, f"_global{name}") for name in _HOOKS):
+        return None
+    parts: Parts | None = own(controller)
+    return parts
+
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    """Whether something is hooked into a module, or it has a forward of its own."""
+    held = vars(module)
+    return "forward" in held or bool(
+        held["_forward_hooks"] or held["_forward_pre_hooks"] or held["_backward_hooks"] or held["_backward_pre_hooks"]
+    )
+
+
+def _is_changed(parts: Parts) -> bool:
+    """Whether something is hooked into the layers, or a parameter is none that has its values and their version."""
+    for module in (parts.layers, *parts.layers):
+        if _is_hooked(module):
+            return True
+        # Within torch.func.functional_call, as where a program is recorded, tensors are in the place of parameters
+        for one in module._parameters.values():
+            if one is not None and (type(one) is not nn.Parameter or one.is_inference()):
+                return True
+    return False
+
+
+class Activations:
+    """What the layers of a perceptron gave in the last rollout of an engine; the next one is written over it.
+
+    Memory is kept between rollouts, as to have it anew takes longer at large batches than to run the layers again.
+    """
+
+    def __init__(self) -> None:
+        self._buffers: list[Tensor] = []
+        self._of: object = None
+        self._weights: object = None
+
+    def acting(self, perceptron: Perceptron, steps: int, states: Tensor, *, inference: bool) -> Act:
+        """The perceptron from observations to actions, called once a step of a rollout, which is kept.
+
+        Args:
+            perceptron: that acts.
+            steps: of the rollout.
+            states: from which it starts, (B, *state_shape).
+            inference: keep it by tensors of torch's inference mode.
+        """
+        self._of = None
+        places = iter(self._places(perceptron, steps, states, inference))
+
+        def act(observation: Tensor) -> Tensor:
+            if inference and not torch.is_inference_mode_enabled():  # as of the first step: it writes to such tensors
+                with torch.inference_mode():
+                    return act(observation)
+            return perceptron.act(perceptron.run(observation, next(places, None)))
+
+        return act
+
+    def _places(self, perceptron: Perceptron, steps: int, states: Tensor, inference: bool) -> list[tuple[Tensor, ...]]:
+        """Where to write what each layer gives at each step; nowhere if that were too much."""
+        batch = len(states) // math.prod(perceptron.members)
+        if steps * len(states) * sum(perceptron.widths) > KEPT_NUMBERS:
+            self._buffers = []
+            return []
+        wanted = [(*perceptron.members, steps, batch, width) for width in perceptron.widths]
+        kind = states.dtype, states.device, inference
+        if [(tuple(one.shape), one.dtype, one.device, one.is_inference()) for one in self._buffers] != [
+            (shape, *kind) for shape in wanted
+        ]:
+            with torch.inference_mode(inference):
+                self._buffers = [torch.empty(shape, dtype=states.dtype, device=states.device) for shape in wanted]
+        with torch.inference_mode(inference):
+            return list(zip(*(one.unbind(-3) for one in self._buffers), strict=True))
+
+    def settle(self, perceptron: Perceptron, trajectory: object) -> None:
+        """Say of which trajectory they are."""
+        self._of, self._weights = trajectory, perceptron.state
+
+    def of(self, perceptron: Perceptron, trajectory: object, steps: slice) -> list[Tensor] | None:
+        """What each layer gave at some steps of a trajectory, as `Perceptron.run` does; None if it is not kept."""
+        if not self._buffers or self._of is not trajectory or self._weights != perceptron.state:
+            return None
+        return [one[..., steps, :, :].flatten(-3, -2) for one in self._buffers]
+
+
+class PerceptronTape(ControllerTape):
+    """As `ControllerTape`, of a perceptron and without autograd.
+
+    Args:
+        perceptron: the controller.
+        system: what it observes and acts on.
+        state: (N, *state_shape), by time.
+        layers: those of the perceptron, in any order.
+        order: of the rows.
+        kept: what its layers gave, if that is known; else they run.
+    """
+
+    def __init__(  # what ControllerTape's does is to record
+        self,
+        perceptron: Perceptron,
+        system: System,
+        state: Tensor,
+        layers: Sequence[LinearLayer],
+        order: RowOrder,
+        kept: Sequence[Tensor] | None = None,
+    ) -> None:
+        self.controller = perceptron.controller
+        self.system = system
+        self.order = order
+        self.layers = layers
+        self.state = order.by_member(state)
+        self._perceptron = perceptron
+        observation = system.observe(self.state).flatten(1)
+        self._outputs = perceptron.run(observation) if kept is None else kept
+        by_module = {layer.module: layer for layer in layers}
+        inputs = [observation, *self._outputs[:-1]]
+        called = (by_module[module] for module in perceptron.modules)
+        self.calls = list(starmap(Call, zip(called, inputs, self._outputs, strict=True)))
+        self.actions = order.by_time(perceptron.act(self._outputs).flatten(1))
+
+    @cached_property
+    def squash_slope(self) -> Tensor | None:
+        """The slope of the actions by what the last layer gave, (*members, R, m); None where they are the same."""
+        return self._perceptron.squash_slope(self._outputs[-1])
+
+    @cached_property
+    def between(self) -> list[Tensor | None]:
+        """The slopes of what each layer is given by what the one before gave, and of the actions, (N, width) by time.
+
+        None where they are passed on as they are, as the first one is given what is observed.
+        """
+        perceptron, ones = self._perceptron, self._outputs[0].new_ones(())
+        activation = perceptron.activation
+        slopes = [] if activation is None else [activation.pull(ones, one) for one in self._outputs[:-1]]
+        last = [] if self.squash_slope is None else [self.squash_slope]
+        found = [self.order.by_time(one.flatten(0, -2)) for one in (*slopes, *last)]
+        return [None, *found, *([] if last else [None])]
+
+    @cached_property
+    def layer_slopes(self) -> list[Sequence[Tensor]]:
+        """The slopes of each action component by what each layer gave, m of (N, width) for each."""
+        last = self._slopes_by_layer[-1].expand(-1, *self._outputs[-1].shape)
+        return [one.flatten(1, -2).unbind(0) for one in (*self._slopes_by_layer[:-1], last)]
+
+    @cached_property
+    def _slopes_by_layer(self) -> list[Tensor]:
+        """The same as (m, *members, R, width) for each layer; of the last one R = 1 where all rows have the same."""
+        perceptron = self._perceptron
+        weights, activation = perceptron.weights, perceptron.activation
+        m = weights[-1].shape[-2]
+        slope = torch.eye(m, dtype=weights[-1].dtype, device=weights[-1].device).view(m, *(1,) * weights[-1].dim(), m)
+        slope = slope.squeeze(1) if self.squash_slope is None else slope.squeeze(1) * self.squash_slope
+        slopes = [slope]
+        for weight, value in zip(weights[:0:-1], self._outputs[-2::-1], strict=True):
+            assert activation is not None
+            slope = activation.pull(slope @ weight, value)
+            slopes.append(slope)
+        return slopes[::-1]
+
+    @cached_property
+    def jacobian(self) -> Tensor:
+        """The slopes of the actions by the state, K, (N, m, n)."""
+        by_observation = self._slopes_by_layer[0] @ self._perceptron.weights[0]  # (m, *members, R or 1, o)
+        rows = by_observation.expand(-1, *self._outputs[-1].shape[:-1], -1).flatten(1, -2).transpose(0, 1)
+        rows = self.order.by_time(rows)
+        pull = self.system.observe_pullback(self.order.by_time(self.state))
+        return rows if pull is None else pull(slice(None), rows.transpose(0, 1)).transpose(0, 1)
