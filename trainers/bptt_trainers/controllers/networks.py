@@ -66,7 +66,7 @@ class MLP(Controller):
 
     def perceptron(self) -> Parts:
         """What `forward` does, see `Parts`."""
-        return Parts(self.layers, self.squash, self.action_shape)
+        return Parts(self.layers, self.action_shape, squash=self.squash)
 
     def forward(self, observation: Tensor) -> Tensor:
         """Observations (B, *observation_shape) -> actions (B, *action_shape)."""
