@@ -93,7 +93,7 @@ def main() -> None:
             order.make()
     except CompilerError as error:
         print(error, flush=True)
-        sys.exit(FAILED)
+        os._exit(FAILED)  # Python's own way would wait for the thread to have read
     except KeyboardInterrupt:
         pass
 

@@ -24,11 +24,17 @@ def function(x, y):
 
 
 IN_ANOTHER_PROCESS = """
+import time
 import torch
 torch.set_num_threads(1)
-from bptt_envs.program import Program
+from bptt_envs.maker import Maker
+from bptt_envs.program import Order
 inputs = [torch.arange(6.0).view(2, 3), torch.ones(2, 3)]
-Program(lambda x, y: (x * 2.0 + y.cumsum(0),), inputs)
+maker = Maker()
+maker.make([Order(lambda x, y: (x * 2.0 + y.cumsum(0),), inputs)])
+while not maker.finished():
+    time.sleep(0.1)
+maker.close()
 """
 
 
@@ -42,7 +48,7 @@ def common(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def compiled(tmp_path_factory, common):
-    """A folder that holds the program of `function`, compiled by another process."""
+    """A folder that holds the program of `function`, compiled by the second process of another one."""
     folder = tmp_path_factory.mktemp("compiled") / "programs"
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith(("TORCHINDUCTOR", "TRITON"))

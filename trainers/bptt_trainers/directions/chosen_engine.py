@@ -25,6 +25,7 @@ from bptt_trainers.directions.rollout import Trajectory, check_noise
 from bptt_trainers.directions.rules import Directions, Feedback
 from bptt_trainers.directions.stacked import StackedEngine
 from bptt_trainers.directions.surroundings import computing
+from bptt_trainers.directions.switching import Compile, Switch
 
 EngineName = Literal["auto", "adjoint", "autograd"]
 
@@ -75,6 +76,9 @@ def remember(known: dict[Key, Value], key: Key, value: Value) -> None:
         del known[next(iter(known))]
 
 
+COMPILED = "; compiled"  # the end of a reason
+
+
 class ChosenEngine(Onlooker):
     """Computes the loss and the directions of a controller by the fastest engine that serves it.
 
@@ -88,7 +92,8 @@ class ChosenEngine(Onlooker):
         system: the physics.
         controller: from observations (B, *observation_shape) to actions (B, *action_shape).
         engine: "autograd", "adjoint" or "auto", as in `policy_gradient`.
-        compile: compile the loops of the adjoint engine, see `CompiledEngine`.
+        compile: compile the loops of the adjoint engine, see `CompiledEngine`; "auto": have a second process make the
+            programs, until `switch` takes them.
         entropy: weight of the entropy of the controller's actions, which is subtracted from the loss, see
             `AugmentedSystem`.
 
@@ -99,7 +104,7 @@ class ChosenEngine(Onlooker):
         system: System,
         controller: nn.Module,
         engine: EngineName = "auto",
-        compile: bool = False,
+        compile: Compile = False,
         entropy: float | EntropyWeight = 0.0,
     ) -> None:
         self.system = augmented(system, controller, entropy)
@@ -107,7 +112,8 @@ class ChosenEngine(Onlooker):
         self._reason = "asked for"
         self._aside = False  # whether the last call left it to autograd as what is faster there
         self._asked = engine
-        self._compile = compile
+        self._compile = compile is True
+        self._switch = Switch() if compile == "auto" else None
         self._autograd = AutogradEngine(self.system, controller)
         self._fast: AdjointEngine | CompiledEngine | None = None
         self._key: Token | None = None
@@ -160,7 +166,7 @@ class ChosenEngine(Onlooker):
             what = "observation and what is handed it" if isinstance(self.system, AugmentedSystem) else "observation"
             asked = "asked for" if self._asked == "adjoint" else f"the controller acts on each {what} alone"
             layers = "" if verdict.by_layer else "; its layers need a vector-Jacobian product for each rule"
-            self._reason = f"{asked}{layers}{'; compiled' if self._compile else ''}"
+            self._reason = f"{asked}{layers}{COMPILED if self._compile else ''}"
             adjoint = AdjointEngine(
                 self.system,
                 self.controller,
@@ -213,6 +219,8 @@ class ChosenEngine(Onlooker):
             if self._fast is not None and not self._aside:
                 assert self._judgement is not None
                 due = self._judgement.calls % LOOK_EVERY == 0 if look is None else look
+                if self._switch is not None and not self._compile:
+                    show = self._switch.watching(self._fast.uncompiled, passes, noise, show)
                 try:
                     answer = watched(self._fast, initial_states, passes, due, noise, show=show, mixing=mixing)
                 except NotServedError as error:
@@ -233,11 +241,38 @@ class ChosenEngine(Onlooker):
         same, and not where autograd would keep more numbers than the other engine may.
         """
         fast = self._fast
-        if self._asked != "auto" or self._compile or len(passes) > 1 or fast is None:
+        if self._asked != "auto" or self._compile or self._switch is not None or len(passes) > 1 or fast is None:
             return False
         given = len(initial_states) * self._given
         kept = self.system.horizon * given <= KEPT_NUMBERS
         return given > MOST_RUN_AGAIN and kept and fast.uncompiled.perceptron is None
+
+    def switch(self, *, wait: bool = False) -> bool:
+        """From here on compute by the compiled programs that compile="auto" has made; return whether that is new.
+
+        Programs for further shapes are then made when they are met, as with compile=True. Where it asks for nothing to
+        be compiled, or the autograd engine is in use, nothing happens.
+
+        Args:
+            wait: if they are not made yet, make them when they are needed; otherwise there is no change yet.
+        """
+        if self._switch is None or self._compile or self._fast is None or not (wait or self._switch.ready()):
+            return False
+        self._switch.close()
+        self._compile, self._fast = True, CompiledEngine(self._fast.uncompiled)
+        self._reason += COMPILED
+        return True
+
+    def switch_back(self) -> None:
+        """Compute uncompiled until the next `switch`, with compile="auto"."""
+        if self._switch is not None and self._compile:
+            self._compile, self._fast = False, None if self._fast is None else self._fast.uncompiled
+            self._reason = self._reason.removesuffix(COMPILED)
+
+    def close(self) -> None:
+        """End the process that makes programs, if there is one; a further call begins it anew."""
+        if self._switch is not None:
+            self._switch.close()
 
     def stacked(self) -> StackedEngine | None:
         """An engine for many parameter vectors of the controller, if the adjoint engine serves it; else None."""
