@@ -122,16 +122,12 @@ class Program:
         if any(one.is_cuda for one in inputs):
             self.compiled, self._run = True, _CudaGraph(function, inputs)
             return
-        folder = cache_folder()
-        _make_own(folder)
-        with torch.no_grad():
-            graph, constants = _recorded(function, inputs)
-            name = _digest(graph, [*inputs, *constants])
-            entry = _found(folder, name)
-            self.compiled = entry is None
-            if entry is None:
-                entry = _compiled(graph, [*inputs, *constants], folder, name)
-            self._run = functools.partial(_call, entry, constants)
+        order = Order(function, inputs)
+        entry = _found(order.folder, order.name)
+        self.compiled = entry is None
+        if entry is None:
+            entry = _loaded(order.make())
+        self._run = functools.partial(_call, entry, order.constants)
 
     def __call__(self, *inputs: Tensor) -> list[Tensor]:
         """Run it, without gradients.
@@ -160,6 +156,45 @@ class Program:
                 )
             laid_out.append(one.new_empty_strided(shape, stride).copy_(one.detach()))
         return laid_out
+
+
+class Order:
+    """A program before it is compiled: a function as recorded, where its library is to be, and under which name.
+
+    Another process can make it: an order can be pickled, without the values of its constants.
+
+    Args: as those of `Program`.
+
+    Attributes:
+        constants: further inputs of the recorded graph.
+
+    Raises:
+        CompilerError: if it cannot be recorded, or somebody else could put code into the folder.
+    """
+
+    def __init__(self, function: Callable[..., Tensors], inputs: Sequence[Tensor]) -> None:
+        self.folder = cache_folder()
+        _make_own(self.folder)
+        with torch.no_grad():
+            self.graph, self.constants = _recorded(function, [one.detach().clone() for one in inputs])
+        self.forms = [(one.shape, one.stride(), one.dtype) for one in (*inputs, *self.constants)]
+        self.threads = torch.get_num_threads()
+        self.name = _digest(self.graph, self.forms, self.threads)
+
+    def made(self) -> bool:
+        """Whether there is a library of that name."""
+        return any(self.folder.glob(f"{self.name}-*{SUFFIX}"))
+
+    def make(self) -> Path:
+        """Compile it, with as many threads as there were when it was recorded, and return where the library is.
+
+        Raises:
+            CompilerError: if it cannot be compiled.
+        """
+        return _compiled(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "constants": None}
 
 
 class _CudaGraph:
@@ -259,19 +294,24 @@ def _recorded(function: Callable[..., Tensors], inputs: Sequence[Tensor]) -> tup
         ) from error
 
 
-def _compiled(graph: fx.GraphModule, inputs: Sequence[Tensor], folder: Path, name: str) -> Entry:
-    """Compile a graph into a library of that name, and load it."""
+def _compiled(order: Order) -> Path:
+    """Compile an order into a library."""
+    folder, name, threads = order.folder, order.name, torch.get_num_threads()
+    torch.set_num_threads(order.threads)
     with _quiet(), tempfile.TemporaryDirectory(dir=folder) as passing, _compiler_works_in(Path(passing)):
         try:
             from torch._inductor.compile_fx import compile_fx  # takes a second, which what is found need not
 
-            compile_fx(graph, list(inputs), config_patches=COMPILER_SETTINGS)
+            inputs = [torch.empty_strided(shape, stride, dtype=dtype) for shape, stride, dtype in order.forms]
+            with torch.no_grad():
+                compile_fx(order.graph, inputs, config_patches=COMPILER_SETTINGS)
             (made,) = Path(passing).rglob(f"*.main{SUFFIX}")
         except Exception as error:  # the compiler has errors of many kinds
             raise CompilerError(f"compile=True failed ({_first_line(error)}); use compile=False.") from error
+        finally:
+            torch.set_num_threads(threads)
         made.chmod(0o600)
-        path = made.replace(folder / f"{name}-{_content(made)}{SUFFIX}")
-    return _loaded(path)
+        return made.replace(folder / f"{name}-{_content(made)}{SUFFIX}")
 
 
 def _loaded(path: Path) -> Entry:
@@ -319,17 +359,16 @@ def _compiler_works_in(folder: Path) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _digest(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> str:
+def _digest(graph: fx.GraphModule, forms: Sequence[Any], threads: int) -> str:
     """A name for what is compiled: equal for equal operations on equal shapes, by one compiler for one processor."""
     digest = hashlib.sha256()
 
     def add(*values: Any) -> None:
         digest.update(repr(values).encode())
 
-    add(torch.__version__, torch.get_num_threads(), sys.version_info[:2], COMPILER_SETTINGS, _compiler_version())
+    add(torch.__version__, sys.version_info[:2], COMPILER_SETTINGS, _compiler_version(), threads)
     add(sys.platform, torch.backends.cpu.get_cpu_capability(), sorted(torch.cpu.get_capabilities().items()))
-    for one in inputs:
-        add(one.shape, one.stride(), one.dtype, one.device)
+    add(*forms)
     add(graph.code)
     return digest.hexdigest()[:32]
 

@@ -172,6 +172,25 @@ def test_the_commands_in_the_documentation_can_be_read(line):
         read_command(name, arguments)
 
 
+@pytest.mark.parametrize(
+    ("line", "compile"),
+    [
+        ("train", False),
+        ("train --compile", True),
+        ("train --compile --rule C", True),
+        ("train --learner SHAC --compile auto", "auto"),
+        ("train --compile False", False),
+        ("resume runs/one", None),
+        ("resume runs/one --compile", True),
+        ("resume runs/one --compile auto", "auto"),
+    ],
+)
+def test_compile_stands_alone_or_says_when(line, compile):
+    name, *arguments = line.split()
+    command = read_command(name, arguments)
+    assert getattr(command, "training", command).compile == compile
+
+
 # What it refuses: exit code 2, in words
 
 
@@ -180,6 +199,7 @@ def test_the_commands_in_the_documentation_can_be_read(line):
     [
         ("trian", "Did you mean 'train'?"),
         ("train --epoch 3", "--epochs"),
+        ("train --compile soon", "--compile takes nothing, True, False or auto; got soon"),
         ("train --epochs many", "--epochs"),
         ("train --epochs 0", "epochs must be an integer of at least 1; got 0"),
         ("train --rule Q", "'R', 'M', 'S', 'C'"),

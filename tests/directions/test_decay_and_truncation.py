@@ -149,11 +149,10 @@ class Recorded:
     """What a program records, run as it is: it is not compiled."""
 
     def __init__(self, function, inputs):
-        self.graph, self.constants = program._recorded(function, [one.detach().clone() for one in inputs])
-        self.digest = program._digest(self.graph, [*inputs, *self.constants])
+        self.order = program.Order(function, inputs)
 
     def __call__(self, *inputs):
-        return self.graph(*inputs, *self.constants)
+        return self.order.graph(*inputs, *self.order.constants)
 
 
 def test_programs_hold_the_factors_and_are_told_the_window(monkeypatch):
@@ -169,7 +168,7 @@ def test_programs_hold_the_factors_and_are_told_the_window(monkeypatch):
         found = engine.backward(trajectory, passes)
         for feedback in passes:
             assert_same(found[feedback].values(), by_hand(system, controller, states, feedback))
-    first, second, third = (one.digest for one in engine._programs.values())
+    first, second, third = (one.order.name for one in engine._programs.values())
     assert first == second != third
 
 

@@ -1,16 +1,20 @@
 """Perceptrons in closed form: the numbers of the module itself, and slopes that are autograd's."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import nn
 
 from bptt_envs.systems import CartPole, MultiPole, QuantumControl
-from bptt_trainers import MLP, ConvNet
-from bptt_trainers.directions import perceptron
+from bptt_trainers import MLP, ConvNet, Gaussian, policy_gradient
+from bptt_trainers.controllers.normalized import Normalized
+from bptt_trainers.directions import chosen_engine, perceptron
 from bptt_trainers.directions.adjoint import AdjointEngine
 from bptt_trainers.directions.autograd import AutogradEngine
 from bptt_trainers.directions.convolutions import Convolutions
 from bptt_trainers.directions.perceptron import Perceptron
+from bptt_trainers.directions.policy_gradient import choose_engine
 from bptt_trainers.directions.rollout import rollout
 from bptt_trainers.directions.rules import MODIFIED, REGULAR, STOPPED, Feedback
 from bptt_trainers.directions.stacked import StackedController, StackedEngine
@@ -109,6 +113,34 @@ def test_what_was_kept_is_of_one_trajectory_and_one_set_of_weights():
     assert float(engine.deviation) > 1e-3  # the controller was run again, and is another one
 
 
+def chain(system, kind):
+    sizes = (*system.observation_shape, 6, 5)
+    layers = [one for n, m in pairwise(sizes) for one in (nn.Linear(n, m), kind())]
+    return nn.Sequential(*layers, nn.Linear(5, *system.action_shape))
+
+
+def normalized(system):
+    controller = Normalized(system.observation_shape, system.action_shape, (6, 5), squash=(-3.0, 4.0))
+    controller.normalizer.gather(2.0 * system.observe(starts(system, 9)) + 0.3)
+    return controller
+
+
+@pytest.mark.parametrize("kind", ["tanh", "relu", "normalized"])
+@pytest.mark.parametrize("products", [True, False])
+def test_chains_of_torchs_layers_and_what_is_behind_a_normaliser_are_perceptrons_too(kind, products):
+    system = MultiPole(horizon=5, observation="cos_sin", objective="continuous")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        made = {"tanh": lambda: chain(system, nn.Tanh), "relu": lambda: chain(system, nn.ReLU)}
+        controller = made.get(kind, lambda: normalized(system))().double()
+    states = starts(system, dtype=torch.float64)
+    engine = AdjointEngine(system, controller, products=products)
+    assert engine.perceptron is not None
+    assert torch.equal(engine.rollout(states).states, rollout(system, controller, states).states)
+    _, expected = AutogradEngine(system, controller)(states, (*PASSES, STOPPED))
+    assert_same(engine(states, (*PASSES, STOPPED))[1], expected)
+
+
 class Derived(MLP):
     def forward(self, observation):
         return 2.0 * super().forward(observation)
@@ -123,7 +155,8 @@ def test_what_may_do_something_else_is_run_as_it_is():
     others[2].layers[0].register_forward_pre_hook(lambda *_: None)
     others[3].layers[2].forward = lambda x: x[:, :6]
     others.append(Derived(system.observation_shape, system.action_shape))
-    others.append(nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 1)))
+    others.append(nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 1)))
+    others.append(nn.Sequential(nn.Linear(4, 1), nn.Tanh()))
     assert [Perceptron.of(one) for one in others] == [None] * len(others)
     handle = nn.modules.module.register_module_forward_hook(lambda *_: None)
     try:
@@ -142,3 +175,21 @@ def test_steps_that_no_slope_reaches_are_left_out_and_change_nothing(passes, obj
     controller, states = mlp(system).double(), starts(system, dtype=torch.float64)
     _, expected = AutogradEngine(system, controller)(states, passes)
     assert_same(AdjointEngine(system, controller, segment_samples=12)(states, passes)[1], expected)
+
+
+def test_auto_leaves_one_pass_over_a_large_batch_to_autograd_where_layers_would_run_again(monkeypatch):
+    system = CartPole(horizon=3)
+    states, noisy = starts(system), Gaussian(system.observation_shape, system.action_shape, (6, 5))
+
+    def engines(controller, **settings):
+        return [policy_gradient(system, controller, states, rule, **settings).engine for rule in "RMC"]
+
+    assert engines(noisy) == ["adjoint"] * 3
+    monkeypatch.setattr(chosen_engine, "MOST_RUN_AGAIN", 4 * 11)
+    assert engines(noisy) == ["autograd", "autograd", "adjoint"]
+    assert engines(noisy, engine="adjoint") == engines(mlp(system)) == ["adjoint"] * 3
+    assert "one pass" in policy_gradient(system, noisy, states, "R").reason
+    chosen = choose_engine(system, noisy, states).engine
+    assert [(chosen(states, passes), chosen.name)[1] for passes in ((REGULAR,), PASSES)] == ["autograd", "adjoint"]
+    monkeypatch.setattr(chosen_engine, "KEPT_NUMBERS", 3 * 4 * 11)  # what autograd may keep
+    assert engines(noisy) == ["adjoint"] * 3

@@ -24,11 +24,17 @@ def function(x, y):
 
 
 IN_ANOTHER_PROCESS = """
+import time
 import torch
 torch.set_num_threads(1)
-from bptt_envs.program import Program
+from bptt_envs.maker import Maker
+from bptt_envs.program import Order
 inputs = [torch.arange(6.0).view(2, 3), torch.ones(2, 3)]
-Program(lambda x, y: (x * 2.0 + y.cumsum(0),), inputs)
+maker = Maker()
+maker.make([Order(lambda x, y: (x * 2.0 + y.cumsum(0),), inputs)])
+while not maker.finished():
+    time.sleep(0.1)
+maker.close()
 """
 
 
@@ -42,7 +48,7 @@ def common(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def compiled(tmp_path_factory, common):
-    """A folder that holds the program of `function`, compiled by another process."""
+    """A folder that holds the program of `function`, compiled by the second process of another one."""
     folder = tmp_path_factory.mktemp("compiled") / "programs"
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith(("TORCHINDUCTOR", "TRITON"))
@@ -61,9 +67,9 @@ def folder(compiled, tmp_path, monkeypatch):
     copy = shutil.copytree(compiled, tmp_path / "programs")
     good = only(compiled)
 
-    def copied(graph, inputs, folder, name):
-        assert good.name.startswith(name)
-        return program._loaded(Path(shutil.copy(good, folder)))
+    def copied(order):
+        assert good.name.startswith(order.name)
+        return Path(shutil.copy(good, order.folder))
 
     monkeypatch.setattr(program, "_compiled", copied)
     monkeypatch.setenv(CACHE_VARIABLE, str(copy))
@@ -173,10 +179,7 @@ OTHERWISE = {
 def test_what_was_compiled_by_or_for_another_is_not_taken(what, folder, monkeypatch):
     assert not Program(function, INPUTS).compiled
     monkeypatch.setattr(*OTHERWISE[what])
-    made = []
-    monkeypatch.setattr(program, "_compiled", lambda *arguments: made.append(arguments[-1]))
-    assert Program(function, INPUTS).compiled
-    assert not only(folder).name.startswith(made[0])
+    assert not program.Order(function, INPUTS).made()
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path, monkeypatch):
@@ -231,10 +234,9 @@ def test_constants_are_inputs_that_nobody_has_to_give():
     def scaled(factors):
         return lambda x: (x * torch.tensor(factors),)
 
-    recorded = [program._recorded(scaled(factors), INPUTS[:1]) for factors in ([1.0, 2.0, 3.0], [4.0, 5.0, 6.0])]
-    digests = {program._digest(graph, [*INPUTS[:1], *constants]) for graph, constants in recorded}
-    assert len(digests) == 1
-    graph, constants = recorded[0]
+    orders = [program.Order(scaled(factors), INPUTS[:1]) for factors in ([1.0, 2.0, 3.0], [4.0, 5.0, 6.0])]
+    assert orders[0].name == orders[1].name
+    graph, constants = orders[0].graph, orders[0].constants
     torch.testing.assert_close(graph(INPUTS[0], *constants)[0], INPUTS[0] * torch.tensor([1.0, 2.0, 3.0]))
 
 

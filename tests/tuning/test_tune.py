@@ -20,7 +20,7 @@ from bptt_envs.registration import ENTRIES, Entry
 from bptt_trainers import RunFolderError, held_out_states, training_states
 from bptt_trainers.cli import main, read_command
 from bptt_trainers.commands.environment import parse_options
-from bptt_trainers.comparison.methods import BPTT, get_method
+from bptt_trainers.comparison.methods import BPTT, BY_ESTIMATOR, METHODS, get_method
 from bptt_trainers.presets.presets import parse_overrides
 from bptt_trainers.records.claim import locked
 from bptt_trainers.records.curve import CurvePoint
@@ -28,13 +28,14 @@ from bptt_trainers.rl.sb3 import RLConfig, train_rl
 from bptt_trainers.training.start_states import validation_states
 from bptt_trainers.tuning import store as storing
 from bptt_trainers.tuning import study as studying
+from bptt_trainers.tuning import trials as making
 from bptt_trainers.tuning.config import TuneConfig
 from bptt_trainers.tuning.outcome import command
 from bptt_trainers.tuning.score import LIMIT, area, at, best_possible, final, log_loss, score
 from bptt_trainers.tuning.space import TUNABLE, Choice, Range, read_entry, read_searches
 from bptt_trainers.tuning.store import Store, beating
 from bptt_trainers.tuning.study import tune
-from bptt_trainers.tuning.trials import RefusedError
+from bptt_trainers.tuning.trials import RefusedError, learn
 
 TINY = {
     "C": {"train_states": 16, "hidden": (8,), "batch_size": 8},
@@ -312,6 +313,23 @@ def test_a_trial_that_fails_is_told_and_the_study_goes_on(tmp_path, monkeypatch,
     assert {one["error"] for one in failed} == {"the rate is too large"}
     assert len(study.trials) == 8
     assert study.best["C"].row["learning_rate"] <= 5e-3
+
+
+def test_compiled_are_all_that_can_be_when_asked_for(tmp_path, monkeypatch):
+    compiled = {}
+
+    def learned(trained, budget, settings, seed, report):
+        compiled[trained.name] = settings["compile"]
+
+    monkeypatch.setattr(making, "_learn_by_rule", learned)
+    budget = tiny(tmp_path).budget
+    for asked in (True, False):
+        for name, method in METHODS.items():
+            if isinstance(method, BPTT):
+                learn(name, budget, {}, 0, print, compile=asked)
+        assert {name for name, one in compiled.items() if one} == (
+            set(compiled) - set(BY_ESTIMATOR) if asked else set()
+        )
 
 
 def test_runs_that_are_not_finite_lose(tmp_path):

@@ -73,7 +73,7 @@ def _stepping(count: int) -> Callable[[], object]:
     env = SB3VecEnv(RLConfig(env=ENV, preset="paper").trained_system(), count)
     env.seed(0)
     env.reset()
-    actions = np.random.default_rng(0).uniform(-1.0, 1.0, (count, *env.view.action_shape)).astype(np.float32)
+    actions = np.random.default_rng(0).uniform(-1.0, 1.0, (count, *(env.action_space.shape or ()))).astype(np.float32)
 
     def run() -> None:
         for _ in range(STEPS // count):

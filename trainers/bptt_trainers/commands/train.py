@@ -26,10 +26,11 @@ from bptt_trainers.commands.environment import (
 from bptt_trainers.commands.exits import Interrupted, Misuse, checking_arguments
 from bptt_trainers.commands.output import aligned
 from bptt_trainers.commands.trained import by_reinforcement
+from bptt_trainers.directions.switching import Compile
 from bptt_trainers.host.user_code import import_module, split_id
 from bptt_trainers.presets.presets import PresetName, from_preset, row_name, rule_settings
 from bptt_trainers.training.callbacks import Callback, ProgressBar
-from bptt_trainers.training.config import Clip, OnNonfinite, TrainConfig
+from bptt_trainers.training.config import COMPILE_OPTION, Clip, OnNonfinite, TrainConfig
 from bptt_trainers.training.ensemble import CannotStackError, Ensemble, variations
 from bptt_trainers.training.run import NonFiniteError
 from bptt_trainers.training.run_folder import CHANGEABLE, CONFIGS, RunFolder
@@ -219,7 +220,7 @@ class Resume:
     epochs: int | None = None
     """Epochs in all, those that are done included. None: as many as the run was to have."""
 
-    compile: bool | None = None
+    compile: Annotated[Compile | None, COMPILE_OPTION] = None
     """Whether to compile the loops of the engine. None: as the run did."""
 
     device: str | None = None
@@ -292,7 +293,8 @@ class Announce(Callback):
 def announce_compiling(config: TrainConfig) -> None:
     """Say why nothing happens for a while."""
     if config.compile:
-        print(f"compiling what {cache_folder()} does not hold: about a quarter of a minute a program", flush=True)
+        where = " in a second process" if config.compile == "auto" else ""
+        print(f"compiling{where} what {cache_folder()} does not hold: about 10 s a program", flush=True)
 
 
 def default_folder(env_id: str, options: dict[str, Any], config: TrainConfig, several: Collection[str] = ()) -> Path:

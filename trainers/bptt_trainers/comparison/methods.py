@@ -185,11 +185,6 @@ class SHAC(BPTT):
     TOGETHER: ClassVar[bool] = False
 
     @property
-    def compiles(self) -> bool:
-        """Not in studies: most of its time is the critic's, and each size of a window would be compiled anew."""
-        return False
-
-    @property
     def summary(self) -> str:
         """The rule, and what differs from the preset."""
         return super().summary.replace("BPTT", f"{self.LEARNER}, windows with a critic", 1)

@@ -68,7 +68,7 @@ class MLP(Controller):
 
     def perceptron(self) -> Parts:
         """What `forward` does, see `Parts`."""
-        return Parts(self.layers, self.squash, self.action_shape)
+        return Parts(self.layers, self.action_shape, squash=self.squash)
 
     def forward(self, observation: Tensor) -> Tensor:
         """Observations (B, *observation_shape) -> actions (B, *action_shape)."""
@@ -143,7 +143,7 @@ class ConvNet(Controller):
             return None
         between = (part for convolution in self.convolutions for part in (convolution, self.tanh))
         form = partial(Convolutions, length=self.observation_shape[0], kernel=self.KERNEL, stride=self.STRIDE)
-        return Parts(nn.Sequential(*between, self.head), self.squash, self.action_shape, form)
+        return Parts(nn.Sequential(*between, self.head), self.action_shape, squash=self.squash, form=form)
 
     def forward(self, observation: Tensor) -> Tensor:
         """Observations (B, L, channels) -> actions (B, *action_shape)."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from bptt_envs import checks
 from bptt_trainers.controllers.controller import Controller
 from bptt_trainers.controllers.gaussian import NETWORKS, Gaussian
+from bptt_trainers.directions.perceptron import Parts, parts_of
 
 KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in (*NETWORKS.values(), Gaussian)}
 """What may act behind a normaliser."""
@@ -98,6 +99,11 @@ class Normalized(Controller):
         """What its constructor takes besides the shapes and the generator, as plain data."""
         own: dict[str, Any] = self.controller.settings
         return {"kind": self.kind} | own
+
+    def perceptron(self) -> Parts | None:
+        """What `forward` does, see `Parts`; None where the controller is no perceptron."""
+        parts = parts_of(self.controller)
+        return None if parts is None else parts._replace(before=self.normalizer)
 
     def forward(self, observation: Tensor, *handed: Tensor) -> Any:
         """What the controller gives for normalised observations (B, *observation_shape) and what else it is handed."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from bptt_envs import System
 from bptt_envs.system import Pullback
-from bptt_trainers.directions.augmented import memory_size_of
+from bptt_trainers.directions.augmented import AugmentedSystem, memory_size_of
 from bptt_trainers.directions.controller_products import (
     ByAutograd,
     Chain,
@@ -45,6 +45,7 @@ from bptt_trainers.directions.recursion import (
 )
 from bptt_trainers.directions.rollout import Trajectory, losses, rollout
 from bptt_trainers.directions.rules import Directions, Feedback
+from bptt_trainers.directions.snapshot import left_as_it_was
 
 # Samples (steps x batch) of a segment, and numbers in the slopes of its steps. At batch 1024 an update of cart-pole
 # took the same time, within noise, from 2,000 to 8,000 samples and longer on either side.
@@ -136,7 +137,10 @@ class AdjointEngine:
     @property
     def perceptron(self) -> Perceptron | None:
         """The controller as it is now in closed form, where that is known."""
-        found = Perceptron.of(self.controller) if self.by_layer and self.chained else None
+        # A Sequential does not flatten what it is given
+        flat = len(self.system.observation_shape) == 1 or type(self.controller) is not nn.Sequential
+        alone = self.by_layer and self.chained and not self.others and not isinstance(self.system, AugmentedSystem)
+        found = Perceptron.of(self.controller) if alone and flat else None
         return None if found is None or (self.products and not found.is_chain) else found
 
     def tape(
@@ -273,6 +277,12 @@ class AdjointEngine:
             pull = _nothing(system) if blind else pullback_of(system, state, bounded)
             sweep = product_sweep(pull, slopes, adjoint, passes, mix)
         return sweep, met.products(sweep.weights, self.others), deviation(tape.actions, action.flatten(1))
+
+    def numbers_given(self, state: Tensor) -> int:
+        """Numbers that the linear layers of the controller give for one state, (1, *state_shape)."""
+        with left_as_it_was(self.controller):
+            tape = ControllerTape(self.controller, self.system, state, self.layers)
+        return sum(call.output.numel() for call in tape.calls)
 
     def slopes_of(
         self, tape: ControllerTape, batch: int, passes: Sequence[Feedback]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from bptt_envs.program import Program, Tensors
+from bptt_envs.program import Order, Program, Tensors
 from bptt_trainers.directions.adjoint import AdjointEngine, by_pass
 from bptt_trainers.directions.augmented import with_noise
 from bptt_trainers.directions.recursion import where_open
@@ -68,18 +69,14 @@ class CompiledEngine:
         """Run one episode from each of `initial_states`, (B, *state_shape), with noise (T, B, *noise_shape) if any."""
         system, horizon = self.uncompiled.system, self.uncompiled.system.horizon
         check_noise(system, noise, horizon, initial_states)
-        length = _length(horizon, STEPS_THERE)
         initial_states = initial_states.contiguous()
         tensors = _tensors(self.uncompiled.controller).values()
+        part = self._part_there(initial_states, noise)
+        length, program = part.steps, self._program(part)
 
         def drawn(start: int, steps: int) -> list[Tensor]:
             return [] if noise is None else [noise[start : start + steps].contiguous()]
 
-        program = self._program(
-            ("there", length, noise is None, *_kind(initial_states)),
-            _There(self.uncompiled, length),
-            [initial_states, *drawn(0, length)],
-        )
         states, actions = [initial_states.unsqueeze(0)], []
         for i in range(horizon // length):
             run = program if i == 0 else program.again
@@ -101,13 +98,11 @@ class CompiledEngine:
     def backward(self, trajectory: Trajectory, passes: Sequence[Feedback]) -> dict[Feedback, Directions]:
         """The directions of every pass for the mean loss of a trajectory of this controller."""
         engine, horizon = self.uncompiled, self.uncompiled.system.horizon
-        batch = trajectory.actions.shape[1]
-        half_segment = engine.segment_steps(batch, len(passes)) // 2
-        by_slopes = SLOPE_NUMBERS_BACK // (engine.system.slope_numbers * batch)
-        length = _length(horizon, max(1, min(STEPS_BACK, half_segment, by_slopes)))
         adjoint = engine.final_adjoint(trajectory.states[-1], len(passes)).contiguous()
         tensors = _tensors(engine.controller).values()
         open_steps = where_open(passes, horizon, adjoint.device)  # an input: where a pass is cut is no other program
+        part = self._part_back(trajectory, adjoint, passes, open_steps)
+        length = part.steps
 
         def open_from(start: int, steps: int) -> list[Tensor]:
             return [] if open_steps is None else [open_steps[start : start + steps]]
@@ -121,11 +116,7 @@ class CompiledEngine:
             sweep, by_name, deviation = engine.segment(*last, adjoint, passes, open_here)
             adjoint, products = sweep.start.contiguous(), [by_name[name] for name in engine.names]
             deviations.append(deviation)
-        program = self._program(
-            ("back", length, tuple(passes), *_kind(adjoint)),
-            _Back(engine, passes),
-            [trajectory.states[: length + 1], trajectory.actions[:length], adjoint, *open_from(0, length)],
-        )
+        program = self._program(part)
         for start in range(horizon - rest - length, -1, -length):
             states, actions = trajectory.states[start : start + length + 1], trajectory.actions[start : start + length]
             adjoint, deviation, *more = program(states, actions, adjoint, *open_from(start, length), *tensors)
@@ -135,10 +126,52 @@ class CompiledEngine:
         parameters = dict(engine.controller.named_parameters())
         return by_pass(dict(zip(engine.names, products, strict=True)), passes, parameters)
 
-    def _program(self, key: object, module: _Recorded, inputs: Sequence[Tensor]) -> Program:
-        if key not in self._programs:
-            self._programs[key] = Program(module.function(), [*inputs, *_tensors(self.uncompiled.controller).values()])
-        return self._programs[key]
+    def orders(
+        self, trajectory: Trajectory, passes: Sequence[Feedback], noise: Tensor | None = None
+    ) -> dict[object, Order]:
+        """The programs that calls with such states, passes and noise take, before they are compiled."""
+        engine = self.uncompiled
+        adjoint = engine.final_adjoint(trajectory.states[-1], len(passes)).contiguous()
+        open_steps = where_open(passes, engine.system.horizon, adjoint.device)
+        there = self._part_there(trajectory.states[0].contiguous(), noise)
+        parts = (there, self._part_back(trajectory, adjoint, passes, open_steps))
+        return {part.key: Order(part.module.function(), self._inputs(part)) for part in parts}
+
+    def _part_there(self, initial_states: Tensor, noise: Tensor | None) -> _Part:
+        length = _length(self.uncompiled.system.horizon, STEPS_THERE)
+        key = ("there", length, noise is None, *_kind(initial_states))
+        drawn = [] if noise is None else [noise[:length].contiguous()]
+        return _Part(key, _There(self.uncompiled, length), [initial_states, *drawn], length)
+
+    def _part_back(
+        self, trajectory: Trajectory, adjoint: Tensor, passes: Sequence[Feedback], open_steps: Tensor | None
+    ) -> _Part:
+        engine, batch = self.uncompiled, trajectory.actions.shape[1]
+        half_segment = engine.segment_steps(batch, len(passes)) // 2
+        by_slopes = SLOPE_NUMBERS_BACK // (engine.system.slope_numbers * batch)
+        length = _length(engine.system.horizon, max(1, min(STEPS_BACK, half_segment, by_slopes)))
+        key = ("back", length, tuple(passes), *_kind(adjoint))
+        cut = [] if open_steps is None else [open_steps[:length]]
+        inputs = [trajectory.states[: length + 1], trajectory.actions[:length], adjoint, *cut]
+        return _Part(key, _Back(engine, passes), inputs, length)
+
+    def _inputs(self, part: _Part) -> list[Tensor]:
+        return [*part.inputs, *_tensors(self.uncompiled.controller).values()]
+
+    def _program(self, part: _Part) -> Program:
+        if part.key not in self._programs:
+            self._programs[part.key] = Program(part.module.function(), self._inputs(part))
+        return self._programs[part.key]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Some steps of the engine's work, which one program does over and over."""
+
+    key: object
+    module: _Recorded
+    inputs: list[Tensor]
+    steps: int
 
 
 class _Recorded(nn.Module):

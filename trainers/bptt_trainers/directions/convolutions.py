@@ -42,7 +42,8 @@ class Convolutions(Perceptron):
 
     def run(self, observation: Tensor, places: Sequence[Tensor] | None = None) -> list[Tensor]:
         """As that of `Perceptron`."""
-        given = observation.reshape(*self.members, -1, observation[0].numel())
+        given = self.seen(observation)
+        given = given.unflatten(0, (*self.members, -1)) if self.members else given
         outputs = []
         for i, ((run, settle), place) in enumerate(zip(self._runs, places or self._nowhere, strict=True)):
             rows = self._patches(i, given).flatten(-3, -2) if i < len(self.modules) - 1 else given
@@ -72,7 +73,8 @@ class Convolutions(Perceptron):
         summed[..., :covered, :].unflatten(-2, (positions, self.stride)).copy_(taps[..., : self.stride, :])
         for tap in range(self.stride, self.kernel):
             summed[..., tap : tap + covered - self.stride + 1 : self.stride, :] += taps[..., tap, :]
-        return summed.view(*summed.shape[:-2], -1)
+        together: Tensor = summed.flatten(-2)
+        return together
 
     def by_row(self, layer: int, slope: Tensor) -> Tensor:
         """As that of `Perceptron`; (m, N, positions, out)."""

@@ -40,15 +40,39 @@ class Activation(Protocol):
         """Vectors times the slopes where the function has these values."""
 
 
+class OfItself:
+    """A function that torch has, with the slopes as functions of its value."""
+
+    def __init__(self, settle: Callable[[Tensor], Tensor], pull: Callable[[Tensor, Tensor], Tensor]) -> None:
+        self._settle = settle
+        self.pull = pull
+
+    def scale(self, like: Tensor) -> int:
+        """As that of `Activation`."""
+        return 1
+
+    def settling(self, like: Tensor) -> Callable[[Tensor], object]:
+        """As that of `Activation`."""
+        return self._settle
+
+
+ACTIVATIONS: dict[type[nn.Module], Activation] = {
+    nn.Tanh: OfItself(torch.tanh_, torch.ops.aten.tanh_backward),
+    nn.ReLU: OfItself(torch.relu_, lambda vectors, value: torch.where(value > 0, vectors, 0.0)),
+}
+"""Of torch's own modules; others hold theirs as an attribute `activation` of their class."""
+
+
 class Parts(NamedTuple):
     """What a controller does one after the other, on flattened observations.
 
-    A controller whose own class has a method `perceptron` that returns this is run by it.
+    A controller whose own class has a method `perceptron` that returns this is run by it; so is an `nn.Sequential`.
     """
 
-    layers: nn.Sequential  # linear layers, and modules that hold an `activation` between them
-    squash: nn.Module | None  # a function of each number of the actions, (B, *action_shape)
+    layers: nn.Sequential  # linear layers, and modules that have an `Activation` between them
     action_shape: tuple[int, ...]
+    before: nn.Module | None = None  # a function of each number that is observed, (B, *observation_shape)
+    squash: nn.Module | None = None  # a function of each number of the actions, (B, *action_shape)
     form: Callable[..., Perceptron] | None = None  # what runs them; None: a `Perceptron`
 
 
@@ -59,8 +83,7 @@ class Perceptron:
         controller: that it is.
         modules: the layers, all nn.Linear or all of E members.
         activation: between them; None of a single layer.
-        squash: see `Parts`.
-        action_shape: of one action.
+        parts: that they are of.
 
     Attributes:
         is_chain: whether nothing but functions of each number are between the layers.
@@ -73,14 +96,12 @@ class Perceptron:
         controller: nn.Module,
         modules: Sequence[nn.Linear | StackedLinear],
         activation: Activation | None,
-        squash: nn.Module | None,
-        action_shape: tuple[int, ...],
+        parts: Parts,
     ) -> None:
         self.controller = controller
         self.modules = modules
         self.activation = activation
-        self.squash = squash
-        self.action_shape = action_shape
+        self.before, self.squash, self.action_shape = parts.before, parts.squash, parts.action_shape
         self.weights = [self.weight_of(i) for i in range(len(modules))]
         self.members = self.weights[0].shape[:-2]  # (E,), or () of a single one
         scale = 1 if activation is None else activation.scale(self.weights[0])
@@ -97,10 +118,10 @@ class Perceptron:
             return None
         layers, between = list(parts.layers)[::2], list(parts.layers)[1::2]
         modules = [module for module in layers if is_linear(module)]
-        kinds = {vars(type(module)).get("activation") for module in between}
+        kinds = {_activation_of(module) for module in between}
         known = len(modules) == len(layers) == len(between) + 1 and len(kinds) <= 1 and None not in kinds
         form = cls if parts.form is None else parts.form
-        return form(controller, modules, next(iter(kinds), None), parts.squash, parts.action_shape) if known else None
+        return form(controller, modules, next(iter(kinds), None), parts) if known else None
 
     @property
     def widths(self) -> list[int]:
@@ -120,7 +141,7 @@ class Perceptron:
             observation: (*members R, *observation_shape).
             places: where to write it; None: new tensors.
         """
-        given = observation.flatten(1) if observation.dim() > 2 else observation
+        given = self.seen(observation)
         given = given.unflatten(0, (*self.members, -1)) if self.members else given
         outputs = []
         for (run, settle), place in zip(self._runs, places or self._nowhere, strict=True):
@@ -135,7 +156,7 @@ class Perceptron:
         return self.modules[layer].weight.detach()
 
     def inputs(self, observation: Tensor, outputs: Sequence[Tensor]) -> list[Tensor]:
-        """What each layer was given, (N, ..., in), with what `run` gave for observations (N, o)."""
+        """What each layer was given, (N, ..., in), with what the first one was, (N, o), and what `run` gave."""
         return [observation, *outputs[:-1]]
 
     def pulled(self, layer: int, vectors: Tensor) -> Tensor:
@@ -150,6 +171,15 @@ class Perceptron:
         """Products with the weights of all calls, by name, in the order of the parameters."""
         return dict(products)
 
+    def seen(self, observation: Tensor) -> Tensor:
+        """What the first layer is given, (B, o), of observations (B, *observation_shape)."""
+        given = observation if self.before is None else self.before(observation)
+        return given.flatten(1) if given.dim() > 2 else given
+
+    def seen_slope(self, observation: Tensor) -> Tensor | None:
+        """The slope of what the first layer is given by what is observed, (B, o); None where they are the same."""
+        return None if self.before is None else _slope_of_each(self.seen, observation).flatten(1)
+
     def act(self, outputs: Sequence[Tensor]) -> Tensor:
         """The actions, (B, *action_shape), that what `run` gave amounts to."""
         last = outputs[-1].flatten(0, 1) if self.members else outputs[-1]
@@ -158,11 +188,14 @@ class Perceptron:
 
     def squash_slope(self, last: Tensor) -> Tensor | None:
         """The slope of the actions by what the last layer gave, (*members, R, m); None where they are the same."""
-        if self.squash is None:
-            return None
-        with torch.enable_grad():
-            leaf = last.clone().requires_grad_()
-            return torch.autograd.grad(self.act([leaf]).sum(), leaf)[0]
+        return None if self.squash is None else _slope_of_each(lambda leaf: self.act([leaf]), last)
+
+
+def _slope_of_each(function: Callable[[Tensor], Tensor], value: Tensor) -> Tensor:
+    """The slope of a function of each number alone, by autograd."""
+    with torch.enable_grad():
+        leaf = value.clone().requires_grad_()
+        return torch.autograd.grad(function(leaf).sum(), leaf)[0]
 
 
 def _run_of(module: nn.Linear | StackedLinear, weight: Tensor, scale: int) -> Callable[..., Tensor]:
@@ -178,11 +211,21 @@ def _run_of(module: nn.Linear | StackedLinear, weight: Tensor, scale: int) -> Ca
 
 def parts_of(controller: Any) -> Parts | None:
     """What a controller says that it does; None if its class does not say so, or something is hooked into it."""
-    own = vars(type(controller)).get("perceptron")  # a class derived from it may do something else
-    if own is None or _is_hooked(controller) or any(getattr(torch_module, f"_global{name}") for name in _HOOKS):
+    if not isinstance(controller, nn.Module) or _is_hooked(controller):
         return None
-    parts: Parts | None = own(controller)
+    if any(getattr(torch_module, f"_global{name}") for name in _HOOKS):
+        return None
+    if type(controller) is nn.Sequential:
+        last = controller[-1] if len(controller) else None
+        return Parts(controller, (last.out_features,)) if isinstance(last, nn.Linear) else None
+    own = vars(type(controller)).get("perceptron")  # a class derived from it may do something else
+    parts: Parts | None = None if own is None else own(controller)
     return parts
+
+
+def _activation_of(module: nn.Module) -> Activation | None:
+    kind = type(module)
+    return ACTIVATIONS.get(kind, vars(kind).get("activation"))
 
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -198,7 +241,8 @@ def _is_hooked(module: nn.Module) -> bool:
 
 def _is_changed(parts: Parts) -> bool:
     """Whether something is hooked into the layers, or a parameter is none that has its values and their version."""
-    for module in (parts.layers, *parts.layers):
+    ends = (end for end in (parts.before, parts.squash) if end is not None)
+    for module in (parts.layers, *parts.layers, *ends):
         if _is_hooked(module):
             return True
         # Within torch.func.functional_call, as where a program is recorded, tensors are in the place of parameters
@@ -293,10 +337,10 @@ class PerceptronTape(ControllerTape):
         self.layers = layers
         self.state = order.by_member(state)
         self._perceptron = perceptron
-        observation = system.observe(self.state).flatten(1)
+        self._observation = observation = system.observe(self.state)
         self._outputs = perceptron.run(observation) if kept is None else kept
         by_module = {layer.module: layer for layer in layers}
-        inputs = perceptron.inputs(observation, self._outputs)
+        inputs = perceptron.inputs(perceptron.seen(observation), self._outputs)
         called = (by_module[module] for module in perceptron.modules)
         self.calls = list(starmap(Call, zip(called, inputs, self._outputs, strict=True)))
         self.actions = order.by_time(perceptron.act(self._outputs).flatten(1))
@@ -310,14 +354,13 @@ class PerceptronTape(ControllerTape):
     def between(self) -> list[Tensor | None]:
         """The slopes of what each layer is given by what the one before gave, and of the actions, (N, width) by time.
 
-        None where they are passed on as they are, as the first one is given what is observed.
+        None where they are passed on as they are.
         """
         perceptron, ones = self._perceptron, self._outputs[0].new_ones(())
         activation = perceptron.activation
         slopes = [] if activation is None else [activation.pull(ones, one) for one in self._outputs[:-1]]
-        last = [] if self.squash_slope is None else [self.squash_slope]
-        found = [self.order.by_time(one.flatten(0, -2)) for one in (*slopes, *last)]
-        return [None, *found, *([] if last else [None])]
+        found = [perceptron.seen_slope(self._observation), *slopes, self.squash_slope]
+        return [None if one is None else self.order.by_time(one.flatten(0, -2)) for one in found]
 
     @cached_property
     def layer_slopes(self) -> list[Sequence[Tensor]]:
@@ -350,6 +393,7 @@ class PerceptronTape(ControllerTape):
         """The slopes of the actions by the state, K, (N, m, n)."""
         by_observation = self._perceptron.pulled(0, self._slopes_by_layer[0])  # (m, *members, R or 1, o)
         rows = by_observation.expand(-1, *self._outputs[-1].shape[:-1], -1).flatten(1, -2).transpose(0, 1)
-        rows = self.order.by_time(rows)
+        seen_slope = self._perceptron.seen_slope(self._observation)
+        rows = self.order.by_time(rows if seen_slope is None else rows * seen_slope.unsqueeze(1))
         pull = self.system.observe_pullback(self.order.by_time(self.state))
         return rows if pull is None else pull(slice(None), rows.transpose(0, 1)).transpose(0, 1)

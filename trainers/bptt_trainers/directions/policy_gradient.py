@@ -37,6 +37,7 @@ from bptt_trainers.directions.rules import (
 )
 from bptt_trainers.directions.stacked import StackedEngine
 from bptt_trainers.directions.surroundings import computing
+from bptt_trainers.directions.switching import Compile, compile_setting
 
 ENGINES = get_args(EngineName)
 
@@ -159,7 +160,7 @@ def choose_engine(
     initial_states: Tensor,
     engine: EngineName = "auto",
     *,
-    compile: bool = False,
+    compile: Compile = False,
     entropy: float | EntropyWeight = 0.0,
 ) -> Choice:
     """The engine of that name for `controller`, see `ChosenEngine`.
@@ -170,18 +171,23 @@ def choose_engine(
         initial_states: (B, *state_shape), in the dtype and on the device of the controller.
         engine: as in `policy_gradient`.
         compile: compile the loops of the adjoint engine at its first call, see `CompiledEngine`; keep the engine,
-            as each one reads its programs from the disk again. They are made anew when anything changes.
+            as each one reads its programs from the disk again. They are made anew when anything changes. "auto": a
+            second process makes them while the engine works uncompiled, until `ChosenEngine.switch` takes them; on a
+            GPU, where they are made in no time, as True.
         entropy: as in `policy_gradient`, or what a step's is worth in each state.
 
     Raises:
         ValueError: as `policy_gradient`, and if `compile` is asked for and the adjoint engine is not the choice.
     """
     checks.one_of("engine", engine, ENGINES)
+    compile = compile_setting("compile", compile)
     entropy = entropy if callable(entropy) else checks.not_negative("entropy", entropy)
     _check_states(system, controller, initial_states)
+    if compile == "auto" and initial_states.is_cuda:
+        compile = True
     if engine == "autograd" and compile:
         raise ValueError(
-            "compile=True compiles the adjoint engine; engine must be 'adjoint' or 'auto', not 'autograd'."
+            f"compile={compile!r} compiles the adjoint engine; engine must be 'adjoint' or 'auto', not 'autograd'."
         )
     chosen = ChosenEngine(system, controller, engine, compile, entropy)
     chosen.choose(initial_states)

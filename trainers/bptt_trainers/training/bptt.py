@@ -106,6 +106,7 @@ class BPTTLearner(Learner):
             self.test_states = checked_states("test_states", judged, system).to(parameter)
             self.trained_system = with_extra_cost(system, extra_cost, self.train_states)  # its loss is trained on
             self.choice: Choice = self._choose()
+            self._compiled_from: int | None = None  # epochs that were trained before compile="auto" took its programs
             self._estimator: EstimatorEngine | None = None
             if config.estimator != "pathwise":
                 self._estimator = EstimatorEngine(
@@ -162,7 +163,10 @@ class BPTTLearner(Learner):
         with computing(self.train_states):
             refuse_memory(self.system, self.controller, self.test_states[:2])
             with torch.random.fork_rng([self.device] if self._on_cuda else []):
-                yield
+                try:
+                    yield
+                finally:
+                    self.choice.engine.close()
 
     def begin(self) -> None:
         """Seed torch, for controllers that draw random numbers."""
@@ -174,10 +178,16 @@ class BPTTLearner(Learner):
     @contextmanager
     def epoch(self, number: int) -> Iterator[None]:
         """Around the updates of the epoch after `number` others: the weights are those that training goes on from."""
+        self._take_programs(number)
         self._follow()
         with self._optimizer.training():
             self._batches = self._start_states.of_epoch(number).split(self.config.batch_size)
             yield
+
+    def _take_programs(self, number: int) -> None:
+        """Before the epoch after `number` others: compute by what compile="auto" has made, if it is all made."""
+        if self.choice.engine.switch():
+            self._compiled_from = number
 
     def update(self, number: int) -> Generator[Query, None, Update]:
         """Ask for the direction of the rule, and make update `number` of the run by it."""
@@ -280,8 +290,9 @@ class BPTTLearner(Learner):
             return rollout(self.system, self.controller, states)
 
     def state_dict(self) -> Checkpoint:
-        """The controller's and the optimizer's."""
-        return {"controller": copy.deepcopy(self.controller.state_dict()), **self._optimizer.state_dict()}
+        """The controller's and the optimizer's, and since when programs that compile="auto" made are used."""
+        auto = {"compiled_from": self._compiled_from} if self.config.compile == "auto" else {}
+        return {"controller": copy.deepcopy(self.controller.state_dict()), **self._optimizer.state_dict(), **auto}
 
     def load_state_dict(self, state: Checkpoint) -> None:
         """Go on from a state, with the parameters that were trained in its epoch."""
@@ -290,6 +301,11 @@ class BPTTLearner(Learner):
             parameter.requires_grad_(name in state.get("trained", self.parameters))
         self._follow()
         self._optimizer.load_state_dict(state)
+        if self.config.compile == "auto":
+            self._compiled_from = state.get("compiled_from")
+            self.choice.engine.switch_back()
+            if self._compiled_from is not None:
+                self.choice.engine.switch(wait=True)
 
     def random_state(self) -> Checkpoint:
         """The state of torch's random numbers, on the CPU and on the device."""

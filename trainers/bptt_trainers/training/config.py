@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_type_hints
 
 from tyro.conf import Suppress
+from tyro.constructors import PrimitiveConstructorSpec
 
 from bptt_envs.checks import finite, mapping, shown
 from bptt_envs.settings import By, Count, Decay, NotNegative, Positive, Seed, read
@@ -17,6 +18,7 @@ from bptt_trainers.controllers.networks import widths
 from bptt_trainers.directions.chosen_engine import EngineName
 from bptt_trainers.directions.estimators import EstimatorName
 from bptt_trainers.directions.rules import Combine, named_rule
+from bptt_trainers.directions.switching import Compile
 from bptt_trainers.records.plain import plain
 from bptt_trainers.training.recorders import BY_DEFAULT, recorder_names
 from bptt_trainers.training.torch_optimizer import named_optimizer
@@ -57,6 +59,29 @@ def _option(name: str, value: Any) -> Any:
     if not isinstance(value, (bool, int, str, type(None))):
         raise ValueError(f"{name} must be a number, text, True, False, None or a tuple of these; got {shown(value)}.")
     return value
+
+
+def _compile_option(words: list[str]) -> bool | Literal["auto"] | None:
+    """What comes after --compile: nothing stands for True."""
+    values: dict[tuple[str, ...], bool | Literal["auto"] | None] = {
+        (): True,
+        ("True",): True,
+        ("False",): False,
+        ("auto",): "auto",
+        ("None",): None,
+    }
+    if tuple(words) not in values:
+        raise ValueError(f"--compile takes nothing, True, False or auto; got {' '.join(words)}")
+    return values[tuple(words)]
+
+
+COMPILE_OPTION: PrimitiveConstructorSpec[Any] = PrimitiveConstructorSpec(
+    nargs="*",
+    metavar="[True|False|auto]",
+    instance_from_str=_compile_option,
+    is_instance=lambda value: value in (True, False, "auto", None),
+    str_from_instance=lambda value: [str(value)],
+)
 
 
 class Mark:
@@ -195,8 +220,9 @@ class TrainConfig:
     engine: Annotated[EngineName, TOGETHER] = "auto"
     """How directions are computed: autograd (the definition), adjoint (fast) or auto (chooses)."""
 
-    compile: Annotated[bool, ANY_TIME, TOGETHER] = False
-    """Compile the loops of the adjoint engine: needs a C++ compiler and keeps the code on disk; a GPU needs none."""
+    compile: Annotated[Compile, COMPILE_OPTION, ANY_TIME, TOGETHER] = False
+    """Compile the loops of the adjoint engine: needs a C++ compiler and keeps the code on disk; a GPU needs none. auto:
+    train uncompiled until a second process has compiled them, and by them from the next epoch on."""
 
     device: Annotated[Device, ANY_TIME, TOGETHER] = "cpu"
     """Where to compute: cpu, cuda or, of several GPUs, one such as cuda:1."""

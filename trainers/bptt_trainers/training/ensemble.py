@@ -233,7 +233,7 @@ class Ensemble:
                     template,
                     first.train_states,
                     PURPOSE,
-                    compile=first.config.compile,
+                    compile=first.config.compile is True,
                     entropy=first.config.entropy if kind is DirectionQuery else 0.0,
                 )
                 if kind is DirectionQuery and self._engines:
@@ -425,6 +425,8 @@ def _check_configs(configs: Sequence[TrainConfig], own_controllers: bool) -> Non
                 )
     if first.engine == "autograd":
         raise CannotStackError(f"an ensemble is computed by the adjoint engine; got engine='autograd'. {_ONE_BY_ONE}")
+    if first.compile == "auto":
+        raise CannotStackError(f"an ensemble is compiled from its start or not; got compile='auto'. {_ONE_BY_ONE}")
     if first.estimator != "pathwise":
         raise CannotStackError(f"ensembles take gradients pathwise; got estimator={first.estimator!r}. {_ONE_BY_ONE}")
     for (i, one), (j, other) in combinations(enumerate(configs), 2):

@@ -115,6 +115,7 @@ class SHACLearner(BPTTLearner):
     @contextmanager
     def epoch(self, number: int) -> Iterator[None]:
         """Around the updates of the epoch after `number` others: the weights are those that training goes on from."""
+        self._take_programs(number)
         self._follow()
         with self._optimizer.training():
             yield

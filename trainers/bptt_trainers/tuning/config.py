@@ -68,7 +68,8 @@ class TuneConfig:
     """Seeds what trials are drawn from; the same for every method."""
 
     compile: bool = False
-    """Compile the loops of the adjoint engine: needs a C++ compiler; compiled code is kept on disk."""
+    """Compile the loops of the adjoint engine, for each method that has them: all but LR, TP, AoBG and reinforcement
+    learning. Needs a C++ compiler; compiled code is kept on disk."""
 
     jobs: Count = 1
     """Processes that make trials at once, with one thread each."""
