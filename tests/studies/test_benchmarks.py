@@ -359,7 +359,6 @@ def test_ppo_is_timed_by_the_number_of_environments_beside_their_stepping(monkey
     assert "| 1 | 64 | 10 | " in rl.to_markdown([{name: str(value) for name, value in row.items()} for row in rows])
 
 
-
 def test_numbers_are_written_for_readers():
     assert [number(text) for text in ("0.04213", "1.5", "21.26", "345.678", "12345.6", "")] == [
         "0.0421",
