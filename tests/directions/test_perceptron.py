@@ -6,17 +6,18 @@ import pytest
 import torch
 from torch import nn
 
-from bptt_envs.systems import CartPole, MultiPole
-from bptt_trainers import MLP, Gaussian, policy_gradient
+from bptt_envs.systems import CartPole, MultiPole, QuantumControl
+from bptt_trainers import MLP, ConvNet, Gaussian, policy_gradient
 from bptt_trainers.controllers.normalized import Normalized
 from bptt_trainers.directions import chosen_engine, perceptron
 from bptt_trainers.directions.adjoint import AdjointEngine
 from bptt_trainers.directions.autograd import AutogradEngine
+from bptt_trainers.directions.convolutions import Convolutions
 from bptt_trainers.directions.perceptron import Perceptron
 from bptt_trainers.directions.policy_gradient import choose_engine
 from bptt_trainers.directions.rollout import rollout
 from bptt_trainers.directions.rules import MODIFIED, REGULAR, STOPPED, Feedback
-from bptt_trainers.directions.stacked import StackedController
+from bptt_trainers.directions.stacked import StackedController, StackedEngine
 
 PASSES = (REGULAR, MODIFIED)
 
@@ -69,6 +70,32 @@ def test_directions_from_what_was_kept_are_those_of_autograd_and_of_a_second_run
     assert_same(engine.backward(rollout(system, controller, states), (*PASSES, STOPPED)), expected)
     monkeypatch.setattr(perceptron, "KEPT_NUMBERS", 1)
     assert_same(engine(states, (*PASSES, STOPPED))[1], expected)
+
+
+@pytest.mark.parametrize("points", [16, 17])  # where the last position meets no patch, and where all do
+@pytest.mark.parametrize("squash", [None, (-3.0, 4.0)])
+def test_convolutions_in_closed_form_go_the_way_of_autograd_alone_and_stacked(points, squash):
+    system, generator = QuantumControl(n_points=points, horizon=4), torch.Generator().manual_seed(0)
+    controller = ConvNet((points, 2), (1,), (5, 4), squash=squash, generator=generator).double()
+    states = starts(system, dtype=torch.float64)
+    engine = AdjointEngine(system, controller)
+    assert isinstance(engine.perceptron, Convolutions)
+    losses, expected = AutogradEngine(system, controller)(states, PASSES)
+    found, directions = engine(states, PASSES)
+    torch.testing.assert_close(found, losses)
+    assert_same(directions, expected)
+    assert_same(engine.backward(rollout(system, controller, states), PASSES), expected)
+    parameters = {n: torch.stack([p, p]).detach() for n, p in controller.named_parameters()}
+    found, directions = StackedEngine(system, controller)(parameters, torch.stack([states, states]), PASSES)
+    torch.testing.assert_close(found, torch.stack([losses, losses]))
+    for member in range(2):
+        assert_same({f: {n: one[member] for n, one in d.items()} for f, d in directions.items()}, expected)
+
+
+def test_convolutions_with_several_actions_are_not_taken_in_closed_form():
+    system = QuantumControl(n_points=16, horizon=2)
+    assert AdjointEngine(system, ConvNet((16, 2), (1,)), products=True).perceptron is None
+    assert Perceptron.of(ConvNet((16, 2), (2,))) is None
 
 
 def test_what_was_kept_is_of_one_trajectory_and_one_set_of_weights():

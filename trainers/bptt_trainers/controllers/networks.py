@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from bptt_envs import checks
 from bptt_trainers.controllers.controller import Controller
+from bptt_trainers.directions.convolutions import Convolutions
 from bptt_trainers.directions.perceptron import Parts
 
 Numbers = float | Sequence[Any] | Tensor
@@ -134,6 +136,14 @@ class ConvNet(Controller):
     def settings(self) -> dict[str, Any]:
         """What its constructor takes besides the shapes and the generator, as plain data."""
         return {"hidden": list(self.hidden)} | settings_of_squash(self.squash)
+
+    def perceptron(self) -> Parts | None:
+        """What `forward` does, see `Parts`; None where an action is not a single number."""
+        if math.prod(self.action_shape) != 1:
+            return None
+        between = (part for convolution in self.convolutions for part in (convolution, self.tanh))
+        form = partial(Convolutions, length=self.observation_shape[0], kernel=self.KERNEL, stride=self.STRIDE)
+        return Parts(nn.Sequential(*between, self.head), self.action_shape, squash=self.squash, form=form)
 
     def forward(self, observation: Tensor) -> Tensor:
         """Observations (B, L, channels) -> actions (B, *action_shape)."""

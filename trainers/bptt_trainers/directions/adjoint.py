@@ -140,7 +140,8 @@ class AdjointEngine:
         # A Sequential does not flatten what it is given
         flat = len(self.system.observation_shape) == 1 or type(self.controller) is not nn.Sequential
         alone = self.by_layer and self.chained and not self.others and not isinstance(self.system, AugmentedSystem)
-        return Perceptron.of(self.controller) if alone and flat else None
+        found = Perceptron.of(self.controller) if alone and flat else None
+        return None if found is None or (self.products and not found.is_chain) else found
 
     def tape(
         self,

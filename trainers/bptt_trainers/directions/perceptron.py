@@ -8,7 +8,7 @@ follow from the h_i alone, as products of W_i^T and of 1 - h_i^2.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from itertools import starmap
 from typing import Any, NamedTuple, Protocol
@@ -73,6 +73,7 @@ class Parts(NamedTuple):
     action_shape: tuple[int, ...]
     before: nn.Module | None = None  # a function of each number that is observed, (B, *observation_shape)
     squash: nn.Module | None = None  # a function of each number of the actions, (B, *action_shape)
+    form: Callable[..., Perceptron] | None = None  # what runs them; None: a `Perceptron`
 
 
 class Perceptron:
@@ -83,7 +84,12 @@ class Perceptron:
         modules: the layers, all nn.Linear or all of E members.
         activation: between them; None of a single layer.
         parts: that they are of.
+
+    Attributes:
+        is_chain: whether nothing but functions of each number are between the layers.
     """
+
+    is_chain = True
 
     def __init__(
         self,
@@ -96,11 +102,12 @@ class Perceptron:
         self.modules = modules
         self.activation = activation
         self.before, self.squash, self.action_shape = parts.before, parts.squash, parts.action_shape
-        self.weights = [module.weight.detach() for module in modules]
+        self.weights = [self.weight_of(i) for i in range(len(modules))]
         self.members = self.weights[0].shape[:-2]  # (E,), or () of a single one
         scale = 1 if activation is None else activation.scale(self.weights[0])
         settle = None if activation is None else activation.settling(self.weights[0])
-        self._runs = [(_run_of(module, scale), settle) for module in modules[:-1]] + [(_run_of(modules[-1], 1), None)]
+        *inner, last = zip(modules, self.weights, strict=True)
+        self._runs = [*((_run_of(*one, scale), settle) for one in inner), (_run_of(*last, 1), None)]
         self._nowhere = [None] * len(modules)
 
     @classmethod
@@ -113,7 +120,8 @@ class Perceptron:
         modules = [module for module in layers if is_linear(module)]
         kinds = {_activation_of(module) for module in between}
         known = len(modules) == len(layers) == len(between) + 1 and len(kinds) <= 1 and None not in kinds
-        return cls(controller, modules, next(iter(kinds), None), parts) if known else None
+        form = cls if parts.form is None else parts.form
+        return form(controller, modules, next(iter(kinds), None), parts) if known else None
 
     @property
     def widths(self) -> list[int]:
@@ -143,6 +151,26 @@ class Perceptron:
             outputs.append(given)
         return outputs
 
+    def weight_of(self, layer: int) -> Tensor:
+        """The weight of a layer, (*members, out, in), in the order in which it is met."""
+        return self.modules[layer].weight.detach()
+
+    def inputs(self, observation: Tensor, outputs: Sequence[Tensor]) -> list[Tensor]:
+        """What each layer was given, (N, ..., in), with what the first one was, (N, o), and what `run` gave."""
+        return [observation, *outputs[:-1]]
+
+    def pulled(self, layer: int, vectors: Tensor) -> Tensor:
+        """Vectors by what a layer gave, (..., *members, R, width), as vectors by what it was given."""
+        return vectors @ self.weights[layer]
+
+    def by_row(self, layer: int, slope: Tensor) -> Tensor:
+        """Slopes by what a layer gave, (m, N, width), as its input is laid out."""
+        return slope
+
+    def restored(self, products: Mapping[str, Tensor], calls: Sequence[Call]) -> dict[str, Tensor]:
+        """Products with the weights of all calls, by name, in the order of the parameters."""
+        return dict(products)
+
     def seen(self, observation: Tensor) -> Tensor:
         """What the first layer is given, (B, o), of observations (B, *observation_shape)."""
         given = observation if self.before is None else self.before(observation)
@@ -170,9 +198,9 @@ def _slope_of_each(function: Callable[[Tensor], Tensor], value: Tensor) -> Tenso
         return torch.autograd.grad(function(leaf).sum(), leaf)[0]
 
 
-def _run_of(module: nn.Linear | StackedLinear, scale: int) -> Callable[..., Tensor]:
+def _run_of(module: nn.Linear | StackedLinear, weight: Tensor, scale: int) -> Callable[..., Tensor]:
     """A layer as a function of its input and of where to write, times a power of two, which rounds nothing."""
-    weight = module.weight.detach().mT
+    weight = weight.mT
     shift = None if module.bias is None else module.bias.detach()
     if isinstance(module, StackedLinear):
         start = weight.new_zeros(1, 1, 1) if shift is None else shift.unsqueeze(1)
@@ -312,7 +340,7 @@ class PerceptronTape(ControllerTape):
         self._observation = observation = system.observe(self.state)
         self._outputs = perceptron.run(observation) if kept is None else kept
         by_module = {layer.module: layer for layer in layers}
-        inputs = [perceptron.seen(observation), *self._outputs[:-1]]
+        inputs = perceptron.inputs(perceptron.seen(observation), self._outputs)
         called = (by_module[module] for module in perceptron.modules)
         self.calls = list(starmap(Call, zip(called, inputs, self._outputs, strict=True)))
         self.actions = order.by_time(perceptron.act(self._outputs).flatten(1))
@@ -338,7 +366,8 @@ class PerceptronTape(ControllerTape):
     def layer_slopes(self) -> list[Sequence[Tensor]]:
         """The slopes of each action component by what each layer gave, m of (N, width) for each."""
         last = self._slopes_by_layer[-1].expand(-1, *self._outputs[-1].shape)
-        return [one.flatten(1, -2).unbind(0) for one in (*self._slopes_by_layer[:-1], last)]
+        found = [one.flatten(1, -2) for one in (*self._slopes_by_layer[:-1], last)]
+        return [self._perceptron.by_row(i, one).unbind(0) for i, one in enumerate(found)]
 
     @cached_property
     def _slopes_by_layer(self) -> list[Tensor]:
@@ -349,16 +378,20 @@ class PerceptronTape(ControllerTape):
         slope = torch.eye(m, dtype=weights[-1].dtype, device=weights[-1].device).view(m, *(1,) * weights[-1].dim(), m)
         slope = slope.squeeze(1) if self.squash_slope is None else slope.squeeze(1) * self.squash_slope
         slopes = [slope]
-        for weight, value in zip(weights[:0:-1], self._outputs[-2::-1], strict=True):
+        for i in range(len(weights) - 1, 0, -1):
             assert activation is not None
-            slope = activation.pull(slope @ weight, value)
+            slope = activation.pull(perceptron.pulled(i, slope), self._outputs[i - 1])
             slopes.append(slope)
         return slopes[::-1]
+
+    def products(self, weights: Tensor, others: Sequence[str]) -> dict[str, Tensor]:
+        """As those of `ControllerTape`."""
+        return self._perceptron.restored(super().products(weights, others), self.calls)
 
     @cached_property
     def jacobian(self) -> Tensor:
         """The slopes of the actions by the state, K, (N, m, n)."""
-        by_observation = self._slopes_by_layer[0] @ self._perceptron.weights[0]  # (m, *members, R or 1, o)
+        by_observation = self._perceptron.pulled(0, self._slopes_by_layer[0])  # (m, *members, R or 1, o)
         rows = by_observation.expand(-1, *self._outputs[-1].shape[:-1], -1).flatten(1, -2).transpose(0, 1)
         seen_slope = self._perceptron.seen_slope(self._observation)
         rows = self.order.by_time(rows if seen_slope is None else rows * seen_slope.unsqueeze(1))
