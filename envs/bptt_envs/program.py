@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from bptt_envs.recorder import recorded
+from bptt_envs.recorder import read_back, recorded, written
 
 Tensors = tuple[Tensor, ...]
 Run = Callable[[list[Tensor]], list[Tensor]]
@@ -175,8 +175,9 @@ class Order:
     def __init__(self, function: Callable[..., Tensors], inputs: Sequence[Tensor]) -> None:
         self.folder = cache_folder()
         _make_own(self.folder)
+        inputs = [one.detach().clone() for one in inputs]  # without gaps, as a program has them laid out
         with torch.no_grad():
-            self.graph, self.constants = _recorded(function, [one.detach().clone() for one in inputs])
+            self.graph, self.constants = _recorded(function, inputs)
         self.forms = [(one.shape, one.stride(), one.dtype) for one in (*inputs, *self.constants)]
         self.threads = torch.get_num_threads()
         self.name = _digest(self.graph, self.forms, self.threads)
@@ -194,7 +195,10 @@ class Order:
         return _compiled(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "constants": None}
+        return {**vars(self), "constants": None, "graph": written(self.graph.graph)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, graph=read_back(state["graph"]))
 
 
 class _CudaGraph:

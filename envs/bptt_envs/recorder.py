@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -93,3 +94,55 @@ class _Recorder(TorchDispatchMode):
             with self.graph.inserting_after(self._last):
                 node = self.graph.placeholder(name)
         self._nodes[tensor] = self._last = node
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """Stands for a node in the arguments of another one."""
+
+    name: str
+
+
+def written(graph: fx.Graph) -> list[tuple[Any, ...]]:
+    """A graph that `recorded` gave, as what can be pickled.
+
+    Torch's own way of pickling one runs what takes no tensor, such as to make an identity matrix, and takes the outcome
+    for an input.
+    """
+
+    def refer(node: fx.Node) -> Any:
+        return _Reference(node.name)
+
+    return [
+        (node.op, node.name, _name_of(node.target), fx.map_arg(node.args, refer), fx.map_arg(node.kwargs, refer))
+        for node in graph.nodes
+    ]
+
+
+def read_back(rows: Sequence[tuple[Any, ...]]) -> fx.GraphModule:
+    """The opposite of `written`."""
+    graph = fx.Graph()
+    nodes: dict[str, fx.Node] = {}
+    for op, name, target, args, kwargs in rows:
+        args, kwargs = tree_map_only(_Reference, lambda one: nodes[one.name], (args, kwargs))
+        called = _named(target) if op == "call_function" else target
+        nodes[name] = graph.create_node(op, called, args, kwargs, name)
+    return fx.GraphModule(nn.Module(), graph)
+
+
+def _name_of(target: Any) -> str:
+    return str(target) if isinstance(target, (str, torch._ops.OpOverload)) else GET_ITEM
+
+
+def _named(name: str) -> Callable[..., Any]:
+    """The operation of a name such as "aten.add.Tensor"."""
+    if name == GET_ITEM:
+        return operator.getitem
+    found: Any = torch.ops
+    for part in name.split("."):
+        found = getattr(found, part)
+    operation: Callable[..., Any] = found
+    return operation
+
+
+GET_ITEM = "getitem"

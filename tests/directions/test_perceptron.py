@@ -193,3 +193,38 @@ def test_auto_leaves_one_pass_over_a_large_batch_to_autograd_where_layers_would_
     assert [(chosen(states, passes), chosen.name)[1] for passes in ((REGULAR,), PASSES)] == ["autograd", "adjoint"]
     monkeypatch.setattr(chosen_engine, "KEPT_NUMBERS", 3 * 4 * 11)  # what autograd may keep
     assert engines(noisy) == ["adjoint"] * 3
+
+
+@pytest.mark.parametrize("part", ["head", "squash"])
+def test_of_a_perceptron_with_parameters_beside_its_layers_the_directions_are_autograds(part):
+    class Bent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.reach = nn.Parameter(torch.tensor(2.0, dtype=torch.float64))
+
+        def forward(self, x):
+            return self.reach * torch.tanh(x)
+
+    system = CartPole(horizon=5)
+    controller, states = mlp(system).double(), starts(system, dtype=torch.float64)
+    controller.register_module(part, Bent())  # the one is not called, the other is
+    _, expected = AutogradEngine(system, controller)(states, PASSES)
+    assert_same(AdjointEngine(system, controller)(states, PASSES)[1], expected)
+
+
+class Marked(CartPole):
+    """A cost at the states of one step alone; none, not one of zeros, where no sample is at one of them."""
+
+    marks = torch.zeros(0)
+
+    def running_cost(self, state, action, next_state):
+        near = torch.cdist(state, self.marks).amin(1) < 1e-6
+        return torch.where(near, state.square().sum(1), 0.0) if near.any() else state.new_zeros(len(state))
+
+
+def test_a_cost_that_some_steps_have_reaches_the_step_before_them():
+    system = Marked(horizon=11, objective="final")
+    controller, states = mlp(system).double(), starts(system, dtype=torch.float64)
+    system.marks = rollout(CartPole(horizon=11), controller, states).states[7]  # the first of a segment of 3
+    _, expected = AutogradEngine(system, controller)(states, (STOPPED,))
+    assert_same(AdjointEngine(system, controller, segment_samples=12)(states, (STOPPED,))[1], expected)

@@ -1,6 +1,7 @@
 """Compiled programs: what is run is the user's own, whole, and made for the layout that it is given."""
 
 import os
+import pickle
 import re
 import shutil
 import subprocess
@@ -238,6 +239,21 @@ def test_constants_are_inputs_that_nobody_has_to_give():
     assert orders[0].name == orders[1].name
     graph, constants = orders[0].graph, orders[0].constants
     torch.testing.assert_close(graph(INPUTS[0], *constants)[0], INPUTS[0] * torch.tensor([1.0, 2.0, 3.0]))
+
+
+def test_another_process_makes_what_was_ordered():
+    """Operations on no tensor, too, of which torch's own pickling makes inputs; and those that give several."""
+
+    def eyes(x, y):
+        first, *_ = torch.split(x.clone().add_(1.0), 1)
+        return first @ torch.eye(3, dtype=torch.float32) + torch.tensor([1.0, 2.0, 3.0]), y.to(torch.float64)
+
+    order = program.Order(eyes, INPUTS)
+    again = pickle.loads(pickle.dumps(order))
+    assert again.graph.code == order.graph.code
+    assert not dict(again.graph.named_buffers())
+    for found, expected in zip(again.graph(*INPUTS, *order.constants), eyes(*INPUTS), strict=True):
+        assert torch.equal(found, expected)
 
 
 def test_the_common_temporary_folder_is_not_used(compiled, common):

@@ -191,9 +191,10 @@ def exact_test(sides: Sequence[tuple[ArrayLike, ArrayLike]]) -> float:
     shares, found = np.ones(1), 0
     for ways, place in dealt:
         step = whole // (len(ways) - 1)
-        spread_out = np.zeros(whole + 1)
-        spread_out[::step] = ways / ways.sum()
-        shares = np.convolve(shares, spread_out)
+        longer = np.zeros(len(shares) + whole)
+        for i, share in enumerate(ways / ways.sum()):
+            longer[i * step : i * step + len(shares)] += share * shares
+        shares = longer
         found += place * step
     return float(min(1.0, 2 * min(shares[: found + 1].sum(), shares[found:].sum())))
 

@@ -136,7 +136,7 @@ class AdjointEngine:
 
     @property
     def perceptron(self) -> Perceptron | None:
-        """The controller as it is now in closed form, where that is known."""
+        """The controller as it is now in closed form, where that is known and nothing but its layers is trained."""
         # A Sequential does not flatten what it is given
         flat = len(self.system.observation_shape) == 1 or type(self.controller) is not nn.Sequential
         alone = self.by_layer and self.chained and not self.others and not isinstance(self.system, AugmentedSystem)
@@ -180,7 +180,7 @@ class AdjointEngine:
         with unhooked(self.controller):
             for steps in self._segments(adjoint.shape[1], len(passes), felt):
                 states, actions = trajectory.states[steps.start : steps.stop + 1], trajectory.actions[steps]
-                if steps.stop <= felt and not self._pays(states, actions):
+                if steps.stop <= felt and not (adjoint.any() or self._pays(states, actions)):
                     continue
                 open_here = None if open_steps is None else open_steps[steps]
                 later = None if mix is None else replace(mix, taken=partial(_shifted, mix, steps.start))
