@@ -304,8 +304,10 @@ def _compiled(order: Order) -> Path:
     torch.set_num_threads(order.threads)
     with _quiet(), tempfile.TemporaryDirectory(dir=folder) as passing, _compiler_works_in(Path(passing)):
         try:
+            from torch._inductor.codecache import CppWrapperCodeCache
             from torch._inductor.compile_fx import compile_fx  # takes a second, which what is found need not
 
+            CppWrapperCodeCache.cache_clear()  # else what this process compiled before, or failed to, is not again
             inputs = [torch.empty_strided(shape, stride, dtype=dtype) for shape, stride, dtype in order.forms]
             with torch.no_grad():
                 compile_fx(order.graph, inputs, config_patches=COMPILER_SETTINGS)
