@@ -317,7 +317,9 @@ def _compiled(order: Order) -> Path:
         finally:
             torch.set_num_threads(threads)
         made.chmod(0o600)
-        return made.replace(folder / f"{name}-{_content(made)}{SUFFIX}")
+        whole = made.replace(Path(passing).with_suffix(".made"))
+    # Only now, as who waits for it may end this process as soon as it is there
+    return whole.replace(folder / f"{name}-{_content(whole)}{SUFFIX}")
 
 
 def _loaded(path: Path) -> Entry:
