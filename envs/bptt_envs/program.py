@@ -299,27 +299,45 @@ def _recorded(function: Callable[..., Tensors], inputs: Sequence[Tensor]) -> tup
 
 
 def _compiled(order: Order) -> Path:
-    """Compile an order into a library."""
-    folder, name, threads = order.folder, order.name, torch.get_num_threads()
-    torch.set_num_threads(order.threads)
-    with _quiet(), tempfile.TemporaryDirectory(dir=folder) as passing, _compiler_works_in(Path(passing)):
-        try:
-            from torch._inductor.codecache import CppWrapperCodeCache
-            from torch._inductor.compile_fx import compile_fx  # takes a second, which what is found need not
+    """Compile an order into a library.
 
-            CppWrapperCodeCache.cache_clear()  # else what this process compiled before, or failed to, is not again
-            inputs = [torch.empty_strided(shape, stride, dtype=dtype) for shape, stride, dtype in order.forms]
-            with torch.no_grad():
-                compile_fx(order.graph, inputs, config_patches=COMPILER_SETTINGS)
-            (made,) = Path(passing).rglob(f"*.main{SUFFIX}")
-        except Exception as error:  # the compiler has errors of many kinds
-            raise CompilerError(f"compile=True failed ({_first_line(error)}); use compile=False.") from error
-        finally:
-            torch.set_num_threads(threads)
-        made.chmod(0o600)
-        whole = made.replace(Path(passing).with_suffix(".made"))
-    # Only now, as who waits for it may end this process as soon as it is there
-    return whole.replace(folder / f"{name}-{_content(whole)}{SUFFIX}")
+    Raises:
+        CompilerError: if that fails, or nothing can be written into the folder.
+    """
+    folder = order.folder
+    workplace = None if any(map(str.isspace, str(folder))) else folder  # torch hands g++ its path without quotes
+    try:
+        with _quiet(), tempfile.TemporaryDirectory(dir=workplace) as passing, _compiler_works_in(Path(passing)):
+            made = _library(order, Path(passing))
+            made.chmod(0o600)
+            whole = Path(shutil.move(made, (folder / Path(passing).name).with_suffix(".made")))
+        # Only now, as who waits for it may end this process as soon as it is there
+        return whole.replace(folder / f"{order.name}-{_content(whole)}{SUFFIX}")
+    except OSError as error:
+        raise CompilerError(
+            f"the folder of compiled programs, {folder}, cannot be written to ({error.strerror}); name another one in "
+            f"{CACHE_VARIABLE}, or use compile=False."
+        ) from error
+
+
+def _library(order: Order, folder: Path) -> Path:
+    """Have torch compile an order, in a folder of its own, where it works."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(order.threads)
+    try:
+        from torch._inductor.codecache import CppWrapperCodeCache
+        from torch._inductor.compile_fx import compile_fx  # takes a second, which what is found need not
+
+        CppWrapperCodeCache.cache_clear()  # else what this process compiled before, or failed to, is not again
+        inputs = [torch.empty_strided(shape, stride, dtype=dtype) for shape, stride, dtype in order.forms]
+        with torch.no_grad():
+            compile_fx(order.graph, inputs, config_patches=COMPILER_SETTINGS)
+        (made,) = folder.rglob(f"*.main{SUFFIX}")
+        return made
+    except Exception as error:  # the compiler has errors of many kinds
+        raise CompilerError(f"compile=True failed ({_first_line(error)}); use compile=False.") from error
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _loaded(path: Path) -> Entry:

@@ -1,5 +1,8 @@
 """Perceptrons in closed form: the numbers of the module itself, and slopes that are autograd's."""
 
+import pickle
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import pytest
@@ -228,3 +231,42 @@ def test_a_cost_that_some_steps_have_reaches_the_step_before_them():
     system.marks = rollout(CartPole(horizon=11), controller, states).states[7]  # the first of a segment of 3
     _, expected = AutogradEngine(system, controller)(states, (STOPPED,))
     assert_same(AdjointEngine(system, controller, segment_samples=12)(states, (STOPPED,))[1], expected)
+
+
+def test_threads_on_one_engine_do_not_take_each_others_activations():
+    turns = threading.Barrier(2)
+
+    class InTurns(CartPole):
+        """Of which two rollouts make every step together."""
+
+        def observe(self, state):
+            if len(state) == 4:  # that of a rollout
+                turns.wait()
+            return super().observe(state)
+
+    system = InTurns(horizon=5)
+    engine = AdjointEngine(system, mlp(system).double())
+    states = starts(CartPole(), dtype=torch.float64)
+
+    def directions(scale):
+        return engine.backward(engine.rollout(scale * states), PASSES)
+
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(directions, (1.0, 1.5)))
+    for scale, one in zip((1.0, 1.5), found, strict=True):
+        assert_same(one, AutogradEngine(CartPole(horizon=5), engine.controller)(scale * states, PASSES)[1])
+
+
+def test_a_copy_of_an_engine_starts_without_activations():
+    system = CartPole(horizon=4)
+    engine, states = AdjointEngine(system, mlp(system)), starts(system)
+    expected = engine(states, PASSES)[1]
+    copy = pickle.loads(pickle.dumps(engine))
+    assert len(pickle.dumps(engine._activations)) < 200
+    assert_same(copy(states, PASSES)[1], expected)
+
+
+def test_directions_within_inference_mode_are_refused():
+    system = CartPole(horizon=4)
+    with torch.inference_mode(), pytest.raises(RuntimeError, match="inference_mode"):
+        AdjointEngine(system, mlp(system))(starts(system), PASSES)

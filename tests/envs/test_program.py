@@ -50,7 +50,7 @@ def common(tmp_path_factory):
 @pytest.fixture(scope="session")
 def compiled(tmp_path_factory, common):
     """A folder that holds the program of `function`, compiled by the second process of another one."""
-    folder = tmp_path_factory.mktemp("compiled") / "programs"
+    folder = tmp_path_factory.mktemp("compiled") / "my programs"  # torch does not quote what it hands the compiler
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith(("TORCHINDUCTOR", "TRITON"))
     }
@@ -187,6 +187,18 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "file" / "programs"))
     with pytest.raises(CompilerError, match=r"file/programs, cannot be made .*; name another one in BPTT_CACHE"):
+        Program(function, INPUTS)
+
+
+def test_a_folder_that_cannot_be_written_to_is_named(tmp_path, monkeypatch):
+    def no_room(**_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "programs"))
+    monkeypatch.setattr(program.tempfile, "TemporaryDirectory", no_room)
+    with pytest.raises(
+        CompilerError, match=r"programs, cannot be written to \(No space .*; name another one in BPTT_CACHE"
+    ):
         Program(function, INPUTS)
 
 

@@ -169,7 +169,12 @@ class AdjointEngine:
             passes: which paths each backward pass takes.
             watch: is shown the adjoints of every segment, the last segment first.
             mix: what is taken in place of the slopes by the actions, step by step.
+
+        Raises:
+            RuntimeError: within torch.inference_mode(), where slopes are not kept.
         """
+        if torch.is_inference_mode_enabled():
+            raise RuntimeError("directions cannot be taken within torch.inference_mode(); leave it, or use no_grad().")
         parameters = dict(self.controller.named_parameters())
         perceptron = self.perceptron
         totals = {n: parameters[n].new_zeros(len(passes), *parameters[n].shape) for n in self.names}

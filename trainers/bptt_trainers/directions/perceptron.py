@@ -8,6 +8,7 @@ follow from the h_i alone, as products of W_i^T and of 1 - h_i^2.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from itertools import starmap
@@ -252,16 +253,21 @@ def _is_changed(parts: Parts) -> bool:
     return False
 
 
-class Activations:
+class Activations(threading.local):
     """What the layers of a perceptron gave in the last rollout of an engine; the next one is written over it.
 
-    Memory is kept between rollouts, as to have it anew takes longer at large batches than to run the layers again.
+    Memory is kept between rollouts, as to have it anew takes longer at large batches than to run the layers again. Each
+    thread has its own, and a copy starts without. Weights that change between a rollout and the way back are noticed by
+    torch's count of their versions, which a write through `.data` or NumPy goes around.
     """
 
     def __init__(self) -> None:
         self._buffers: list[Tensor] = []
         self._of: object = None
         self._weights: object = None
+
+    def __reduce__(self) -> tuple[type[Activations], tuple[()]]:
+        return type(self), ()
 
     def acting(self, perceptron: Perceptron, steps: int, states: Tensor, *, inference: bool) -> Act:
         """The perceptron from observations to actions, called once a step of a rollout, which is kept.
