@@ -241,7 +241,7 @@ def test_threads_on_one_engine_do_not_take_each_others_activations():
 
         def observe(self, state):
             if len(state) == 4:  # that of a rollout
-                turns.wait()
+                turns.wait(60)
             return super().observe(state)
 
     system = InTurns(horizon=5)
@@ -252,9 +252,11 @@ def test_threads_on_one_engine_do_not_take_each_others_activations():
         return engine.backward(engine.rollout(scale * states), PASSES)
 
     with ThreadPoolExecutor(2) as pool:
-        found = list(pool.map(directions, (1.0, 1.5)))
-    for scale, one in zip((1.0, 1.5), found, strict=True):
-        assert_same(one, AutogradEngine(CartPole(horizon=5), engine.controller)(scale * states, PASSES)[1])
+        found = list(pool.map(directions, (1.0, 1.5) * 20))
+    plain = AutogradEngine(CartPole(horizon=5), engine.controller)
+    expected = [plain(scale * states, PASSES)[1] for scale in (1.0, 1.5)]
+    for one, wanted in zip(found, expected * 20, strict=True):
+        assert_same(one, wanted)
 
 
 def test_a_copy_of_an_engine_starts_without_activations():
