@@ -39,6 +39,7 @@ ABOVE = 10.0  # times the untrained loss: losses above it and infinite ones are 
 CLIP_TITLES = {"none": "no clipping", "value": "clipped by value", "norm": "clipped by norm", "": ""}
 BEYOND = f"triangles, and lines at the top: infinite, or more than {ABOVE:g} times the untrained loss"
 COLUMNS = 4  # of small multiples
+STRIPS = 3  # of strips, whose ticks need room
 
 
 def rules_figure(task: TaskResults) -> Figure:
@@ -120,8 +121,8 @@ def algorithm_figure(task: TaskResults, references: Sequence[str] = ("R", "PPO")
             for label in dict.fromkeys([*references, *family]):
                 series = series_of(_curves(task, methods.get(label, [])), of, top)
                 if series:
-                    again = label not in family
-                    draw_band(axes, series, Look(COLORS[label], ":") if again else looks[label], label)
+                    look = looks[label] if label in family else Look(COLORS[label], ":")
+                    draw_band(axes, series, look, label)
             _untrained(axes, task.results)
         column[0].set_title(name, fontsize=9, loc="left", color=rgb(INK))
         column[0].xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -129,7 +130,8 @@ def algorithm_figure(task: TaskResults, references: Sequence[str] = ("R", "PPO")
         column[1].set_xlabel("seconds of training", fontsize=9)
     for axes in panels[:, 0]:
         axes.set_ylabel(task.loss, fontsize=9)
-    title = f"{task.title}: {_runs(task.results)}, median and quartiles; dotted: {' and '.join(references)} once more"
+    again = " and ".join(label for label in references if label in methods)
+    title = f"{task.title}: {_runs(task.results)}, median and quartiles; dotted: {again}"
     return _finished(figure, panels.ravel(), title, _beyond([task]))
 
 
@@ -137,7 +139,7 @@ def algorithms_figure(tasks: Sequence[TaskResults]) -> Figure:
     """The final losses of every algorithm, a panel for each task: single runs and their median."""
     labels = list(dict.fromkeys(label for task in tasks for label in task.methods()))
     looks = looks_of(labels)
-    columns = min(COLUMNS, len(tasks))
+    columns = min(STRIPS, len(tasks))
     rows = math.ceil(len(tasks) / columns)
     figure = _figure(WIDTH, 0.8 + rows * (0.6 + 0.17 * len(labels)))
     panels = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
