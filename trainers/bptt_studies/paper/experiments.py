@@ -25,6 +25,7 @@ Study = Literal[
     "memory",
     "systems",
     "algorithms",
+    "budget",
 ]
 STUDIES: tuple[Study, ...] = get_args(Study)
 
@@ -145,7 +146,7 @@ def _guidance(weight: float, losses: tuple[float, ...] = (3.0, 2.0, 1.5), **opti
     return Task(f"guidance-{weight:g}", title, "DiffGuidance-v0", {"control_weight": weight, **options}, losses)
 
 
-CART_POLES = {n: _cart_pole(n) for n in (1, 2, 4)}
+CART_POLES = {n: _cart_pole(n) for n in (1, 2, 3, 4)}
 EXACT = _cart_pole(2, "cart-pole-2-exact", dynamics="exact")
 QUANTUM = {target: _quantum(target) for target in (3, 4, 5)}
 GUIDANCE = {weight: _guidance(weight) for weight in (1.0, 0.1, 0.01, 0.001)}
@@ -392,6 +393,10 @@ EXPERIMENTS: dict[str, Experiment] = {
             for task, amount in (*TUNED_TASKS, *SYSTEM_TASKS)
             if task.name == name
         ),
+        # The paper's own budget
+        *(Experiment("budget", task, _rules("RMC", ["none", "norm"]), Amount(1000, 5)) for task in CART_POLES.values()),
+        *(Experiment("budget", task, _rules("RMC", ["none", "norm"]), Amount(200, 5)) for task in GUIDANCE.values()),
+        *(Experiment("budget", task, _rules("RMC", ["norm"]), Amount(1000, 5)) for task in QUANTUM.values()),
     )
 }
 """In the order in which they are run."""
