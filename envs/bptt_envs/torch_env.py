@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
@@ -51,7 +52,7 @@ class TorchVectorEnv(Batch):
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         **options: Any,
     ) -> None:
-        if dtype not in DTYPES:
+        if not isinstance(dtype, torch.dtype) or dtype not in DTYPES:
             raise ValueError(f"dtype must be {' or '.join(map(str, DTYPES))}; got {shown(dtype)}.")
         with own_surroundings():
             built = load_system(system, options, owner=type(self).__name__)
@@ -174,9 +175,9 @@ def make_torch(
 
 def _place(device: torch.device | str | None) -> torch.device:
     """The device as tensors name it, with its number."""
-    try:
-        return torch.empty(0, device=device).device
-    except (RuntimeError, TypeError, AssertionError) as error:  # what torch raises for one that is not there
-        raise ValueError(
-            f"device must be one such as 'cpu' or 'cuda', or None; got {shown(device)}: {error}"
-        ) from error
+    if device is None or isinstance(device, (str, torch.device)):
+        with contextlib.suppress(RuntimeError, AssertionError):  # what torch raises for one that is not there
+            return torch.empty(0, device=device).device
+    raise ValueError(
+        f"device must be one that torch finds here, such as 'cpu' or 'cuda', or None; got {shown(device)}."
+    )

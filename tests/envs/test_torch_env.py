@@ -199,7 +199,9 @@ def test_errors_name_the_argument_and_what_would_be_right():
         env.step(torch.zeros(2, 1))
     with pytest.raises(ValueError, match=r"dtype must be torch.float32 or torch.float64; got torch.float16"):
         make_torch("DiffCartPole-v0", dtype=torch.float16)
-    with pytest.raises(ValueError, match="device must be one such as 'cpu' or 'cuda', or None; got 'nowhere'"):
+    with pytest.raises(
+        ValueError, match="device must be one that torch finds here, such as 'cpu' or 'cuda', or None; got 'nowhere'"
+    ):
         make_torch("DiffCartPole-v0", device="nowhere")
     with pytest.raises(ValueError, match="differentiable must be True or False; got 1"):
         make_torch("DiffCartPole-v0", differentiable=1)
