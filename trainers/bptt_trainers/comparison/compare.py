@@ -51,6 +51,8 @@ CHANGEABLE = ("methods", "seeds", "losses", "together", "jobs", "preset", "recor
 
 DEFAULTS = json.loads(json.dumps(asdict(TrainConfig())))  # of settings that are younger than a folder
 
+COMPARISON = "comparison.json"  # in the folder of a comparison: what it is of
+
 FINISHED = "curve.csv"  # written into the folder of a run when it is done
 
 
@@ -281,7 +283,7 @@ def _begin(config: ComparisonConfig) -> None:
     """Claim the folder, or check that what is there belongs to the same comparison."""
     named = {one.name: getattr(config, one.name) for one in fields(config) if one.name not in ("out", "overrides")}
     wanted = plain(named | {"settings": config.settings()})
-    claim = Claim(config.out / "comparison.json", "comparison", _differences)
+    claim = Claim(config.out / COMPARISON, "comparison", _differences)
     stored = claim.check(wanted)
     if stored is not None:
         wanted["settings"] = stored["settings"] | wanted["settings"]  # methods left out now may come back
@@ -289,7 +291,7 @@ def _begin(config: ComparisonConfig) -> None:
 
 
 def _differences(stored: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
-    with understanding(Path("comparison.json")):
+    with understanding(Path(COMPARISON)):
         before_of = dict(stored["settings"])
         younger = DEFAULTS | defaults_seen(wanted["env"], wanted["env_options"])
         pairs = [(name, stored.get(name), value) for name, value in wanted.items() if name not in _APART]
