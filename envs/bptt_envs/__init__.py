@@ -9,6 +9,6 @@ from bptt_envs.vector_env import DifferentiableVectorEnv
 
 __all__ = ["DifferentiableEnv", "DifferentiableVectorEnv", "System", "Task", "check_system", "make_env", "register"]
 
-__version__ = "0.1.0"
+__version__ = "1.0.0"
 
 register_all()
