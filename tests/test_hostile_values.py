@@ -395,6 +395,11 @@ DOORS = [
     ("env_id", lambda v: register(v, "bptt_envs.systems:CartPole", "a pole"), None),
     ("system", lambda v: register(f"Hostile-v{next(NEW)}", v, "a pole"), set()),
     ("summary", lambda v: register(f"Hostile-v{next(NEW)}", "bptt_envs.systems:CartPole", v), None),
+    (
+        "reward_threshold",
+        lambda v: register(f"Hostile-v{next(NEW)}", "bptt_envs.systems:CartPole", "a pole", reward_threshold=v),
+        {"None"} | FLOATS,
+    ),
     ("env", lambda v: policy_gradient(v, MLP((4,), (1,)), STATES), set()),
     ("env", lambda v: check_gradients(v), set()),
     ("controller", lambda v: gradient(controller=v), {"nn.Module"}),

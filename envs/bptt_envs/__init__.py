@@ -1,7 +1,7 @@
 """Differentiable physics environments for Gymnasium, in torch. Importing this package registers their ids."""
 
 from bptt_envs.contract import check_system
-from bptt_envs.env import DifferentiableEnv, make_env
+from bptt_envs.differentiable_env import DifferentiableEnv, make_env
 from bptt_envs.registration import register, register_all
 from bptt_envs.system import System
 from bptt_envs.task import Task
