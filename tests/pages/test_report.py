@@ -57,29 +57,43 @@ def place(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def alone(place):
+    """The page of the run."""
+    return told(place / "a run", "--out", place / "one.html")
+
+
+@pytest.fixture(scope="module")
+def several(place):
+    """The page of both runs and the comparison."""
+    runs = [place / "a run", place / "versus" / "runs" / "PPO-seed0"]
+    return told(*runs, place / "versus", "--out", place / "several.html")
+
+
 def told(*arguments):
     assert main(["report", *map(str, arguments)]) == 0
     return arguments[-1].read_text()
 
 
-def test_a_run_is_told_with_its_losses_episodes_diagnosis_and_settings(place):
-    page = Reader(told(place / "a run", "--out", place / "one.html"))
+def words(page):
+    return [text.strip() for text in Reader(page).text if text.strip()]
+
+
+def test_a_run_is_told_with_its_losses_episodes_diagnosis_and_settings(place, alone):
+    page = Reader(alone)
     assert page.headings[:4] == ["Loss", "Updates", "Episodes", "Diagnosis"]
     assert "Settings: training" in page.headings
-    end = history_of(place / "a run")[-1]
-    assert {
-        f"{end.test_loss:.3g}",
-        "learning_rate",
-    } <= set(page.text)
+    assert {f"{history_of(place / 'a run')[-1].test_loss:.3g}", "learning_rate"} <= set(page.text)
     lead = r"C on DiffCartPole-v0, horizon=6.*, judged by the final loss over 8 held-out start states\."
     assert re.search(lead, "".join(page.text))
     assert all(image["alt"] for image in page.images)
     assert "bptt resume" in "".join(page.text)
 
 
-def test_a_page_needs_no_other_file_and_loads_nothing(place):
-    page = Reader(told(place / "a run", place / "versus", "--out", place / "both.html"))
-    assert {source for source in page.sources if not source.startswith("data:")} == {"#chapter-1", "#chapter-2"}
+def test_a_page_needs_no_other_file_and_loads_nothing(several):
+    page = Reader(several)
+    chapters = {f"#chapter-{i}" for i in (1, 2, 3, 4)}
+    assert {source for source in page.sources if not source.startswith("data:")} == chapters
     for image in page.images:
         kind, _, code = image["src"].partition(",")
         drawn = base64.b64decode(code).decode()
@@ -87,27 +101,24 @@ def test_a_page_needs_no_other_file_and_loads_nothing(place):
         assert not re.findall(r'href="(?!#|data:)[^"]*"', drawn)
 
 
-def test_a_comparison_is_told_as_far_as_it_went(place):
-    page = Reader(told(place / "versus", "--out", place / "versus.html"))
-    words = [text.strip() for text in page.text if text.strip()]
-    assert words[words.index("runs still missing") + 1] == "1"
-    assert [one for one in page.headings if one.startswith("Episodes")] == [
+def test_a_comparison_is_told_as_far_as_it_went(several):
+    page, said = Reader(several), words(several)
+    assert said[said.index("runs still missing") + 1] == "1"
+    assert [one for one in page.headings if one.startswith("Episodes: ")] == [
         "Episodes: C, the run that ends lowest",
         "Episodes: PPO, the run that ends lowest",  # zero leaves no controller
     ]
-    assert {"loss at the end", "PPO", "zero"} <= set(words)
+    assert {"loss at the end", "PPO", "zero"} <= set(said)
 
 
-def test_runs_of_one_environment_are_told_side_by_side(place):
-    runs = [place / "a run", place / "versus" / "runs" / "PPO-seed0"]
-    page = Reader(told(*runs, "--out", place / "two.html"))
+def test_runs_of_one_environment_are_told_side_by_side(several):
+    page = Reader(several)
     assert page.headings[:3] == ["Side by side", "Runs", "Held-out loss"]
     assert page.headings.count("Updates") == 1  # reinforcement learning has no directions
 
 
-def test_the_same_run_gives_the_same_page(place):
-    one, two = (told(place / "a run", "--out", place / f"{name}.html") for name in ("once", "twice"))
-    assert one == two
+def test_the_same_run_gives_the_same_page(place, alone):
+    assert told(place / "a run", "--out", place / "again.html") == alone
 
 
 @pytest.mark.parametrize(
@@ -134,10 +145,9 @@ def test_what_is_handed_in_is_shown_letter_for_letter():
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
-def test_a_browser_shows_the_page(place, tmp_path):
-    told(place / "a run", "--out", place / "seen.html")
+def test_a_browser_shows_the_page(place, alone, tmp_path):
     flags = "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-sync"
-    command = ["chromium", *flags.split(), f"--user-data-dir={tmp_path}", "--dump-dom", f"file://{place}/seen.html"]
+    command = ["chromium", *flags.split(), f"--user-data-dir={tmp_path}", "--dump-dom", f"file://{place}/one.html"]
     shown = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
     page = Reader(re.sub(r"<!DOCTYPE[^>]*>", "", shown))
     assert "Diagnosis" in page.headings
