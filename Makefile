@@ -44,7 +44,7 @@ format: $(STAMP) ## format the code and fix what ruff can fix
 
 release: $(STAMP) ## build wheel and sdist into dist/, check them, try the wheel in an empty environment; uploads nothing
 	@rm -rf dist build/release && mkdir -p build/release
-	@$(PIP) install build twine
+	@$(PIP) install -c constraints.txt build twine
 	@PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt $(VENV)/bin/python -m build --outdir dist
 	@$(VENV)/bin/python -m twine check --strict dist/*
 	@$(PYTHON) -m venv build/release/venv
