@@ -57,7 +57,7 @@ class Reproduce:
     """Processes that train at once, with one thread each. None: as many as there are cores, or workers."""
 
     executor: ExecutorName = LOCAL
-    """Who trains: local (the processes above) or dask:ADDRESS (the workers of a Dask cluster, docs/scaling-out.md)."""
+    """Who trains: local (the processes above), dask:ADDRESS or slurm (docs/scaling-out.md)."""
 
     together: int = 24
     """Runs that are trained as one ensemble, at most."""

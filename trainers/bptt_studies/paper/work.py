@@ -197,7 +197,7 @@ def train_missing(
         for path in {one.resolve(): one for one in (folder, results)}.values():
             locks.enter_context(locked(path))
         todo = [run for of_one in order.values() for run in missing(of_one, results)]  # now that nobody adds any
-        workers = locks.enter_context(opened(executor, jobs or len(available_cores())))
+        workers = locks.enter_context(opened(executor, jobs or len(available_cores()), folder))
         _train_all(todo, order, results, workers, jobs or workers.at_once, together, progress)
 
 

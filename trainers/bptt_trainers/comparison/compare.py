@@ -107,7 +107,7 @@ class ComparisonConfig:
     """Processes that train at once, with so many threads each; each takes a single run or an ensemble."""
 
     executor: ExecutorName = LOCAL
-    """Who trains: local (the processes above) or dask:ADDRESS (the workers of a Dask cluster, docs/scaling-out.md)."""
+    """Who trains: local (the processes above), dask:ADDRESS or slurm (docs/scaling-out.md)."""
 
     record: Record = ("pictures",)
     """What each run keeps beside metrics and checkpoints: tensorboard, csv, pictures; diagnostics, of the rules."""
@@ -246,11 +246,14 @@ def _train(config: ComparisonConfig, progress: bool) -> dict[tuple[str, int], Cu
         return curves
     folders = {member: member_folder(config.out, *member) for unit in units for member in unit.members}
     steps = {folder: _steps(config, method) for (method, _), folder in folders.items()}
-    with opened(config.executor, config.jobs) as workers, watching(f"{len(steps)} runs", steps, progress) as finish:
-        waiting = [
-            workers.submit(Job(str(unit), _train_unit, config, unit, False, count=config.threads)) for unit in units
+    with (
+        opened(config.executor, config.jobs, config.out) as workers,
+        watching(f"{len(steps)} runs", steps, progress) as finish,
+    ):
+        jobs = [
+            Job(str(unit), _train_unit, config, unit, False, env=config.env, count=config.threads) for unit in units
         ]
-        for done in as_completed(waiting):
+        for done in as_completed(map(workers.submit, jobs)):
             for member, curve in done.result().items():
                 curves[member] = curve
                 finish(folders[member])

@@ -28,22 +28,25 @@ _one_at_a_time = threading.Lock()  # of a process: a run draws torch's random nu
 class Job:
     """A function and its arguments, to be called in another process as it would be here.
 
-    It takes along the working directory, the Python path and the ids that are registered, whose modules it imports
-    before its arguments are unpacked; relative paths and code of the user's so mean there what they mean here. Calls in
+    It takes along the working directory, the Python path and the environment's registration, whose module is imported
+    before the arguments are unpacked; relative paths and code of the user's so mean there what they mean here. Calls in
     one process are made one after the other, whatever its threads.
 
     Args:
         name: what is done, for messages.
         function: what to call.
         arguments: with what.
+        env: the id of an environment that they name, if any.
         count: threads of torch.
     """
 
-    def __init__(self, name: str, function: Callable[..., Any], *arguments: Any, count: int = 1) -> None:
+    def __init__(
+        self, name: str, function: Callable[..., Any], *arguments: Any, env: str | None = None, count: int = 1
+    ) -> None:
         self.name = name
         self._call = cloudpickle.dumps((function, arguments))
         self._count = count
-        self._ids = dict(ENTRIES)
+        self._ids = {} if env is None else {env: ENTRIES[env]}
         self._place = Path.cwd()
         self._path = [os.path.abspath(one) for one in sys.path]  # noqa: PTH100, "" is the working directory
 

@@ -76,7 +76,7 @@ class TuneConfig:
     """Processes that make trials at once, with one thread each; of another executor, so many of its workers."""
 
     executor: ExecutorName = LOCAL
-    """Who makes them: local (the processes above) or dask:ADDRESS (workers of a Dask cluster, docs/scaling-out.md)."""
+    """Who makes them: local (the processes above), dask:ADDRESS or slurm (docs/scaling-out.md)."""
 
     timeout: Positive | None = None
     """Minutes after which no further trial is begun. None: none."""

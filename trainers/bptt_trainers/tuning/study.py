@@ -224,9 +224,9 @@ def _line(method: str, trial: FrozenTrial, best: FrozenTrial | None, again: bool
 
 def _have_made(config: TuneConfig, end: float | None, look: Callable[[], None]) -> None:
     """Have trials made by as many workers as are wanted, and look at what they make."""
-    with opened(config.executor, config.jobs) as workers:
-        jobs = [Job(f"worker {i + 1} of {config.jobs}", _make_trials, config, end) for i in range(config.jobs)]
-        under_way = {workers.submit(job) for job in jobs}
+    with opened(config.executor, config.jobs, config.out) as workers:
+        names = [f"worker {i + 1} of {config.jobs}" for i in range(config.jobs)]
+        under_way = {workers.submit(Job(name, _make_trials, config, end, env=config.env)) for name in names}
         while under_way:
             done, under_way = wait(under_way, PATIENCE, FIRST_COMPLETED)
             look()
