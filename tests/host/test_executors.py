@@ -145,9 +145,7 @@ def test_a_process_that_is_killed_is_replaced_and_its_work_begun_again(monkeypat
     once = f"import os; os.path.exists({str(kill)!r}) and (os.remove({str(kill)!r}), os._exit(1))"
     with opened("local", 1, tmp_path) as workers:
         assert workers.submit(Job("once", exec, once)).result() is None
-        with pytest.raises(
-            ChildProcessError, match=r"C seed 3: its process was ended .*; the same command"
-        ):
+        with pytest.raises(ChildProcessError, match=r"C seed 3: its process was ended .*; the same command"):
             workers.submit(Job("C seed 3", os._exit, 1)).result()
     assert not kill.exists()
 
