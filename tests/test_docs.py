@@ -68,6 +68,7 @@ def registry(monkeypatch):
     monkeypatch.setattr(bptt_envs.registration, "ENTRIES", dict(bptt_envs.registration.ENTRIES))
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # torch's, by torch itself
 @pytest.mark.usefixtures("registry")
 @pytest.mark.parametrize("page", [p for p in PAGES if any(b.language == "python" for b in blocks(p))], ids=name)
 def test_python_of_the_page_runs_as_one_program(page, tmp_path, monkeypatch):
