@@ -13,8 +13,9 @@ from bptt_studies.paper.experiments import Amount, Experiment, Task, Variant
 from bptt_studies.paper.results import read_curves
 from bptt_studies.paper.work import runs_of, train_missing
 from bptt_trainers.cli import main
-from bptt_trainers.comparison.compare import ComparisonConfig, compare, member_folder
+from bptt_trainers.comparison.compare import ComparisonConfig, compare
 from bptt_trainers.comparison.methods import BPTT
+from bptt_trainers.comparison.runs import member_folder
 from bptt_trainers.host import processes
 from bptt_trainers.host.executors import executor_name, opened
 from bptt_trainers.host.work import Job
@@ -145,9 +146,7 @@ def test_a_process_that_is_killed_is_replaced_and_its_work_begun_again(monkeypat
     once = f"import os; os.path.exists({str(kill)!r}) and (os.remove({str(kill)!r}), os._exit(1))"
     with opened("local", 1, tmp_path) as workers:
         assert workers.submit(Job("once", exec, once)).result() is None
-        with pytest.raises(
-            ChildProcessError, match=r"C seed 3: its process was ended .*; the same command"
-        ):
+        with pytest.raises(ChildProcessError, match=r"C seed 3: its process was ended .*; the same command"):
             workers.submit(Job("C seed 3", os._exit, 1)).result()
     assert not kill.exists()
 
