@@ -181,8 +181,8 @@ def test_curves_end_smoothed_where_those_of_the_paper_would():
 
 def test_a_claim_over_tasks_of_a_kind_is_told_at_the_end_and_smoothed():
     """C ends above R, but was below it for most of the smoothed epochs: the two ends say the opposite."""
-    spiked = [seeds("R", best=0.2, final=0.2), seeds("C", best=1e-3, final=0.3)]
-    tasks = [replace(task(*sum(spiked, []), name=f"pole-{n}"), title=f"pole, {n}") for n in (1, 2)]
+    spiked = [*seeds("R", best=0.2, final=0.2), *seeds("C", best=1e-3, final=0.3)]
+    tasks = [replace(task(*spiked, name=f"pole-{n}"), title=f"pole, {n}") for n in (1, 2)]
     tasks.append(replace(task(*rules(names="RC")), title="other, 1"))
     rows = {(row["tasks"], row["claim"]): row for row in kinds_table(tasks).rows}
     of_poles = rows["pole, 2", "C better than R"]

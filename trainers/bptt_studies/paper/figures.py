@@ -71,8 +71,8 @@ def budget_figure(task: TaskResults) -> Figure:
             if series:
                 draw_band(sizes, series, Look(COLORS[rule], "-"), rule)
         sizes.set_xlabel("epochs", fontsize=9)
-    panels[0, 0].set_ylabel(f"{task.loss}, means over {SMOOTHED} epochs", fontsize=9)
-    panels[1, 0].set_ylabel("norm of the direction, before clipping", fontsize=9)
+    panels[0, 0].set_ylabel(f"{task.loss},\nmeans over {SMOOTHED} epochs", fontsize=9)
+    panels[1, 0].set_ylabel("norm of the direction\nbefore clipping", fontsize=9)
     title = f"{task.title}: {_runs(task.results)}, median and quartiles"
     return _finished(figure, panels.ravel(), title, _beyond([task]))
 

@@ -35,6 +35,8 @@ CHANGEABLE = ("methods", "seeds", "grid", "env_grid", "losses", "together", "job
 
 DEFAULTS = json.loads(json.dumps(asdict(TrainConfig())))  # of settings that are younger than a folder
 
+COMPARISON = "comparison.json"  # in the folder of a comparison: what it is of
+
 
 @dataclass(frozen=True)
 class ComparisonConfig:
@@ -157,7 +159,7 @@ def compare(config: ComparisonConfig, progress: bool = True) -> Comparison:
         DependencyNotInstalled: if the library of the executor is not there.
     """
     with locked(config.out), threads(config.threads):
-        begin(config, "comparison")
+        begin(config, COMPARISON, "comparison")
         curves = train(config.cells, config.seeds, config, progress)
         runs = tuple(summarize(m, s, curve, config.losses) for (m, s), curve in curves.items())
         return _write(config, curves, runs)
@@ -187,32 +189,37 @@ def _title(config: ComparisonConfig) -> str:
     return f"{config.env}{options}, judged by the {objective} loss: median and range over {len(config.seeds)} seeds"
 
 
-def begin(config: ComparisonConfig, kind: str) -> None:
+def begin(config: ComparisonConfig, name: str, kind: str) -> None:
     """Claim the folder of a comparison, or check that what is there belongs to the same one.
+
+    Args:
+        config: every setting.
+        name: of the file that says so.
+        kind: what the folder holds, for messages.
 
     Raises:
         RunFolderError: if it holds something else, or settings have changed.
     """
     named = {one.name: getattr(config, one.name) for one in fields(config) if one.name not in ("out", "overrides")}
     wanted = plain(named | {"settings": config.settings()})
-    claim = Claim(config.out / f"{kind}.json", kind, _differences)
+    methods = {cell.label: cell.method for cell in config.cells}
+    claim = Claim(config.out / name, kind, lambda stored, now: _differences(methods, stored, now))
     stored = claim.check(wanted)
     if stored is not None:
         wanted["settings"] = stored["settings"] | wanted["settings"]  # what is left out now may come back
     claim.take(wanted)
 
 
-def _differences(stored: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
-    with understanding(Path("comparison.json")):
+def _differences(methods: Mapping[str, str], stored: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    with understanding(Path(COMPARISON)):
         before_of = dict(stored["settings"])
         younger = DEFAULTS | defaults_seen(wanted["env"], wanted["env_options"])
         pairs = [(name, stored.get(name), value) for name, value in wanted.items() if name not in _APART]
         for label, settings in wanted["settings"].items():
             before = before_of.get(label)
             if before is not None:
-                method = label.partition(", ")[0]
-                before = settings_of_today(method, before)
-                defaults = younger if by_rule(method) else {}
+                before = settings_of_today(methods[label], before)
+                defaults = younger if by_rule(methods[label]) else {}
                 names = dict.fromkeys([*before, *settings])
                 pairs += [(f"{label} {n}", before.get(n, defaults.get(n)), settings.get(n)) for n in names]
     return [in_words(name, old, new) for name, old, new in pairs if not same(old, new)]

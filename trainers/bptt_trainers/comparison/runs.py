@@ -122,7 +122,7 @@ class Member:
 
 def member_folder(out: Path, label: str, seed: int) -> Path:
     """The folder of one run among those in `out`."""
-    return out / "runs" / f"{re.sub(r'[^A-Za-z0-9_.=+-]+', '-', label)}-seed{seed}"
+    return out / "runs" / f"{re.sub(r'[^A-Za-z0-9_.=+-]', '-', label)}-seed{seed}"
 
 
 class How(Protocol):

@@ -26,6 +26,8 @@ from bptt_trainers.records.files import remove, write_atomic
 from bptt_trainers.records.tables import Row, markdown, to_csv
 from bptt_trainers.training.config import Record
 
+SWEEP = "sweep.json"  # in the folder of a sweep: what it is of
+
 QUARTILES = {"low": 0.25, "high": 0.75}
 
 
@@ -122,7 +124,7 @@ def sweep(config: SweepConfig, progress: bool = True) -> Sweep:
         DependencyNotInstalled: if the library of the executor is not there.
     """
     with locked(config.out), threads(config.threads):
-        begin(config, "sweep")
+        begin(config, SWEEP, "sweep")
         curves = train(config.cells, config.seeds, config, progress)
         return _write(config, curves)
 

@@ -10,7 +10,6 @@ from typing import Any
 from torch import Tensor
 
 from bptt_envs import System
-from bptt_trainers.commands.exits import checking_arguments
 from bptt_trainers.directions.rollout import Trajectory, rollout
 from bptt_trainers.presets.presets import row_name
 from bptt_trainers.training.books import Books
@@ -52,14 +51,13 @@ def trained(folder: Path, which: str, **options: Any) -> Trained:
 
     Raises:
         RunFolderError: if there is no such run or checkpoint, or it cannot be used.
-        Misuse: if the environment does not take an option.
+        ValueError: if the environment does not take an option.
     """
     if by_reinforcement(folder):
         return _by_reinforcement(folder, which, options)
     run = RunFolder(folder)
     config = run.train_config()
-    with checking_arguments():
-        system = run.make_env(**options).system
+    system = run.make_env(**options).system
     controller, checkpoint = run.load_controller(system, which)
     like = next(controller.parameters())
     return Trained(
@@ -84,8 +82,7 @@ def _by_reinforcement(folder: Path, which: str, options: dict[str, Any]) -> Trai
     from bptt_trainers.rl.sb3 import load_rl  # slow to import, and not always needed
 
     run = load_rl(folder, "best" if which == "best" else "last")
-    with checking_arguments():
-        system = replace(run.config, env_options={**run.config.env_options, **options}).judged_system()
+    system = replace(run.config, env_options={**run.config.env_options, **options}).judged_system()
     return Trained(
         run.config.method,
         system,
