@@ -13,8 +13,9 @@ from bptt_studies.paper.experiments import Amount, Experiment, Task, Variant
 from bptt_studies.paper.results import read_curves
 from bptt_studies.paper.work import runs_of, train_missing
 from bptt_trainers.cli import main
-from bptt_trainers.comparison.compare import ComparisonConfig, compare, member_folder
+from bptt_trainers.comparison.compare import ComparisonConfig, compare
 from bptt_trainers.comparison.methods import BPTT
+from bptt_trainers.comparison.runs import member_folder
 from bptt_trainers.host import processes
 from bptt_trainers.host.executors import executor_name, opened
 from bptt_trainers.host.work import Job

@@ -54,6 +54,7 @@ COMMANDS = {
     "resume": Entry("bptt_trainers.commands.train:Resume", "continue a training run"),
     "evaluate": Entry("bptt_trainers.commands.evaluate:Evaluate", "judge trained controllers on held-out start states"),
     "compare": Entry("bptt_trainers.commands.compare:Compare", "compare rules with reinforcement learning"),
+    "sweep": Entry("bptt_trainers.commands.sweep:Sweep", "train methods over a grid of settings and options"),
     "plan": Entry("bptt_trainers.commands.plan:PlanCommand", "plan held-out episodes: the best that anyone knows"),
     "tune": Entry("bptt_trainers.commands.tune:Tune", "search for the settings of rules, PPO and SAC, all alike"),
     "render": Entry("bptt_trainers.commands.render:Render", "draw a trained controller: an animation or a picture"),

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from bptt_trainers.analysis.trained import trained
-from bptt_trainers.comparison.compare import COMPARISON, FINISHED, member_folder
+from bptt_trainers.comparison.compare import COMPARISON
 from bptt_trainers.comparison.figure import curves_figure
+from bptt_trainers.comparison.runs import FINISHED, member_folder
 from bptt_trainers.comparison.summary import READING, method_rows, run_rows, summarize, worded
 from bptt_trainers.pages.page import Chapter, Picture, Section
 from bptt_trainers.pages.run_chapter import episodes_section, settings_rows
