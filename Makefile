@@ -13,7 +13,7 @@ $(STAMP) $(DOCS_STAMP): export PIP_CONSTRAINT := constraints.txt
 $(STAMP) $(DOCS_STAMP): export PIP_BUILD_CONSTRAINT := constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test smoke docs lint format clean
+.PHONY: help demo test smoke docs lint format release clean
 
 help: ## say what there is
 	@echo "make TARGET [PYTHON=python3.12] [PYTEST_ARGS=\"-k rules\"]"
@@ -41,6 +41,17 @@ lint: $(STAMP) ## check style, formatting and types
 format: $(STAMP) ## format the code and fix what ruff can fix
 	$(VENV)/bin/ruff check --fix-only
 	$(VENV)/bin/ruff format
+
+release: $(STAMP) ## build wheel and sdist into dist/, check them, try the wheel in an empty environment; uploads nothing
+	@rm -rf dist build/release && mkdir -p build/release
+	@$(PIP) install -c constraints.txt build twine
+	@PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt $(VENV)/bin/python -m build --outdir dist
+	@$(VENV)/bin/python -m twine check --strict dist/*
+	@$(PYTHON) -m venv build/release/venv
+	@build/release/venv/bin/python -m pip --disable-pip-version-check --quiet install -c constraints.txt \
+	    "$$(ls dist/*.whl)[render,tune]"
+	@cd build/release && ../../scripts/try_wheel.sh venv/bin
+	@echo "dist/ is ready; nothing was uploaded. To upload it: $(VENV)/bin/python -m twine upload dist/*"
 
 clean: ## remove .venv, caches and builds; runs/ stays
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build dist

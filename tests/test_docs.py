@@ -101,6 +101,27 @@ def test_every_id_has_a_page_with_all_its_options_and_their_defaults(env_id):
     assert documented == bptt_envs.registration.system_class(env_id).options()
 
 
+@pytest.mark.parametrize("env_id", bptt_envs.registration.ENTRIES)
+def test_the_page_of_every_id_has_what_gymnasiums_own_pages_have(env_id):
+    index = (ROOT / "docs" / "environments" / "README.md").read_text(encoding="utf-8")
+    threshold = bptt_envs.registration.ENTRIES[env_id].threshold
+    column, page = re.search(rf"^\| `{env_id}` \|.* \| (\S+) \| \[[\w-]+\]\(([\w-]+\.md)\) \|$", index, re.M).groups()
+    assert float(column) == threshold.reward
+    text = (ROOT / "docs" / "environments" / page).read_text(encoding="utf-8")
+    assert f"| solved | a mean return of {threshold.reward:g}, undiscounted ({threshold.source}) |" in text
+    assert re.search(r"^!\[.+\]\(.+\)$", text, re.M), "no picture"
+    sections = re.findall(r"^## (.+)$", text, re.M)
+    assert {"Loss and reward", "Options", "Versions"} <= set(sections)
+    assert {"Action", "Observation"} <= set(sections) or "Action, observation" in sections
+    assert re.search(r"^\| num \||^\| \| num \|", text, re.M), "no table of actions"
+    assert "terminated" in text
+    env = gym.make(env_id)
+    bounds = {float(env.action_space.low.min()), float(env.action_space.high.max())}
+    assert f"`Box({min(bounds):g}, {max(bounds):g}, (" in text
+    assert "`Box(-inf, inf, (" in text
+    assert f"]({Path('docs', 'environments', page).as_posix()})" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
 SITE = ROOT / "docs"
 LISTED = re.compile(r"```\{toctree\}\n(.*?)```", re.S)
 

@@ -22,6 +22,7 @@ ROOMS = (
     "comparison",
     "tuning",
     "analysis",
+    "pages",
     "commands",
     "cli",
 )

@@ -50,6 +50,7 @@ def a_task(env="DiffCartPole-v0", batch=4, config=None, **options):
 JAX = """
 import torch
 from bptt_trainers import policy_gradient
+from bptt_trainers.directions.rules import PAPER_RULES
 from bptt_studies.benchmarks.config import BenchmarkConfig
 from bptt_studies.benchmarks.peers import PEERS
 from bptt_studies.benchmarks.updates import make_task

@@ -57,6 +57,7 @@ COMMANDS = {
     "plan": Entry("bptt_trainers.commands.plan:PlanCommand", "plan held-out episodes: the best that anyone knows"),
     "tune": Entry("bptt_trainers.commands.tune:Tune", "search for the settings of rules, PPO and SAC, all alike"),
     "render": Entry("bptt_trainers.commands.render:Render", "draw a trained controller: an animation or a picture"),
+    "report": Entry("bptt_trainers.commands.report:Report", "tell of runs and comparisons in one HTML page"),
     "share": Entry("bptt_trainers.commands.share:Share", "write a trained controller as a model to share"),
     "diagnose": Entry("bptt_trainers.commands.diagnose:Diagnose", "draw how the rules differed in a training run"),
     "fields": Entry("bptt_trainers.commands.fields:Fields", "draw the fields of R, M and C around a run's checkpoints"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
 from collections.abc import Mapping
@@ -11,16 +10,15 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 from tyro.conf import Suppress
 
-from bptt_envs import DifferentiableEnv
 from bptt_envs.checks import each_once
-from bptt_envs.registration import ENTRIES, system_class
+from bptt_envs.registration import system_class
 from bptt_envs.settings import Count, Positive, Seed, read
 from bptt_trainers.comparison.figure import curves_figure
 from bptt_trainers.comparison.methods import (
     BPTT,
+    RL,
     Budget,
     MethodName,
     by_rule,
@@ -30,26 +28,29 @@ from bptt_trainers.comparison.methods import (
 )
 from bptt_trainers.comparison.summary import RunSummary, method_rows, run_rows, summarize, to_markdown
 from bptt_trainers.figures.style import plain_text, save_figure
-from bptt_trainers.host.processes import end_with_parent, pool
+from bptt_trainers.host.executors import LOCAL, ExecutorName, opened
 from bptt_trainers.host.threads import threads
 from bptt_trainers.host.user_code import imported_id
+from bptt_trainers.host.work import Job
 from bptt_trainers.planning.plan import PLANNERS
 from bptt_trainers.presets.presets import PresetName, defaults_seen
 from bptt_trainers.records.claim import Claim, in_words, locked, same
 from bptt_trainers.records.curve import Curve, curve_to_csv, read_curve
 from bptt_trainers.records.files import RunFolderError, exists, understanding, write_atomic
 from bptt_trainers.records.plain import plain
-from bptt_trainers.records.progress import progress_bar
 from bptt_trainers.records.tables import to_csv
 from bptt_trainers.training.callbacks import ProgressBar
 from bptt_trainers.training.config import Record, TrainConfig
 from bptt_trainers.training.ensemble import SHARED, CannotStackError, Ensemble
 from bptt_trainers.training.metrics import learning_curve
+from bptt_trainers.training.watch import watching
 
 # Settings that do not change a run: a comparison may be continued with others. (What a preset amounts to is compared.)
-CHANGEABLE = ("methods", "seeds", "losses", "together", "jobs", "preset", "record")
+CHANGEABLE = ("methods", "seeds", "losses", "together", "jobs", "executor", "preset", "record")
 
 DEFAULTS = json.loads(json.dumps(asdict(TrainConfig())))  # of settings that are younger than a folder
+
+COMPARISON = "comparison.json"  # in the folder of a comparison: what it is of
 
 FINISHED = "curve.csv"  # written into the folder of a run when it is done
 
@@ -103,7 +104,10 @@ class ComparisonConfig:
     trained alone."""
 
     jobs: Count = 1
-    """Processes that train single runs at once, with so many threads each."""
+    """Processes that train at once, with so many threads each; each takes a single run or an ensemble."""
+
+    executor: ExecutorName = LOCAL
+    """Who trains: local (the processes above), dask:ADDRESS or slurm (docs/scaling-out.md)."""
 
     record: Record = ("pictures",)
     """What each run keeps beside metrics and checkpoints: tensorboard, csv, pictures; diagnostics, of the rules."""
@@ -163,19 +167,14 @@ def compare(config: ComparisonConfig, progress: bool = True) -> Comparison:
 
     Raises:
         RunFolderError: if the folder holds a comparison of another configuration, is in use, or cannot be written.
-        ChildProcessError: if a process of several was ended from outside.
+        ChildProcessError: if the process of a run was ended from outside again and again; the message names the run.
+        DependencyNotInstalled: if the library of the executor is not there.
     """
-    curves: dict[tuple[str, int], Curve] = {}
     with locked(config.out), threads(config.threads):
         _begin(config)
-        if config.together:
-            _train_together(config, progress)
-        if config.jobs > 1:
-            _train_in_processes(config, progress)
-        for seed in config.seeds:  # the outer loop, so that a comparison cut short has all methods
-            for method in config.methods:
-                curves[method, seed] = _run(config, method, seed, progress)
-        ordered = {(m, s): curves[m, s] for m in config.methods for s in config.seeds}
+        curves = _train(config, progress)
+        members = [(method, seed) for method in config.methods for seed in config.seeds]
+        ordered = {one: curves[one] if one in curves else _run(config, *one, progress) for one in members}
         runs = tuple(summarize(m, s, curve, config.losses) for (m, s), curve in ordered.items())
         return _write(config, ordered, runs)
 
@@ -185,32 +184,32 @@ def member_folder(out: Path, method: str, seed: int) -> Path:
     return out / "runs" / f"{re.sub(r'[^A-Za-z0-9_.+-]', '-', method)}-seed{seed}"
 
 
-def _train_together(config: ComparisonConfig, progress: bool) -> None:
-    """Train what is missing of the update rules, in as few ensembles as their settings allow."""
-    groups: dict[tuple[Any, ...], list[tuple[str, Path, TrainConfig]]] = {}
-    envs: dict[tuple[Any, ...], DifferentiableEnv] = {}
-    for method in config.methods:
-        rule = get_method(method)
-        if isinstance(rule, BPTT) and rule.TOGETHER:
-            for seed in config.seeds:
-                folder = member_folder(config.out, method, seed)
-                if not exists(folder / FINISHED):
-                    overrides = config.overrides.get(method, {})
-                    training = rule.config(config.budget, overrides, seed=seed, out=folder)
-                    seen = rule.seen(config.budget, overrides)
-                    shared = (*(getattr(training, name) for name in SHARED), *seen.items())
-                    groups.setdefault(shared, []).append((method, folder, training))
-                    envs.setdefault(shared, config.budget.make_env(**seen))
-    for shared, group in groups.items():
-        methods, folders, trainings = zip(*group, strict=True)
-        title = f"{', '.join(dict.fromkeys(methods))}, {len(group)} runs"
-        try:
-            ensemble = Ensemble(envs[shared], trainings, [ProgressBar(title)] if progress else [])
-        except CannotStackError:
-            continue  # they are trained one by one
-        for i, (folder, history) in enumerate(zip(folders, ensemble.fit(), strict=True)):
-            if i not in ensemble.errors:
-                write_atomic(folder / FINISHED, curve_to_csv(learning_curve(history)).encode())
+@dataclass(frozen=True)
+class _Unit:
+    """Runs that one process trains: an ensemble, or a single one."""
+
+    members: tuple[tuple[str, int], ...]  # method and seed
+    together: bool
+
+    def __str__(self) -> str:
+        methods = ", ".join(dict.fromkeys(method for method, _ in self.members))
+        return f"{methods}, {len(self.members)} runs" if self.together else f"{methods} seed {self.members[0][1]}"
+
+
+def _units(config: ComparisonConfig) -> list[_Unit]:
+    """What is missing: as few ensembles as the settings allow, then single runs, all methods of a seed together."""
+    todo = [(method, seed) for seed in config.seeds for method in config.methods]
+    todo = [(m, s) for m, s in todo if not exists(member_folder(config.out, m, s) / FINISHED)]
+    groups: dict[tuple[Any, ...], list[tuple[str, int]]] = {}
+    if config.together:
+        for method, seed in sorted(todo, key=lambda one: config.methods.index(one[0])):
+            if _together(method):
+                training, seen = _training(config, method, seed)
+                shared = (*(getattr(training, name) for name in SHARED), *seen.items())
+                groups.setdefault(shared, []).append((method, seed))
+    ensembles = [_Unit(tuple(members), together=True) for members in groups.values()]
+    alone = [one for one in todo if not (config.together and _together(one[0]))]
+    return ensembles + [_Unit((one,), together=False) for one in alone]
 
 
 def _together(method: str) -> bool:
@@ -219,23 +218,65 @@ def _together(method: str) -> bool:
     return isinstance(trained, BPTT) and trained.TOGETHER
 
 
-def _train_in_processes(config: ComparisonConfig, progress: bool) -> None:
-    """Train what is missing, each run alone, several at once."""
-    todo = [(m, s) for s in config.seeds for m in config.methods]
-    todo = [(m, s) for m, s in todo if not exists(member_folder(config.out, m, s) / FINISHED)]
-    module = ENTRIES[config.env].system.partition(":")[0]
-    bar = progress_bar("runs", len(todo), "run", disable=not progress)
-    with bar, pool(config.jobs, _begin_work, (module, config.threads)) as submit:
-        for done in as_completed([submit(_run, config, method, seed, False) for method, seed in todo]):
-            done.result()
-            bar.update()
+def _training(config: ComparisonConfig, method: str, seed: int) -> tuple[TrainConfig, dict[str, Any]]:
+    """The settings of a run of an update rule, and what its controller sees."""
+    rule, overrides = get_method(method), config.overrides.get(method, {})
+    assert isinstance(rule, BPTT)
+    folder = member_folder(config.out, method, seed)
+    return rule.config(config.budget, overrides, seed=seed, out=folder), rule.seen(config.budget, overrides)
 
 
-def _begin_work(module: str, count: int) -> None:
-    """In a process that works for another: end with it, know its environment, use so many threads."""
-    end_with_parent()
-    importlib.import_module(module)
-    torch.set_num_threads(count)
+def _steps(config: ComparisonConfig, method: str) -> int:
+    """Simulator steps that a run takes, but for rounding; 0 if it does not learn."""
+    trained = get_method(method)
+    if isinstance(trained, RL):
+        return min(config.steps, int(config.settings()[method]["max_steps"]))
+    return config.steps if isinstance(trained, BPTT) else 0
+
+
+def _train(config: ComparisonConfig, progress: bool) -> dict[tuple[str, int], Curve]:
+    """Train what is missing; the curves of it."""
+    units = _units(config)
+    curves: dict[tuple[str, int], Curve] = {}
+    if config.executor == LOCAL and config.jobs == 1:
+        for unit in units:
+            curves.update(_train_unit(config, unit, progress))
+        return curves
+    if not units:
+        return curves
+    folders = {member: member_folder(config.out, *member) for unit in units for member in unit.members}
+    steps = {folder: _steps(config, method) for (method, _), folder in folders.items()}
+    with (
+        opened(config.executor, config.jobs, config.out) as workers,
+        watching(f"{len(steps)} runs", steps, progress) as finish,
+    ):
+        jobs = [
+            Job(str(unit), _train_unit, config, unit, False, env=config.env, count=config.threads) for unit in units
+        ]
+        for done in as_completed(map(workers.submit, jobs)):
+            for member, curve in done.result().items():
+                curves[member] = curve
+                finish(folders[member])
+    return curves
+
+
+def _train_unit(config: ComparisonConfig, unit: _Unit, progress: bool) -> dict[tuple[str, int], Curve]:
+    """Train the runs of a unit, each that cannot be trained with others, or drops out, alone; the curves of them."""
+    if unit.together:
+        _train_together(config, unit, progress)
+    return {(method, seed): _run(config, method, seed, progress) for method, seed in unit.members}
+
+
+def _train_together(config: ComparisonConfig, unit: _Unit, progress: bool) -> None:
+    trainings, seen = zip(*(_training(config, *member) for member in unit.members), strict=True)
+    bars = [ProgressBar(str(unit))] if progress else []
+    try:
+        ensemble = Ensemble(config.budget.make_env(**seen[0]), trainings, bars)
+    except CannotStackError:
+        return
+    for i, (training, history) in enumerate(zip(trainings, ensemble.fit(), strict=True)):
+        if i not in ensemble.errors:
+            write_atomic(training.out / FINISHED, curve_to_csv(learning_curve(history)).encode())
 
 
 def _run(config: ComparisonConfig, method: str, seed: int, progress: bool) -> Curve:
@@ -281,7 +322,7 @@ def _begin(config: ComparisonConfig) -> None:
     """Claim the folder, or check that what is there belongs to the same comparison."""
     named = {one.name: getattr(config, one.name) for one in fields(config) if one.name not in ("out", "overrides")}
     wanted = plain(named | {"settings": config.settings()})
-    claim = Claim(config.out / "comparison.json", "comparison", _differences)
+    claim = Claim(config.out / COMPARISON, "comparison", _differences)
     stored = claim.check(wanted)
     if stored is not None:
         wanted["settings"] = stored["settings"] | wanted["settings"]  # methods left out now may come back
@@ -289,7 +330,7 @@ def _begin(config: ComparisonConfig) -> None:
 
 
 def _differences(stored: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
-    with understanding(Path("comparison.json")):
+    with understanding(Path(COMPARISON)):
         before_of = dict(stored["settings"])
         younger = DEFAULTS | defaults_seen(wanted["env"], wanted["env_options"])
         pairs = [(name, stored.get(name), value) for name, value in wanted.items() if name not in _APART]

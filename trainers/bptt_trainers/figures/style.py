@@ -198,7 +198,7 @@ def save_figure(figure: Figure, path: str | Path, *, vector: bool = False) -> No
 
 
 def figure_bytes(figure: Figure, kind: str) -> bytes:
-    """The content of the file of a figure, "png", "pdf" or "svg", without a date."""
+    """A figure as the content of a file of one of `FIGURE_FORMATS`; the same figure gives the same bytes."""
     buffer = io.BytesIO()
     # Fonts that publishers take, and the same names in every SVG
     with matplotlib.rc_context({"pdf.fonttype": 42, "svg.hashsalt": "bptt"}):

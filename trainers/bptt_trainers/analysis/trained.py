@@ -11,7 +11,6 @@ from torch import Tensor
 
 from bptt_envs import System
 from bptt_envs.checks import integer, positive_integer, string
-from bptt_trainers.commands.exits import Misuse, checking_arguments
 from bptt_trainers.controllers.model_folder import DESCRIPTION, is_model, read_description
 from bptt_trainers.controllers.rebuilt import check_size
 from bptt_trainers.directions.rollout import Trajectory, rollout
@@ -58,7 +57,7 @@ def trained(folder: Path, which: str, **options: Any) -> Trained:
 
     Raises:
         RunFolderError: if there is no such run or checkpoint, or it cannot be used.
-        Misuse: if the environment does not take an option.
+        ValueError: if the environment does not take an option.
     """
     said = Books(folder, lambda *_: []).read_config()
     if is_model(said):
@@ -67,8 +66,7 @@ def trained(folder: Path, which: str, **options: Any) -> Trained:
         return _by_reinforcement(folder, which, options)
     run = RunFolder(folder)
     config = run.train_config()
-    with checking_arguments():
-        system = run.make_env(**options).system
+    system = run.make_env(**options).system
     controller, checkpoint = run.load_controller(system, which)
     like = next(controller.parameters())
     return Trained(
@@ -83,10 +81,9 @@ def trained(folder: Path, which: str, **options: Any) -> Trained:
 def _shared(folder: Path, which: str, options: dict[str, Any]) -> Trained:
     """What `bptt share` or `save_pretrained` wrote."""
     if which != "best":
-        raise Misuse(f"{folder} holds one controller, to share: leave out --which {which}.")
+        raise ValueError(f"{folder} holds one controller, to share: leave out --which {which}.")
     controller = load_pretrained(folder)
-    with checking_arguments():
-        system = pretrained_env(folder, **options).system
+    system = pretrained_env(folder, **options).system
     with understanding(folder / DESCRIPTION):
         said = read_description(folder)
         training, states = said.get("training", {}), said.get("losses", {}).get("held_out", {}).get("states")
@@ -110,8 +107,7 @@ def _by_reinforcement(folder: Path, which: str, options: dict[str, Any]) -> Trai
     from bptt_trainers.rl.sb3 import load_rl  # slow to import, and not always needed
 
     run = load_rl(folder, "best" if which == "best" else "last")
-    with checking_arguments():
-        system = replace(run.config, env_options={**run.config.env_options, **options}).judged_system()
+    system = replace(run.config, env_options={**run.config.env_options, **options}).judged_system()
     return Trained(
         run.config.method,
         system,
