@@ -27,6 +27,7 @@ from bptt_trainers.rl.view import RLView
 
 BATCH = 5
 
+
 def effort(state, action, next_state):
     return 0.01 * action.square().sum(-1) + next_state[:, 0].square()
 
