@@ -115,6 +115,7 @@ def test_tasks_that_lack_a_method_are_left_out_of_the_summary():
     assert summary_table([task_of(runs("C", "C", 2, [1e-5] * 10))]).rows == []
 
 
+@pytest.mark.usefixtures("drawn")
 def test_the_report_has_every_table_and_figure_of_the_study(tmp_path):
     studies = {"tuned": [every_method()]}
     tables = report_studies(studies, tmp_path)
