@@ -69,6 +69,7 @@ def of_others(x, y):
         x.exp() + x.expm1() + x.log1p() + x.floor() + x.reciprocal() + torch.pow(2.0, x),
         torch.ops.aten.threshold_backward(x, y, 1.0) + torch.ops.aten.alias(y) + torch.full_like(y, 2.0),
         (x > 1.0) & (x != y) | (y == 2.0),
+        torch.addmm(x, x.view(1, 3), torch.outer(x, y)),
     )
 
 
