@@ -234,7 +234,7 @@ def _run_of(module: nn.Linear | StackedLinear, weight: Tensor, scale: int) -> Ca
 
 
 def _fused_run_of(module: nn.Linear | StackedLinear, weight: Tensor, scale: int) -> Callable[..., Tensor]:
-    """As `_run_of`, with the bias among what a compiler does to each number, where torch copies it for each row first."""
+    """As `_run_of`, the bias among what a compiler does to each number; torch itself copies it for each row first."""
     shift = None if module.bias is None else scale * module.bias.detach().unsqueeze(-2)
     weight = weight.mT
 
