@@ -17,6 +17,7 @@ from bptt_trainers.records.files import RunFolderError
 from bptt_trainers.training.callbacks import Callback, ProgressBar
 from bptt_trainers.training.config import TrainConfig
 from bptt_trainers.training.ensemble import Ensemble, variations
+from bptt_trainers.training.ranks import LostRankError, join_ranks
 from bptt_trainers.training.recorders import register_recorder
 from bptt_trainers.training.run import NonFiniteError
 from bptt_trainers.training.run_folder import RunFolder
@@ -38,6 +39,7 @@ __all__ = [
     "Feedback",
     "Gaussian",
     "GradientCheck",
+    "LostRankError",
     "NonFiniteError",
     "Plan",
     "PolicyGradient",
@@ -57,6 +59,7 @@ __all__ = [
     "draw_noise",
     "from_preset",
     "held_out_states",
+    "join_ranks",
     "losses",
     "plan",
     "policy_gradient",
