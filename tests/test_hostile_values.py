@@ -24,7 +24,7 @@ import pytest
 import torch
 from torch import nn
 
-from bptt_envs import DifferentiableEnv, DifferentiableVectorEnv, System, Task, register, registration
+from bptt_envs import DifferentiableEnv, DifferentiableVectorEnv, System, Task, TorchVectorEnv, register, registration
 from bptt_envs.systems import (
     LQR,
     BouncingBall,
@@ -337,6 +337,12 @@ def envs():
     return made
 
 
+def tensors():
+    made = TorchVectorEnv(CartPole(horizon=2), 1)
+    made.reset(seed=0)
+    return made
+
+
 NEW = itertools.count()  # versions of ids
 STATES, ACTIONS = torch.zeros(1, 4), torch.zeros(1, 1)
 TINY = TrainConfig(epochs=1, batch_size=1, train_states=1, test_states=1)
@@ -390,11 +396,25 @@ DOORS = [
     ("generator", lambda v: cart_pole().initial_states(1, v), {"None", "torch.Generator"}),
     ("num_envs", lambda v: DifferentiableVectorEnv(CartPole(), v), NUMBERS),
     ("autoreset_mode", lambda v: DifferentiableVectorEnv(CartPole(), 1, autoreset_mode=v), set()),
+    ("num_envs", lambda v: TorchVectorEnv(CartPole(), v), NUMBERS),
+    ("autoreset_mode", lambda v: TorchVectorEnv(CartPole(), 1, autoreset_mode=v), set()),
+    ("dtype", lambda v: TorchVectorEnv(CartPole(), 1, dtype=v), {"torch.dtype"}),
+    ("device", lambda v: TorchVectorEnv(CartPole(), 1, device=v), {"None"}),
+    ("differentiable", lambda v: TorchVectorEnv(CartPole(), 1, differentiable=v), {"True", "False", "np.True_"}),
+    ("seed", lambda v: tensors().reset(seed=v), {"None", "[1]", "list of None", "array of objects"} | SEEDS),
+    ("options", lambda v: tensors().reset(options=v), {"None", "{}"}),
+    ("options['state']", lambda v: tensors().reset(options={"state": v}), set()),
+    ("actions", lambda v: tensors().step(v), set()),
     ("render_mode", lambda v: DifferentiableEnv(CartPole(), render_mode=v), {"None"}),
     ("system", lambda v: DifferentiableEnv(v), set()),
     ("env_id", lambda v: register(v, "bptt_envs.systems:CartPole", "a pole"), None),
     ("system", lambda v: register(f"Hostile-v{next(NEW)}", v, "a pole"), set()),
     ("summary", lambda v: register(f"Hostile-v{next(NEW)}", "bptt_envs.systems:CartPole", v), None),
+    (
+        "reward_threshold",
+        lambda v: register(f"Hostile-v{next(NEW)}", "bptt_envs.systems:CartPole", "a pole", reward_threshold=v),
+        {"None"} | {one for one in FLOATS if "tensor" not in one and one != "parameter"},
+    ),
     ("env", lambda v: policy_gradient(v, MLP((4,), (1,)), STATES), set()),
     ("env", lambda v: check_gradients(v), set()),
     ("controller", lambda v: gradient(controller=v), {"nn.Module"}),
@@ -526,13 +546,14 @@ def test_values_made_at_random_are_taken_plain_or_refused_by_name(monkeypatch):
 
 def test_settings_of_reinforcement_learning_a_comparison_and_a_search_are_plain_or_refused_by_name():
     from bptt_trainers.comparison.compare import ComparisonConfig
+    from bptt_trainers.comparison.sweep import SweepConfig
     from bptt_trainers.presets.presets import PRESETS
     from bptt_trainers.rl.sb3 import RLConfig
     from bptt_trainers.tuning.config import TuneConfig
 
     values = HOSTILE if LONG else list(HOSTILE)[::7]
     for value in values:
-        for config in (RLConfig, ComparisonConfig, TuneConfig):
+        for config in (RLConfig, ComparisonConfig, SweepConfig, TuneConfig):
             for one in fields(config):
                 given = HOSTILE[value]()
                 no, made = refused(

@@ -22,6 +22,7 @@ ROOMS = (
     "comparison",
     "tuning",
     "analysis",
+    "pages",
     "commands",
     "cli",
 )
@@ -31,7 +32,7 @@ MAY_IMPORT = {  # of the other rooms; what is not named here, all before it
     "host": set(),
     "records": {"host"},
     "directions": set(),
-    "controllers": {"directions"},
+    "controllers": {"records", "directions"},
     "planning": {"directions"},
     "training": {"host", "records", "directions", "controllers"},
 }

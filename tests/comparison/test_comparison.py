@@ -11,9 +11,10 @@ import torch
 import tyro
 
 from bptt_trainers import Ensemble, NonFiniteError, RunFolderError, held_out_states, losses, plan, rollout
-from bptt_trainers.comparison.compare import ComparisonConfig, compare, member_folder
+from bptt_trainers.comparison.compare import ComparisonConfig, compare
 from bptt_trainers.comparison.figure import curves_figure
 from bptt_trainers.comparison.methods import BPTT, METHODS, Baseline, Budget, get_method
+from bptt_trainers.comparison.runs import member_folder
 from bptt_trainers.comparison.summary import method_rows, run_rows, summarize, to_markdown
 from bptt_trainers.controllers.baselines import ZeroController
 from bptt_trainers.figures.style import save_figure

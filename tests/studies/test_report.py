@@ -8,9 +8,11 @@ import pytest
 from matplotlib.collections import PathCollection
 from PIL import Image
 
+from bptt_studies.paper.budget_tables import kinds_table
 from bptt_studies.paper.experiments import EXPERIMENTS, Amount, Experiment, Task, Variant
 from bptt_studies.paper.figures import (
     ablation_figure,
+    budget_figure,
     continued_figure,
     improvement_figure,
     overview_figure,
@@ -175,6 +177,28 @@ def test_curves_end_smoothed_where_those_of_the_paper_would():
     found = lines(shown(method_table(task(*diverged, *seeds("PPO", 1)))))
     assert found["R"]["last 30"] == "inf [inf to inf]"
     assert found["PPO"]["last 30"] == "–"  # it has no epochs
+
+
+def test_a_claim_over_tasks_of_a_kind_is_told_at_the_end_and_smoothed():
+    """C ends above R, but was below it for most of the smoothed epochs: the two ends say the opposite."""
+    spiked = [*seeds("R", best=0.2, final=0.2), *seeds("C", best=1e-3, final=0.3)]
+    tasks = [replace(task(*spiked, name=f"pole-{n}"), title=f"pole, {n}") for n in (1, 2)]
+    tasks.append(replace(task(*rules(names="RC")), title="other, 1"))
+    rows = {(row["tasks"], row["claim"]): row for row in kinds_table(tasks).rows}
+    of_poles = rows["pole, 2", "C better than R"]
+    assert of_poles["final"].found.probability == 0.0
+    assert of_poles["last 30"].found.probability == 1.0
+    assert of_poles["final"].found.runs == (10, 10)
+    assert rows["other, 1", "C better than R"]["final"].found.probability == 1.0
+    assert rows["pole, 0", "C better than M"]["final"] == "–"
+
+
+def test_a_figure_of_the_budget_has_smoothed_losses_and_the_sizes_of_updates():
+    losses, sizes = budget_figure(task(*rules(names="R"))).axes
+    (curve, *_), (size, *_) = losses.get_lines(), sizes.get_lines()
+    assert list(curve.get_ydata()[:2]) == pytest.approx([2.0, 1.0])  # the untrained loss is in no mean
+    assert curve.get_ydata()[2] == pytest.approx((1.0 + 0.24) / 2)
+    assert list(size.get_ydata()) == [1.0] * 3
 
 
 def test_claims_compare_rules_of_the_same_clipping():
@@ -375,6 +399,7 @@ def studies():
         "stability": [task(*rules(names="RC"), *seeds("C cosine"), *seeds("R cosine", final=math.inf))],
         "continued": [continued()],
         "rl": [task(*seeds("C"), *seeds("PPO"), *seeds("PPO dense"), *seeds("SAC"))],
+        "budget": [task(*rules(names="RMC", clips=("none", "norm")))],
     }
 
 
@@ -383,6 +408,7 @@ def test_a_report_has_every_table_and_figure(tmp_path):
     tables = report_studies(studies(), tmp_path)
     names = {"reading", "claims", "rules-toy", "rules-toy-claims", "sensitivity-toy", "ablation-toy"}
     names |= {"ablation-toy-claims", "stability-toy", "stability-toy-claims", "continued-toy", "rl-toy"}
+    names |= {"budget-toy", "budget-toy-claims", "budget-tasks", "budget-kinds"}
     assert set(tables) == names
     assert {path.stem: path.read_text().rstrip("\n") for path in tmp_path.glob("*.md")} == tables
     figures = {
@@ -394,6 +420,7 @@ def test_a_report_has_every_table_and_figure(tmp_path):
         "stability-toy",
         "continued-toy",
         "rl-toy",
+        "budget-toy",
     }
     for suffix in ("png", "pdf"):
         assert {path.stem for path in tmp_path.glob(f"*.{suffix}")} == figures

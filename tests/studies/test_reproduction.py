@@ -129,7 +129,7 @@ def test_finished_runs_are_lines_and_a_rerun_trains_exactly_what_is_missing(monk
     assert [*again.splitlines()[:5], *again.splitlines()[6:]] == [*results.splitlines()[:5], *results.splitlines()[6:]]
     assert "C norm,C,norm,0.001,,1," in again.splitlines()[5]
 
-    monkeypatch.setattr(work, "_workers", None)  # nothing is left to be done by anyone
+    monkeypatch.setattr(work, "opened", None)  # nothing is left to be done by anyone
     train()
 
 

@@ -17,6 +17,7 @@ from bptt_trainers.records.files import RunFolderError
 from bptt_trainers.training.callbacks import Callback, ProgressBar
 from bptt_trainers.training.config import TrainConfig
 from bptt_trainers.training.ensemble import Ensemble, variations
+from bptt_trainers.training.pretrained import load_pretrained, pretrained_env
 from bptt_trainers.training.recorders import register_recorder
 from bptt_trainers.training.run import NonFiniteError
 from bptt_trainers.training.run_folder import RunFolder
@@ -57,9 +58,11 @@ __all__ = [
     "draw_noise",
     "from_preset",
     "held_out_states",
+    "load_pretrained",
     "losses",
     "plan",
     "policy_gradient",
+    "pretrained_env",
     "register_recorder",
     "rollout",
     "training_states",

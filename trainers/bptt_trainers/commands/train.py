@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
 
 from bptt_envs.program import cache_folder
+from bptt_trainers.analysis.trained import by_reinforcement
 from bptt_trainers.commands.environment import (
     EnvOptions,
     Module,
@@ -25,7 +26,6 @@ from bptt_trainers.commands.environment import (
 )
 from bptt_trainers.commands.exits import Interrupted, Misuse, checking_arguments
 from bptt_trainers.commands.output import aligned
-from bptt_trainers.commands.trained import by_reinforcement
 from bptt_trainers.directions.switching import Compile
 from bptt_trainers.host.user_code import import_module, split_id
 from bptt_trainers.presets.presets import PresetName, from_preset, row_name, rule_settings

@@ -63,6 +63,7 @@ class Run:
         history: the metrics of every epoch, epoch 0 (untrained) first.
         seconds: spent on updates so far.
         best_train_loss: of all epochs so far.
+        interrupted: whether the last training ended by Ctrl-C or an error.
 
     Raises:
         TypeError, ValueError: if a callback or a recorder cannot be used.
@@ -82,6 +83,7 @@ class Run:
         self.history: list[EpochMetrics] = []
         self.seconds = 0.0
         self.best_train_loss = math.inf
+        self.interrupted = False
         self._description = description
         self._last: Checkpoint = {}
         self.callbacks = [*callbacks, *recorders(self)]
@@ -175,6 +177,7 @@ class Run:
             NonFiniteError, RunFolderError: as `fit`.
         """
         self.learner.begin()
+        self.interrupted = False
         yield from self._restore_or_start()
         try:
             self._call("on_fit_start")
@@ -183,6 +186,7 @@ class Run:
                 if not self._finish_epoch(metrics):
                     break
         except BaseException:
+            self.interrupted = True
             self._load(self._last)
             raise
         finally:
