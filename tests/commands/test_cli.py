@@ -513,7 +513,8 @@ def test_compare_leaves_tables_and_a_figure_and_computes_only_what_is_missing(bp
     assert "C clip: 'none' in the folder, 'value' asked for" in refused
 
 
-def test_demo_compares_and_animates(bptt):
+def test_demo_compares_and_animates(bptt, monkeypatch):
+    monkeypatch.setattr("bptt_trainers.commands.compare.available_cores", lambda: [0])  # which takes no processes
     said = bptt("demo --seeds 0 --share 0.02 --out runs/demo")
     assert [line.split() for line in said.splitlines()].count(["method", "C", "PPO", "zero"]) == 2
     for task in ("one-pole", "two-poles"):

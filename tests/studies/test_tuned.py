@@ -154,7 +154,7 @@ def test_tables_of_no_runs_are_none():
     assert tables_of({"tuned": [TaskResults("cart-pole-1", "one pole", [])]}).keys() == {"reading"}
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("in_this_process")
 def test_the_smoke_tier_of_the_study_runs_reports_and_fills_a_gap(tmp_path, capsys):
     command = [
         "reproduce",
