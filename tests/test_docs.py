@@ -11,6 +11,8 @@ import gymnasium as gym
 import pytest
 
 import bptt_envs.registration
+import bptt_envs.systems
+import bptt_trainers
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "tests").rglob("*.md")])
@@ -66,6 +68,7 @@ def registry(monkeypatch):
     monkeypatch.setattr(bptt_envs.registration, "ENTRIES", dict(bptt_envs.registration.ENTRIES))
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # torch's, by torch itself
 @pytest.mark.usefixtures("registry")
 @pytest.mark.parametrize("page", [p for p in PAGES if any(b.language == "python" for b in blocks(p))], ids=name)
 def test_python_of_the_page_runs_as_one_program(page, tmp_path, monkeypatch):
@@ -117,6 +120,25 @@ def test_the_page_of_every_id_has_what_gymnasiums_own_pages_have(env_id):
     assert f"`Box({min(bounds):g}, {max(bounds):g}, (" in text
     assert "`Box(-inf, inf, (" in text
     assert f"]({Path('docs', 'environments', page).as_posix()})" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+SITE = ROOT / "docs"
+LISTED = re.compile(r"```\{toctree\}\n(.*?)```", re.S)
+
+
+def test_every_page_has_its_place_on_the_site():
+    entries = [line for block in LISTED.findall((SITE / "index.md").read_text()) for line in block.splitlines()]
+    listed = {page for entry in entries if entry and entry[0] != ":" for page in SITE.glob(f"{entry}.md")}
+    pages = {page for folder in ("", "tutorials", "environments", "reference") for page in (SITE / folder).glob("*.md")}
+    missing = {name(page) for page in pages - listed - {SITE / "index.md"}}
+    assert missing == set(), "add these to a toctree of docs/index.md"
+
+
+@pytest.mark.parametrize("package", [bptt_envs, bptt_trainers, bptt_envs.systems], ids=lambda package: package.__name__)
+def test_every_public_name_has_its_place_in_the_reference(package):
+    text = "".join(page.read_text() for page in (SITE / "reference").glob("*.md"))
+    documented = re.findall(r"^\.\. auto\w+:: (?:[\w.]+\.)?(\w+)$", text, re.M)
+    assert set(package.__all__) <= set(documented), "add these to a page of docs/reference"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)

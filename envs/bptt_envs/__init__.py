@@ -20,6 +20,6 @@ __all__ = [
     "register",
 ]
 
-__version__ = "0.1.0"
+__version__ = "1.0.0"
 
 register_all()

@@ -7,12 +7,13 @@ import os
 import sys
 import sysconfig
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Literal
 
 import bptt_envs
-from bptt_envs.registration import ENTRIES
+from bptt_envs.registration import ENTRIES, Entry, register
 
 TRAINERS = Path(__file__).parents[1]
 OURS = tuple(
@@ -68,6 +69,14 @@ def imported_id(env: str) -> str:
     if module is not None:
         import_module(module)
     return env_id
+
+
+def take_over_ids(entries: Mapping[str, Entry]) -> None:
+    """Know the ids that another process does: import the modules of their systems, and register what is missing."""
+    for env_id, entry in entries.items():
+        importlib.import_module(entry.system.partition(":")[0])  # which may register it itself
+        if env_id not in ENTRIES:
+            register(env_id, entry.system, entry.summary, **entry.defaults)
 
 
 def raised_by_user(error: BaseException) -> bool:

@@ -12,7 +12,7 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +152,33 @@ def write_atomic(path: Path, data: bytes) -> None:
         with contextlib.suppress(OSError):
             os.unlink(temporary)  # noqa: PTH108
         raise RunFolderError(f"cannot write {path}: {error.strerror or error}. {_what_stands(path)}") from error
+
+
+def write_folder(path: Path, content: Mapping[str, bytes]) -> None:
+    """Make a folder of these files, by name, durably: after a crash it is there with all of them, or is not.
+
+    Raises:
+        RunFolderError: if there is one that is not empty, or it cannot be written.
+    """
+    path = Path(os.path.abspath(path))  # noqa: PTH100
+    if list_names(path):
+        raise RunFolderError(f"{path} is there and not empty: name another folder, or delete it. Nothing was written.")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
+    try:
+        make_folder(temporary)
+        for name, data in content.items():
+            descriptor = os.open(temporary / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_LINK, 0o666)
+            try:
+                _write_all(descriptor, data)
+            finally:
+                os.close(descriptor)
+        os.replace(temporary, path)  # noqa: PTH105
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            for name in os.listdir(temporary):  # noqa: PTH208
+                os.unlink(temporary / name)  # noqa: PTH108
+            os.rmdir(temporary)  # noqa: PTH106
+        raise RunFolderError(f"cannot write {path}: {error.strerror or error}. Nothing was written.") from error
 
 
 def append(path: Path, data: bytes, at: int) -> int:

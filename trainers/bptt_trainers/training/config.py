@@ -236,7 +236,8 @@ class TrainConfig:
     record: Annotated[Record, ANY_TIME] = BY_DEFAULT
     """What to keep in the run folder beside metrics and checkpoints: tensorboard (events), csv (a line an update),
     pictures (learning curve and trajectories, at the end), diagnostics (after each epoch, how the rules differ and how
-    feedback grows backwards); or MODULE:NAME of a recorder of your own."""
+    feedback grows backwards); trackers of experiments, each an extra (wandb, mlflow, trackio); or MODULE:NAME of a
+    recorder of your own."""
 
     out: Annotated[Path | None, ANY_TIME] = None
     """The run folder. None: in Python, everything stays in memory; bptt train makes one in runs/ and names it."""

@@ -31,7 +31,19 @@ if TYPE_CHECKING:
 CLAIM = "study.json"
 JOURNAL = "trials.journal"
 
-CHANGEABLE = ("module", "methods", "trials", "confirm", "fix", "search", "compile", "jobs", "timeout", "out")
+CHANGEABLE = (
+    "module",
+    "methods",
+    "trials",
+    "confirm",
+    "fix",
+    "search",
+    "compile",
+    "jobs",
+    "executor",
+    "timeout",
+    "out",
+)
 """Settings with others of which a study may go on, or that stand in the searches."""
 
 CHECKPOINTS = 8

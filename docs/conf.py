@@ -1,0 +1,109 @@
+"""The documentation as a site, `make docs`: the pages of this folder, tutorials that are run, a reference."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from sphinx import addnodes
+from sphinx.application import Sphinx
+from sphinx.transforms import SphinxTransform
+
+import bptt_envs
+
+DOCS = Path(__file__).parent
+ROOT = DOCS.parent
+
+os.environ |= {"MPLBACKEND": "Agg", "SDL_VIDEODRIVER": "dummy"}  # of the tutorials: no window, no display
+
+project = "stable-bptt"
+author = "The stable-bptt authors"
+version = release = bptt_envs.__version__
+
+extensions = [
+    "myst_nb",  # Markdown, and tutorials among it that are run
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "sphinx_copybutton",
+]
+
+# Pages; the other Markdown of this folder are tables, which pages hold or link to
+include_patterns = ["*.md", "tutorials/*.md", "environments/*.md", "reference/*.md", "development/*.md"]
+
+myst_heading_anchors = 4  # as a forge has them, for links to headings
+
+nb_execution_mode = "force"
+nb_execution_timeout = 180  # s, a cell
+nb_execution_in_temp = True
+nb_execution_raise_on_error = True
+nb_merge_streams = True
+
+autodoc_inherit_docstrings = False  # what a system does is said at System
+default_role = "py:obj"  # `Name` in a docstring leads to it, where there is such a thing
+autodoc_default_options = {"members": True, "member-order": "bysource", "show-inheritance": True}
+autodoc_typehints_format = "short"
+maximum_signature_line_length = 88
+python_display_short_literal_types = True
+autosummary_generate = False  # the tables lead to what the pages say themselves
+toc_object_entries_show_parents = "hide"
+
+html_theme = "furo"
+html_title = f"stable-bptt {version}"
+html_static_path = ["site"]
+html_css_files = ["site.css"]
+html_show_sphinx = False
+html_copy_source = False
+html_theme_options = {"top_of_page_buttons": []}
+copybutton_prompt_text = "$ "
+
+PAGES_OF = {"README": "index", "CONTRIBUTING": "development/contributing", "CHANGELOG": "development/changelog"}
+"""The pages that show Markdown from outside of this folder."""
+
+
+class LinksToFiles(SphinxTransform):
+    """Lets links lead to what the site has: a page, or a file to download; the name of a folder becomes text.
+
+    The pages are read on a forge, too, where any file or folder of the repository can be linked to.
+    """
+
+    default_priority = 400
+
+    def apply(self, **_: Any) -> None:
+        """Change the links of the page at hand to what is no page; those to other files are downloads as it is."""
+        here = Path(self.env.doc2path(self.env.docname)).parent
+        for link in list(self.document.findall(addnodes.pending_xref)):
+            if link["reftype"] != "myst" or link["reftarget"] in self.env.found_docs:
+                continue
+            if link["refdomain"] != "doc":
+                if (here / link["reftarget"]).is_dir():
+                    link.replace_self(link.children)
+                continue
+            markdown = DOCS / link["reftarget"]  # without its ending
+            page = PAGES_OF.get(os.path.relpath(markdown, ROOT))
+            if page is not None:
+                link["reftarget"] = page
+            else:  # tables
+                target = os.path.relpath(f"{markdown}.md", here)
+                given = {"refdoc": self.env.docname, "refdomain": None, "reftarget": target, "refexplicit": True}
+                link.replace_self(addnodes.download_reference("", *link.children, reftype="myst", **given))
+
+
+LITERAL = re.compile(r"(`+.*?`+)")
+
+
+def escape(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+    """Keep shapes such as (B, *state_shape) and sizes such as |x| of a docstring from being markup."""
+    for i, line in enumerate(lines):
+        parts = LITERAL.split(line)
+        lines[i] = "".join(p if k % 2 else re.sub(r"([*|]|(?<=\w)_(?!\w))", r"\\\1", p) for k, p in enumerate(parts))
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Add what is of this site."""
+    app.connect("autodoc-process-docstring", escape, priority=400)  # before napoleon makes markup of it
+    app.add_transform(LinksToFiles)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,185 @@
+"""Executors: who trains does not change what comes of it, and a worker that dies costs its run's current epoch."""
+
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+from gymnasium.error import DependencyNotInstalled
+
+from bptt_studies.paper.experiments import Amount, Experiment, Task, Variant
+from bptt_studies.paper.results import read_curves
+from bptt_studies.paper.work import runs_of, train_missing
+from bptt_trainers.cli import main
+from bptt_trainers.comparison.compare import ComparisonConfig, compare
+from bptt_trainers.comparison.methods import BPTT
+from bptt_trainers.comparison.runs import member_folder
+from bptt_trainers.host import processes
+from bptt_trainers.host.executors import executor_name, opened
+from bptt_trainers.host.work import Job
+from bptt_trainers.tuning.config import TuneConfig
+from bptt_trainers.tuning.study import tune
+
+SMALL = {"train_states": 16, "batch_size": 8, "hidden": (8,)}
+
+# A system whose first process to have taken so many steps sends itself a signal, and keeps what was written until then
+SYSTEM = """
+import multiprocessing, os, shutil, sys
+from pathlib import Path
+import bptt_envs
+from bptt_envs.systems import Integrator
+
+taken = 0
+
+class Hit(Integrator):
+    def __init__(self, *, number: int = 9, horizon: int = 4):
+        super().__init__(horizon=horizon)
+        self.number = number
+
+    def step(self, state, action):
+        global taken
+        taken += 1
+        worker = multiprocessing.parent_process() is not None or "submitit.core._submit" in sys.orig_argv
+        if worker and taken > 400 and not Path("hit.csv").exists():
+            (books,) = Path("out").glob("runs/C-seed0/metrics.csv")
+            shutil.copy(books, "hit.csv")
+            os.kill(os.getpid(), self.number)
+        return state + action
+
+
+bptt_envs.register("Hit-v0", "hit_envs:Hit", "one that is hit")
+"""
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "hit_envs", raising=False)
+    Path("hit_envs.py").write_text(SYSTEM)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    distributed = pytest.importorskip("distributed")
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+        yield cluster
+
+
+def comparison(out, executor="local", number=signal.SIGKILL, **changes):
+    settings = {
+        "env": "hit_envs:Hit-v0",
+        "env_options": {"number": int(number)},
+        "methods": ("C", "R", "zero"),
+        "seeds": (0,),
+        "steps": 16 * 4 * 20,
+        "test_states": 8,
+        "overrides": {"C": SMALL, "R": SMALL},
+        "together": False,
+        "record": (),
+        "executor": executor,
+        "out": Path(out),
+    }
+    return compare(ComparisonConfig(**(settings | changes)), progress=False)
+
+
+def numbers(comparison):
+    return {key: [(p.simulator_steps, p.test_loss) for p in curve] for key, curve in comparison.curves.items()}
+
+
+def goes_on_from_what_was_kept(out):
+    """Whether the run that was hit kept its lines, with the seconds that they took, and added others."""
+    before, after = Path("hit.csv").read_text(), (member_folder(Path(out), "C", 0) / "metrics.csv").read_text()
+    assert before.count("\n") > 3
+    return after.startswith(before) and after != before
+
+
+def test_the_run_of_a_dask_worker_that_is_killed_goes_on_elsewhere_and_ends_alike(place, cluster):
+    made = comparison("out", f"dask:{cluster.scheduler_address}")
+    assert goes_on_from_what_was_kept("out")
+    assert numbers(made) == numbers(comparison("alone"))
+    assert (Path("out") / "methods.md").exists()
+
+
+def test_experiments_and_studies_of_settings_are_made_by_dask_workers_alike(place, cluster):
+    executor = f"dask:{cluster.scheduler_address}"
+    task = Task("tiny", "a few steps", "DiffIntegrator-v0", {"horizon": 3}, (0.1,))
+    tiny = Experiment("rules", task, (Variant("R", BPTT("R")),), Amount(2, 2, train_states=16, test_states=8))
+    curves = []
+    for folder, how in (("there", {"executor": executor}), ("here", {"jobs": 1})):
+        runs = runs_of(tiny, "standard", Path(folder))
+        train_missing(runs, Path(folder) / "results", folder=Path(folder), together=2, progress=False, **how)
+        found = read_curves(Path(folder) / "results", tiny.name)
+        curves.append({name: [point.test_loss for point in curve] for name, curve in found.items()})
+    assert len(curves[0]) == 2
+    assert curves[0] == curves[1]
+
+    pinned = {"C": SMALL | {"learning_rate": 0.01}}
+    settings = {"env": "DiffIntegrator-v0", "methods": ("C",), "trials": 2, "steps": 128, "seeds": 1, "confirm": 0}
+    study = tune(TuneConfig(**settings, fix=pinned, jobs=2, executor=executor, out=Path("study")), progress=False)
+    assert [one["state"] for one in study.trials] == ["complete"] * 2
+
+
+def test_a_cluster_that_does_not_answer_is_told_in_words(place, monkeypatch, capsys):
+    dask_workers = pytest.importorskip("bptt_trainers.host.dask_workers")
+    monkeypatch.setattr(dask_workers, "PATIENCE", 0.2)
+    command = "compare --methods zero --seeds 0 --steps 32 --test-states 8 --out out --executor dask:tcp://127.0.0.1:9"
+    assert main(command.split()) == 1
+    assert "no Dask scheduler answers at tcp://127.0.0.1:9" in capsys.readouterr().err
+
+
+def test_a_job_that_has_used_up_its_time_is_queued_again_and_ends_alike(place):
+    pytest.importorskip("submitit")
+    # Slurm, and submitit's own controller, tell a job that its time is up by this signal
+    made = comparison("out", "submitit-local", signal.SIGUSR2, methods=("C",))
+    assert goes_on_from_what_was_kept("out")
+    assert numbers(made) == numbers(comparison("alone", number=signal.SIGUSR2, methods=("C",)))
+
+
+def test_a_process_that_is_killed_is_replaced_and_its_work_begun_again(monkeypatch, tmp_path):
+    monkeypatch.setattr(processes, "TRIES", 2)  # each starts a process
+    kill = tmp_path / "kill"
+    kill.touch()
+    once = f"import os; os.path.exists({str(kill)!r}) and (os.remove({str(kill)!r}), os._exit(1))"
+    with opened("local", 1, tmp_path) as workers:
+        assert workers.submit(Job("once", exec, once)).result() is None
+        with pytest.raises(ChildProcessError, match=r"C seed 3: its process was ended .*; the same command"):
+            workers.submit(Job("C seed 3", os._exit, 1)).result()
+    assert not kill.exists()
+
+
+@pytest.mark.parametrize(("executor", "module"), [("dask:tcp://there:8786", "distributed"), ("slurm", "submitit")])
+def test_an_executor_without_its_library_is_refused_with_the_extra(executor, module, monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(sys.modules, module, None)
+    with (
+        pytest.raises(DependencyNotInstalled, match=rf"{module}: pip install 'stable-bptt\[\w+\]'"),
+        opened(executor, 1, tmp_path),
+    ):
+        pass
+    command = f"compare --methods zero --seeds 0 --steps 32 --test-states 8 --out {tmp_path} --executor {executor}"
+    assert main(command.split()) == 1
+    assert "pip install 'stable-bptt[" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(shutil.which("srun"), reason="there is Slurm here")
+def test_slurm_that_is_not_there_is_told_in_words(tmp_path):
+    pytest.importorskip("submitit")
+    with pytest.raises(OSError, match="there is no Slurm here"), opened("slurm:partition=cpu", 1, tmp_path):
+        pass
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["Local", "dask", "dask:", "slurm:nodes=2", "slurm:timeout_min=0", "slurm:timeout_min=1h", "slurm:qos", 3, None],
+)
+def test_names_of_no_executor_are_refused_in_words(name):
+    with pytest.raises(ValueError, match="executor"):
+        executor_name("executor", name)
+
+
+def test_names_of_executors_are_taken_as_they_are():
+    for name in ("local", "dask:scheduler.json", "slurm", "slurm:partition=cpu,timeout_min=120", "submitit-local"):
+        assert executor_name("executor", name) == name
