@@ -1,5 +1,6 @@
 """The compiled engine computes what the adjoint engine does; programs are compiled once and kept."""
 
+import math
 import os
 import shutil
 from dataclasses import replace
@@ -288,6 +289,22 @@ def test_training_compiled_follows_training_uncompiled(monkeypatch):
         config = TrainConfig(epochs=2, batch_size=3, train_states=6, test_states=3, hidden=(6, 5), compile=compile)
         curves.append([row.test_loss for row in Trainer(CartPole(horizon=2), config=config).fit()])
     assert curves[1] == pytest.approx(curves[0], rel=1e-4)
+
+
+@pytest.mark.parametrize("rule", ["R", "C"])
+def test_the_comparison_of_rules_once_an_epoch_needs_no_program_of_its_own(rule, monkeypatch):
+    made = []
+
+    class Counted(Recorded):
+        def __init__(self, *given):
+            super().__init__(*given)
+            made.append(self)
+
+    monkeypatch.setattr("bptt_trainers.directions.compiled.Program", Counted)
+    config = TrainConfig(rule=rule, epochs=2, batch_size=3, train_states=6, test_states=3, hidden=(4,), compile=True)
+    curve = Trainer(CartPole(horizon=2), config=config).fit()
+    assert len(made) == 2  # there and back
+    assert all(math.isfinite(row.sign_agreement) for row in curve[1:])
 
 
 @gpu

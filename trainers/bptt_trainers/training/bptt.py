@@ -222,7 +222,7 @@ class BPTTLearner(Learner):
         if query.compare:
             if self._estimator is not None or not {REGULAR, MODIFIED} <= passes.keys():
                 with left_as_it_was(self.controller):
-                    _, passes = self._passes(query, (REGULAR, MODIFIED), look=False)
+                    _, passes = self._passes(query, (REGULAR, MODIFIED), look=False, seldom=True)
             answer_comparisons([query], passes)
 
     def _passes(
@@ -231,9 +231,12 @@ class BPTTLearner(Learner):
         wanted: tuple[Feedback, ...],
         look: bool,
         show: Callable[[Trajectory], object] | None = None,
+        seldom: bool = False,
     ) -> tuple[Tensor, dict[Feedback, Tensor]]:
         """Losses (1, B), and directions (1, n) of each pass."""
-        batch_losses, passes = self.choice.engine(query.states, wanted, noise=query.noise, look=look, show=show)
+        batch_losses, passes = self.choice.engine(
+            query.states, wanted, noise=query.noise, look=look, show=show, seldom=seldom
+        )
         return batch_losses.unsqueeze(0), self._of_one(passes)
 
     def _estimated(self, engine: EstimatorEngine, query: DirectionQuery) -> tuple[Tensor, dict[Feedback, Tensor]]:
