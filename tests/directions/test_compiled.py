@@ -251,6 +251,12 @@ def test_without_a_compiler_the_error_says_so(monkeypatch, tmp_path):
     assert not list((tmp_path / "empty").iterdir())
 
 
+def test_an_older_torch_is_told_which_one_is_needed(monkeypatch):
+    monkeypatch.setattr(torch, "__version__", "2.9.1+cpu")
+    with pytest.raises(CompilerError, match=r"needs torch 2\.13 or a later one; this is torch 2\.9\.1\+cpu"):
+        Program(lambda x: (x + 1.0,), [torch.ones(2)])
+
+
 def test_a_function_that_looks_at_values_is_refused_in_words(tmp_path):
     with pytest.raises(CompilerError, match=r"cannot record.*compile=False"):
         Program(lambda x: (x if x.sum() > 0 else -x,), [torch.ones(2)])
