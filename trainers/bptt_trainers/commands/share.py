@@ -10,10 +10,10 @@ from tyro.conf import Positional, arg
 
 from bptt_envs import DifferentiableEnv
 from bptt_envs.checks import path
+from bptt_trainers.analysis.trained import Trained, by_reinforcement, trained
 from bptt_trainers.commands.environment import Module
 from bptt_trainers.commands.exits import Misuse, checking_arguments
 from bptt_trainers.commands.output import file_list
-from bptt_trainers.analysis.trained import Trained, by_reinforcement, trained
 from bptt_trainers.commands.training_command import training_command
 from bptt_trainers.controllers.model_card import PICTURE
 from bptt_trainers.controllers.model_folder import CARD, DESCRIPTION, WEIGHTS, save, upload
