@@ -16,7 +16,7 @@ import bptt_envs
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
 
-os.environ |= {"MPLBACKEND": "Agg", "SDL_VIDEODRIVER": "dummy"}  # of the tutorials: no window, no display
+os.environ |= {"OMP_NUM_THREADS": "1", "SDL_VIDEODRIVER": "dummy"}  # of the tutorials: small tensors, no window
 
 project = "stable-bptt"
 author = "The stable-bptt authors"
@@ -102,8 +102,16 @@ def escape(app: Sphinx, what: str, name: str, obj: object, options: object, line
         lines[i] = "".join(p if k % 2 else re.sub(r"([*|]|(?<=\w)_(?!\w))", r"\\\1", p) for k, p in enumerate(parts))
 
 
+def offer_notebook(app: Sphinx, docname: str, source: list[str]) -> None:
+    """Put a link to the notebook, with its outputs, at the end of a tutorial."""
+    folder, _, name = docname.rpartition("/")
+    if folder == "tutorials":
+        source[0] += f"\nThis page as a notebook: {{nb-download}}`{name}.ipynb`\n"
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Add what is of this site."""
     app.connect("autodoc-process-docstring", escape, priority=400)  # before napoleon makes markup of it
+    app.connect("source-read", offer_notebook)
     app.add_transform(LinksToFiles)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
