@@ -153,8 +153,9 @@ class SHACLearner(BPTTLearner):
         wanted: tuple[Feedback, ...],
         look: bool,
         show: Callable[[Trajectory], object] | None = None,
+        seldom: bool = False,
     ) -> tuple[Tensor, Mapping[Feedback, Tensor]]:
-        return super()._passes(query, wanted, look, self._keep)
+        return super()._passes(query, wanted, look, show if seldom else self._keep, seldom)
 
     def _keep(self, trajectory: Trajectory) -> None:
         self._trajectory = trajectory
