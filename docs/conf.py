@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from sphinx import addnodes
@@ -16,7 +18,11 @@ import bptt_envs
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
 
-os.environ |= {"OMP_NUM_THREADS": "1", "SDL_VIDEODRIVER": "dummy"}  # of the tutorials: small tensors, no window
+logging.getLogger("traitlets").setLevel(logging.WARNING)  # of each tutorial it would say that it is run
+SETTINGS = TemporaryDirectory()  # of IPython, which runs the tutorials: not the user's, and quiet
+(Path(SETTINGS.name) / "profile_default").mkdir()
+(Path(SETTINGS.name) / "profile_default" / "ipython_kernel_config.py").write_text("c.IPKernelApp.log_level = 40\n")
+os.environ |= {"IPYTHONDIR": SETTINGS.name, "OMP_NUM_THREADS": "1", "SDL_VIDEODRIVER": "dummy"}
 
 project = "stable-bptt"
 author = "The stable-bptt authors"
@@ -41,6 +47,7 @@ nb_execution_timeout = 180  # s, a cell
 nb_execution_in_temp = True
 nb_execution_raise_on_error = True
 nb_merge_streams = True
+nb_render_markdown_format = "myst"  # of outputs, which may be tables
 
 autodoc_inherit_docstrings = False  # what a system does is said at System
 default_role = "py:obj"  # `Name` in a docstring leads to it, where there is such a thing
@@ -56,6 +63,7 @@ html_title = f"stable-bptt {version}"
 html_static_path = ["site"]
 html_css_files = ["site.css"]
 html_show_sphinx = False
+html_show_copyright = False
 html_copy_source = False
 html_theme_options = {"top_of_page_buttons": []}
 copybutton_prompt_text = "$ "
