@@ -546,13 +546,14 @@ def test_values_made_at_random_are_taken_plain_or_refused_by_name(monkeypatch):
 
 def test_settings_of_reinforcement_learning_a_comparison_and_a_search_are_plain_or_refused_by_name():
     from bptt_trainers.comparison.compare import ComparisonConfig
+    from bptt_trainers.comparison.sweep import SweepConfig
     from bptt_trainers.presets.presets import PRESETS
     from bptt_trainers.rl.sb3 import RLConfig
     from bptt_trainers.tuning.config import TuneConfig
 
     values = HOSTILE if LONG else list(HOSTILE)[::7]
     for value in values:
-        for config in (RLConfig, ComparisonConfig, TuneConfig):
+        for config in (RLConfig, ComparisonConfig, SweepConfig, TuneConfig):
             for one in fields(config):
                 given = HOSTILE[value]()
                 no, made = refused(

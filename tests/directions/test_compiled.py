@@ -1,5 +1,6 @@
 """The compiled engine computes what the adjoint engine does; programs are compiled once and kept."""
 
+import math
 import os
 import shutil
 from dataclasses import replace
@@ -75,6 +76,7 @@ def of_others(x, y):
         x.roll(1) * y.flip(0) + torch.maximum(x, y).relu() + torch.lerp(x, y, 0.25) * y.sign() + filled,
         x.unfold(0, 2, 1) + x.new_zeros(2, 2) + torch.zeros_like(x)[:2],
         (x / (y - 0.5)).nan_to_num(0.0, 9.0, -9.0) + x.masked_fill(x > 1.0, 7.0) + (x > 1.0).to(x.dtype),
+        torch.addmm(x, x.view(1, 3), torch.outer(x, y)),
     )
 
 
@@ -245,6 +247,12 @@ def test_without_a_compiler_the_error_says_so(monkeypatch, tmp_path):
     assert not list((tmp_path / "empty").iterdir())
 
 
+def test_an_older_torch_is_told_which_one_is_needed(monkeypatch):
+    monkeypatch.setattr(torch, "__version__", "2.9.1+cpu")
+    with pytest.raises(CompilerError, match=r"needs torch 2\.13 or a later one; this is torch 2\.9\.1\+cpu"):
+        Program(lambda x: (x + 1.0,), [torch.ones(2)])
+
+
 def test_a_function_that_looks_at_values_is_refused_in_words(tmp_path):
     with pytest.raises(CompilerError, match=r"cannot record.*compile=False"):
         Program(lambda x: (x if x.sum() > 0 else -x,), [torch.ones(2)])
@@ -283,6 +291,22 @@ def test_training_compiled_follows_training_uncompiled(monkeypatch):
         config = TrainConfig(epochs=2, batch_size=3, train_states=6, test_states=3, hidden=(6, 5), compile=compile)
         curves.append([row.test_loss for row in Trainer(CartPole(horizon=2), config=config).fit()])
     assert curves[1] == pytest.approx(curves[0], rel=1e-4)
+
+
+@pytest.mark.parametrize("rule", ["R", "C"])
+def test_the_comparison_of_rules_once_an_epoch_needs_no_program_of_its_own(rule, monkeypatch):
+    made = []
+
+    class Counted(Recorded):
+        def __init__(self, *given):
+            super().__init__(*given)
+            made.append(self)
+
+    monkeypatch.setattr("bptt_trainers.directions.compiled.Program", Counted)
+    config = TrainConfig(rule=rule, epochs=2, batch_size=3, train_states=6, test_states=3, hidden=(4,), compile=True)
+    curve = Trainer(CartPole(horizon=2), config=config).fit()
+    assert len(made) == 2  # there and back
+    assert all(math.isfinite(row.sign_agreement) for row in curve[1:])
 
 
 @gpu

@@ -253,6 +253,7 @@ def test_trainer(change):
     assert_same_run(history(change), history(change, engine="autograd"))
 
 
+@pytest.mark.parametrize("change", OF_PROGRAMS, ids=lambda change: change.__name__)
 def test_compiled(change, recorded):
     net, system = Net(), make_system()
     engine = choose_engine(system, net, states(system), compile=True).engine
@@ -281,7 +282,7 @@ def test_ensemble(change):
     assert_members_are_their_runs(change)
 
 
-@pytest.mark.parametrize("change", OF_PROGRAMS, ids=lambda change: change.__name__)
+@pytest.mark.parametrize("change", [bound, attribute, buffer_in_place], ids=lambda change: change.__name__)
 def test_compiled_ensemble(change, recorded):
     assert_members_are_their_runs(change, compile=True)
 

@@ -264,7 +264,7 @@ def test_a_copy_of_an_engine_starts_without_activations():
     engine, states = AdjointEngine(system, mlp(system)), starts(system)
     expected = engine(states, PASSES)[1]
     copy = pickle.loads(pickle.dumps(engine))
-    assert len(pickle.dumps(engine._activations)) < 200
+    assert len(pickle.dumps(engine.activations)) < 200
     assert_same(copy(states, PASSES)[1], expected)
 
 

@@ -356,6 +356,7 @@ def test_titles_say_how_many_seeds_and_panels_which_clipping():
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["no clipping", "clipped by norm"]
 
 
+@pytest.mark.usefixtures("drawn")
 def test_curves_on_from_a_trained_controller_are_drawn_as_far_as_they_rise():
     figure = continued_figure(continued())
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["learning rate 0.001", "learning rate 0.0001"]
@@ -376,6 +377,7 @@ def test_the_forest_is_colored_by_the_better_rule_and_hollow_for_few_runs():
     assert [line.get_markerfacecolor() for line in markers] == ["#D55E00", "white"]
 
 
+@pytest.mark.usefixtures("drawn")
 @pytest.mark.parametrize(
     "draw",
     [rules_figure, reinforcement_figure, ablation_figure, stability_figure, lambda one: sensitivity_figure([one])],
@@ -401,6 +403,7 @@ def studies():
     }
 
 
+@pytest.mark.usefixtures("drawn")
 def test_a_report_has_every_table_and_figure(tmp_path):
     tables = report_studies(studies(), tmp_path)
     names = {"reading", "claims", "rules-toy", "rules-toy-claims", "sensitivity-toy", "ablation-toy"}

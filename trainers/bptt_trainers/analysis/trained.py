@@ -57,7 +57,7 @@ def trained(folder: Path, which: str, **options: Any) -> Trained:
 
     Raises:
         RunFolderError: if there is no such run or checkpoint, or it cannot be used.
-        ValueError: if the environment does not take an option.
+        ValueError: if the environment does not take an option, or a model to share is asked for another checkpoint.
     """
     said = Books(folder, lambda *_: []).read_config()
     if is_model(said):

@@ -16,7 +16,7 @@ from bptt_trainers.commands.exits import Misuse, checking_arguments
 from bptt_trainers.commands.output import file_list
 from bptt_trainers.commands.training_command import training_command
 from bptt_trainers.controllers.model_card import PICTURE
-from bptt_trainers.controllers.model_folder import CARD, DESCRIPTION, WEIGHTS, save, upload
+from bptt_trainers.controllers.model_folder import CARD, DESCRIPTION, WEIGHTS, check_place, save, upload
 from bptt_trainers.directions.rollout import losses
 from bptt_trainers.records.files import understanding
 from bptt_trainers.records.plain import plain
@@ -61,13 +61,17 @@ class Share:
 
     def run(self) -> None:
         """Write it."""
+        if self.push_to is not None:
+            with checking_arguments():
+                check_place("--push-to", self.push_to)
         if by_reinforcement(self.run_folder):
             raise Misuse(
                 f"{self.run_folder} was trained by stable-baselines3, whose policies it shares itself "
                 "(huggingface_sb3); bptt share takes runs of bptt train."
             )
         folder = RunFolder(self.run_folder)
-        found = trained(self.run_folder, self.which)
+        with checking_arguments():
+            found = trained(self.run_folder, self.which)
         env = folder.make_env()
         controller, _ = folder.load_controller(found.system, self.which)
         about = {"training": self._training(folder, env, found), "losses": self._losses(found)}

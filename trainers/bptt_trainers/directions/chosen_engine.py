@@ -195,6 +195,7 @@ class ChosenEngine(Onlooker):
         look: bool | None = None,
         show: Callable[[Trajectory], object] | None = None,
         mixing: Callable[[Trajectory], Mix] | None = None,
+        seldom: bool = False,
     ) -> tuple[Tensor, dict[Feedback, Directions]]:
         """The loss of each episode, (B,), and the directions of every pass for their mean.
 
@@ -206,6 +207,7 @@ class ChosenEngine(Onlooker):
                 in the first call and then in every 32nd.
             show: is shown what the episodes went through, as `system` has it: noise and memory in its states.
             mixing: from the episodes to what is taken in place of the slopes by the actions, see `estimators.py`.
+            seldom: whether calls with these passes are too few to compile a program for them: this one is not compiled.
         """
         self.choose(initial_states)
         with computing(initial_states):
@@ -216,13 +218,14 @@ class ChosenEngine(Onlooker):
             if noise is not None and noise.is_inference():
                 noise = noise.clone()
             self._aside = self._autograd_is_faster(initial_states, passes)
-            if self._fast is not None and not self._aside:
+            fast = self._fast.uncompiled if seldom and self._fast is not None else self._fast
+            if fast is not None and not self._aside:
                 assert self._judgement is not None
                 due = self._judgement.calls % LOOK_EVERY == 0 if look is None else look
-                if self._switch is not None and not self._compile:
-                    show = self._switch.watching(self._fast.uncompiled, passes, noise, show)
+                if self._switch is not None and not self._compile and not seldom:
+                    show = self._switch.watching(fast.uncompiled, passes, noise, show)
                 try:
-                    answer = watched(self._fast, initial_states, passes, due, noise, show=show, mixing=mixing)
+                    answer = watched(fast, initial_states, passes, due, noise, show=show, mixing=mixing)
                 except NotServedError as error:
                     self.step_aside(str(error))
                 else:

@@ -24,15 +24,16 @@ def executor_name(name: str, value: Any) -> str:
         name: of the argument, for messages.
         value: what the argument is.
     """
-    kind, _, rest = value.partition(":") if isinstance(value, str) else ("", "", "")
-    if kind in CLUSTERS:
-        _job_settings(name, rest)
-    elif not (value == LOCAL or (kind == "dask" and rest)):
-        raise ValueError(
-            f"{name} must be local, dask:ADDRESS (such as dask:tcp://10.0.0.1:8786) or slurm, if need be with settings "
-            f"of its jobs (such as slurm:partition=cpu,timeout_min=120); got {shown(value)}."
-        )
-    return str.__str__(value)
+    if isinstance(value, str):
+        kind, _, rest = value.partition(":")
+        if kind in CLUSTERS:
+            _job_settings(name, rest)
+        if kind in CLUSTERS or value == LOCAL or (kind == "dask" and rest):
+            return str.__str__(value)
+    raise ValueError(
+        f"{name} must be local, dask:ADDRESS (such as dask:tcp://10.0.0.1:8786) or slurm, if need be with settings "
+        f"of its jobs (such as slurm:partition=cpu,timeout_min=120); got {shown(value)}."
+    )
 
 
 ExecutorName = Annotated[str, By(executor_name)]
