@@ -25,6 +25,7 @@ ROOMS = (
     "pages",
     "commands",
     "cli",
+    "__main__",
 )
 STUDIES = ("benchmarks", "scaling", "toys", "lqr", "paper", "optima", "contact", "estimators")
 

@@ -12,7 +12,7 @@ from torch import nn
 from bptt_envs.systems import CartPole, MultiPole, QuantumControl
 from bptt_trainers import MLP, ConvNet, Gaussian, policy_gradient
 from bptt_trainers.controllers.normalized import Normalized
-from bptt_trainers.directions import chosen_engine, perceptron
+from bptt_trainers.directions import adjoint, chosen_engine
 from bptt_trainers.directions.adjoint import AdjointEngine
 from bptt_trainers.directions.autograd import AutogradEngine
 from bptt_trainers.directions.convolutions import Convolutions
@@ -71,7 +71,7 @@ def test_directions_from_what_was_kept_are_those_of_autograd_and_of_a_second_run
     engine = AdjointEngine(system, controller, segment_samples=8)
     assert_same(engine(states, (*PASSES, STOPPED))[1], expected)
     assert_same(engine.backward(rollout(system, controller, states), (*PASSES, STOPPED)), expected)
-    monkeypatch.setattr(perceptron, "KEPT_NUMBERS", 1)
+    monkeypatch.setattr(adjoint, "KEPT_NUMBERS", 1)
     assert_same(engine(states, (*PASSES, STOPPED))[1], expected)
 
 
@@ -264,7 +264,7 @@ def test_a_copy_of_an_engine_starts_without_activations():
     engine, states = AdjointEngine(system, mlp(system)), starts(system)
     expected = engine(states, PASSES)[1]
     copy = pickle.loads(pickle.dumps(engine))
-    assert len(pickle.dumps(engine._activations)) < 200
+    assert len(pickle.dumps(engine.activations)) < 200
     assert_same(copy(states, PASSES)[1], expected)
 
 

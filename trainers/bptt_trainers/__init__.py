@@ -18,6 +18,7 @@ from bptt_trainers.training.callbacks import Callback, ProgressBar
 from bptt_trainers.training.config import TrainConfig
 from bptt_trainers.training.ensemble import Ensemble, variations
 from bptt_trainers.training.pretrained import load_pretrained, pretrained_env
+from bptt_trainers.training.ranks import LostRankError, join_ranks
 from bptt_trainers.training.recorders import register_recorder
 from bptt_trainers.training.run import NonFiniteError
 from bptt_trainers.training.run_folder import RunFolder
@@ -39,6 +40,7 @@ __all__ = [
     "Feedback",
     "Gaussian",
     "GradientCheck",
+    "LostRankError",
     "NonFiniteError",
     "Plan",
     "PolicyGradient",
@@ -58,6 +60,7 @@ __all__ = [
     "draw_noise",
     "from_preset",
     "held_out_states",
+    "join_ranks",
     "load_pretrained",
     "losses",
     "plan",

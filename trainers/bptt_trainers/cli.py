@@ -25,9 +25,13 @@ from bptt_trainers.commands.exits import Failed, Interrupted, Misuse, checking_a
 from bptt_trainers.commands.shell import Ended, ended_in_order, safe_output, wide_enough
 from bptt_trainers.host.user_code import raised_by_user, told
 from bptt_trainers.records.files import RunFolderError
+from bptt_trainers.training.ranks import LostRankError, launched
 from bptt_trainers.training.run import NonFiniteError
 
-IN_WORDS = (Failed, ContractError, RunFolderError, NonFiniteError, CompilerError, DependencyNotInstalled, OSError)
+IN_WORDS = (
+    *(Failed, ContractError, RunFolderError, NonFiniteError, LostRankError),
+    *(CompilerError, DependencyNotInstalled, OSError),
+)
 """Errors whose message says all that a user needs."""
 
 
@@ -44,6 +48,9 @@ class Entry(NamedTuple):
     path: str
     summary: str
 
+
+TOGETHER = ("train", "resume")
+"""Commands that several processes, started by torchrun, do together."""
 
 STUDIES = "bptt_studies"
 """The package of what was found out: in the repository, not in what is installed from a wheel."""
@@ -156,6 +163,9 @@ def _run(name: str, arguments: list[str], ended: Ended) -> int:
             "pip install -e . there.",
             1,
         )
+    if launched() > 1 and name not in TOGETHER:
+        several = f"torchrun has started {launched()} processes of it; those that they do together are"
+        return _end(program, f"{name} is for one process, and {several} {' and '.join(TOGETHER)}.", 2)
     try:
         read_command(name, arguments).run()
     except Misuse as error:

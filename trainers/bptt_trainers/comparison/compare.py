@@ -217,7 +217,7 @@ def _differences(methods: Mapping[str, str], stored: dict[str, Any], wanted: dic
         pairs = [(name, stored.get(name), value) for name, value in wanted.items() if name not in _APART]
         for label, settings in wanted["settings"].items():
             before = before_of.get(label)
-            if before is not None:
+            if before is not None and label in methods:  # else it is left as it was
                 before = settings_of_today(methods[label], before)
                 defaults = younger if by_rule(methods[label]) else {}
                 names = dict.fromkeys([*before, *settings])

@@ -30,7 +30,7 @@ from bptt_trainers.directions.controller_products import (
 from bptt_trainers.directions.controller_tape import ControllerTape, RowOrder
 from bptt_trainers.directions.linear_layer import LinearLayer, is_linear
 from bptt_trainers.directions.parameter_hooks import after_hooks, unhooked
-from bptt_trainers.directions.perceptron import Activations, Perceptron, PerceptronTape
+from bptt_trainers.directions.perceptron import Activations, Perceptron, PerceptronTape, at, keeping
 from bptt_trainers.directions.recursion import (
     ControllerPullback,
     Mix,
@@ -51,6 +51,10 @@ from bptt_trainers.directions.snapshot import left_as_it_was
 # took the same time, within noise, from 2,000 to 8,000 samples and longer on either side.
 SEGMENT_SAMPLES = 4096
 SEGMENT_SLOPE_NUMBERS = 2**22
+
+# Numbers that the layers of a perceptron give in a rollout, up to which they are kept for the way back (256 MiB in
+# float32); beyond it the controller runs again, segment by segment.
+KEPT_NUMBERS = 2**26
 
 
 class AdjointEngine:
@@ -99,7 +103,7 @@ class AdjointEngine:
         self.members = members
         self.inference = inference
         self.deviation: Tensor
-        self._activations = Activations()
+        self.activations = Activations()
         names = {p: n for n, p in controller.named_parameters() if p.requires_grad}
         self.names = list(names.values())
         self.layers = [LinearLayer.of(m, names) for m in controller.modules() if by_layer and is_linear(m)]
@@ -129,9 +133,12 @@ class AdjointEngine:
         perceptron, inference = self.perceptron, self.inference
         if perceptron is None:
             return rollout(self.system, self.controller, initial_states, noise=noise, inference=inference)
-        act = self._activations.acting(perceptron, self.system.horizon, initial_states, inference=inference)
+        buffers = self.activations.room(
+            perceptron, self.system.horizon, initial_states, most=KEPT_NUMBERS, inference=inference
+        )
+        act = keeping(perceptron, buffers, inference=inference)
         trajectory = rollout(self.system, self.controller, initial_states, noise=noise, inference=inference, act=act)
-        self._activations.settle(perceptron, trajectory)
+        self.activations.settle(perceptron, trajectory)
         return trajectory
 
     @property
@@ -181,6 +188,7 @@ class AdjointEngine:
         adjoint = self.final_adjoint(trajectory.states[-1], len(passes))
         open_steps = where_open(passes, self.system.horizon, adjoint.device)
         deviations = []
+        buffers = None if perceptron is None else self.activations.of(perceptron, trajectory)
         felt = 0 if watch is not None or mix is not None else self._felt_from(trajectory, passes)
         with unhooked(self.controller):
             for steps in self._segments(adjoint.shape[1], len(passes), felt):
@@ -189,7 +197,7 @@ class AdjointEngine:
                     continue
                 open_here = None if open_steps is None else open_steps[steps]
                 later = None if mix is None else replace(mix, taken=partial(_shifted, mix, steps.start))
-                kept = None if perceptron is None else self._activations.of(perceptron, trajectory, steps)
+                kept = None if buffers is None else at(buffers, steps)
                 sweep, products, deviation = self.segment(
                     states, actions, adjoint, passes, open_here, later, perceptron, kept
                 )
@@ -200,7 +208,15 @@ class AdjointEngine:
                 if watch is not None:
                     watch(sweep)
         self.deviation = torch.stack(deviations).amax()
-        return by_pass(totals, passes, parameters)
+        return by_pass(self.restored(totals, perceptron), passes, parameters)
+
+    def restored(self, products: Mapping[str, Tensor], perceptron: Perceptron | None) -> dict[str, Tensor]:
+        """What `segment` adds to the directions by name, the weights of a perceptron as the parameters have them."""
+        if perceptron is None:
+            return dict(products)
+        names = {layer.module: layer.weight for layer in self.layers}
+        places = {names[module]: i for i, module in enumerate(perceptron.modules)}
+        return {n: perceptron.restored(places[n], one) if n in places else one for n, one in products.items()}
 
     def final_adjoint(self, final_state: Tensor, passes: int) -> Tensor:
         """The slopes of the mean loss by the state at step T, (B, *state_shape) -> (P, B, n)."""
@@ -256,7 +272,8 @@ class AdjointEngine:
             kept: what its layers gave at these steps; None: they run again.
 
         Returns:
-            The adjoints, what the segment adds to the directions, (P, *shape) by name, and its `deviation`.
+            The adjoints, what the segment adds to the directions, (P, *shape) by name and as `restored` takes it, and
+            its `deviation`.
         """
         system = self.system
         steps, batch = actions.shape[:2]

@@ -13,6 +13,7 @@ from bptt_trainers.directions.compiled import CompiledEngine
 from bptt_trainers.directions.controller_products import ControllerProducts
 from bptt_trainers.directions.controller_tape import ControllerTape, NotServedError, RowOrder
 from bptt_trainers.directions.parameter_hooks import unhooked
+from bptt_trainers.directions.perceptron import Perceptron
 from bptt_trainers.directions.recursion import Mix
 from bptt_trainers.directions.rollout import Trajectory, losses
 from bptt_trainers.directions.rules import Directions, Feedback
@@ -102,7 +103,7 @@ def disagreement(
         recorded = ControllerTape(engine.controller, system, state, engine.layers, order)
         perceptron = engine.perceptron
         tape = recorded if perceptron is None else engine.tape(state, order, perceptron)
-        found, expected = _controller_parts(engine, recorded, engine.slopes_of(tape, batch, passes))
+        found, expected = _controller_parts(engine, recorded, perceptron, engine.slopes_of(tape, batch, passes))
     if any(float(deviation(one.actions, action.flatten(1))) > tolerance for one in (recorded, tape)):
         return SECOND_RUN
     different = _different(found, expected, tolerance)
@@ -120,7 +121,10 @@ STATES = "the next states"
 
 
 def _controller_parts(
-    engine: AdjointEngine, recorded: ControllerTape, slopes: ControllerTape | ControllerProducts
+    engine: AdjointEngine,
+    recorded: ControllerTape,
+    perceptron: Perceptron | None,
+    slopes: ControllerTape | ControllerProducts,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Products with the controller's Jacobian and parameters, by the engine and by autograd."""
     weights = _random(recorded.actions.shape, recorded.actions)
@@ -128,7 +132,8 @@ def _controller_parts(
         by_state = (weights.unsqueeze(1) @ slopes.jacobian).squeeze(1)
     else:
         by_state = slopes.pull(slice(None), weights.unsqueeze(0), slice(1)).squeeze(0)
-    products = {n: one.squeeze(0) for n, one in slopes.products(weights.unsqueeze(1), engine.others).items()}
+    met = engine.restored(slopes.products(weights.unsqueeze(1), engine.others), perceptron)
+    products = {name: one.squeeze(0) for name, one in met.items()}
     found = {BY_STATE: by_state, **_directions(products)}
     named = dict(engine.controller.named_parameters())
     targets = [recorded.state, *(named[name] for name in engine.names)]

@@ -12,13 +12,12 @@ from torch import Tensor, nn
 
 from bptt_envs import System
 from bptt_envs.fingerprint import Onlooker, Token, fingerprint
-from bptt_trainers.directions.adjoint import AdjointEngine
+from bptt_trainers.directions.adjoint import KEPT_NUMBERS, AdjointEngine
 from bptt_trainers.directions.agreement import LOOK_EVERY, watched
 from bptt_trainers.directions.augmented import AugmentedSystem, EntropyWeight, augmented, memory_size_of
 from bptt_trainers.directions.autograd import AutogradEngine
 from bptt_trainers.directions.compiled import CompiledEngine
 from bptt_trainers.directions.controller_tape import NotServedError
-from bptt_trainers.directions.perceptron import KEPT_NUMBERS
 from bptt_trainers.directions.probe import Verdict, examine
 from bptt_trainers.directions.recursion import Mix
 from bptt_trainers.directions.rollout import Trajectory, check_noise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,8 @@ from torch.func import functional_call
 from bptt_envs.program import Order, Program, Tensors
 from bptt_trainers.directions.adjoint import AdjointEngine, by_pass
 from bptt_trainers.directions.augmented import with_noise
+from bptt_trainers.directions.controller_tape import RowOrder
+from bptt_trainers.directions.perceptron import Perceptron, at, keeping, numbers_given
 from bptt_trainers.directions.recursion import where_open
 from bptt_trainers.directions.rollout import Trajectory, check_noise, losses, rollout
 from bptt_trainers.directions.rules import Directions, Feedback
@@ -24,6 +27,9 @@ from bptt_trainers.directions.rules import Directions, Feedback
 STEPS_THERE = 10
 STEPS_BACK = 25
 SLOPE_NUMBERS_BACK = 2**20
+
+# Numbers that the layers of a perceptron give in a rollout, up to which they are kept for the way back.
+KEPT_NUMBERS = 2**22
 
 
 class CompiledEngine:
@@ -46,6 +52,11 @@ class CompiledEngine:
     def __init__(self, engine: AdjointEngine) -> None:
         self.uncompiled = engine
         self.deviation: Tensor
+        self._perceptron = engine.perceptron
+        self._layers: dict[str, int] = {}  # of the perceptron, by the names of their weights
+        if self._perceptron is not None:
+            places = {id(module.weight): i for i, module in enumerate(self._perceptron.modules)}
+            self._layers = {n: places[id(p)] for n, p in engine.controller.named_parameters() if id(p) in places}
         self._programs: dict[object, Program] = {}
 
     def __call__(
@@ -70,8 +81,11 @@ class CompiledEngine:
         system, horizon = self.uncompiled.system, self.uncompiled.system.horizon
         check_noise(system, noise, horizon, initial_states)
         initial_states = initial_states.contiguous()
-        tensors = _tensors(self.uncompiled.controller).values()
+        tensors, perceptron = self._held(), self._perceptron
         part = self._part_there(initial_states, noise)
+        buffers: list[Tensor] = []
+        if perceptron is not None:
+            buffers = self.uncompiled.activations.room(perceptron, horizon, initial_states, most=KEPT_NUMBERS)
         length, program = part.steps, self._program(part)
 
         def drawn(start: int, steps: int) -> list[Tensor]:
@@ -80,26 +94,34 @@ class CompiledEngine:
         states, actions = [initial_states.unsqueeze(0)], []
         for i in range(horizon // length):
             run = program if i == 0 else program.again
-            some_states, some_actions = run(states[-1][-1], *drawn(i * length, length), *tensors)
+            some_states, some_actions, *given = run(states[-1][-1], *drawn(i * length, length), *tensors)
             states.append(some_states)
             actions.append(some_actions)
+            if given:
+                torch._foreach_copy_([one[..., i * length : (i + 1) * length, :, :] for one in buffers], given)
         if horizon % length:
             steps = horizon % length
             left = None if noise is None else noise[-steps:]
-            rest = rollout(system, self.uncompiled.controller, states[-1][-1], steps, noise=left)
+            places = [one[..., -steps:, :, :] for one in buffers]
+            act = None if perceptron is None else keeping(perceptron.anew(), places)
+            rest = rollout(system, self.uncompiled.controller, states[-1][-1], steps, noise=left, act=act)
             states.append(rest.states[1:])
             actions.append(rest.actions)
         through = torch.cat(states)
         if noise is not None:  # a program gives back the states after its steps, the last of them without noise
             through = torch.cat([with_noise(system, through[:-1], noise), through[-1:]])
-        return Trajectory(through, torch.cat(actions))
+        trajectory = Trajectory(through, torch.cat(actions))
+        if perceptron is not None:
+            self.uncompiled.activations.settle(perceptron, trajectory)
+        return trajectory
 
     @torch.no_grad()
     def backward(self, trajectory: Trajectory, passes: Sequence[Feedback]) -> dict[Feedback, Directions]:
         """The directions of every pass for the mean loss of a trajectory of this controller."""
         engine, horizon = self.uncompiled, self.uncompiled.system.horizon
         adjoint = engine.final_adjoint(trajectory.states[-1], len(passes)).contiguous()
-        tensors = _tensors(engine.controller).values()
+        tensors, perceptron = self._held(), self._perceptron
+        buffers = None if perceptron is None else engine.activations.of(perceptron, trajectory)
         open_steps = where_open(passes, horizon, adjoint.device)  # an input: where a pass is cut is no other program
         part = self._part_back(trajectory, adjoint, passes, open_steps)
         length = part.steps
@@ -107,24 +129,40 @@ class CompiledEngine:
         def open_from(start: int, steps: int) -> list[Tensor]:
             return [] if open_steps is None else [open_steps[start : start + steps]]
 
+        def kept_from(start: int, steps: int) -> list[Tensor]:
+            if perceptron is None or not part.module.keeps:
+                return []
+            if buffers is not None:
+                return at(buffers, slice(start, start + steps))
+            order = RowOrder(steps, engine.members)
+            states = order.by_member(trajectory.states[start : start + steps].flatten(0, 1))
+            return perceptron.anew().run(engine.system.observe(states))
+
         rest = horizon % length
         products: list[Tensor] = []
         deviations: list[Tensor] = []
         if rest:
             last = trajectory.states[-rest - 1 :], trajectory.actions[-rest:]
             open_here = next(iter(open_from(horizon - rest, rest)), None)
-            sweep, by_name, deviation = engine.segment(*last, adjoint, passes, open_here)
+            now = None if perceptron is None else perceptron.anew()
+            kept = kept_from(horizon - rest, rest) or None
+            sweep, by_name, deviation = engine.segment(*last, adjoint, passes, open_here, None, now, kept)
             adjoint, products = sweep.start.contiguous(), [by_name[name] for name in engine.names]
             deviations.append(deviation)
         program = self._program(part)
         for start in range(horizon - rest - length, -1, -length):
             states, actions = trajectory.states[start : start + length + 1], trajectory.actions[start : start + length]
-            adjoint, deviation, *more = program(states, actions, adjoint, *open_from(start, length), *tensors)
+            given = *open_from(start, length), *kept_from(start, length)
+            adjoint, deviation, *more = program(states, actions, adjoint, *given, *tensors)
             deviations.append(deviation)
-            products = [one + other for one, other in zip(products, more, strict=True)] if products else more
+            if products:
+                torch._foreach_add_(products, more)
+            else:
+                products = more
         self.deviation = torch.stack(deviations).amax()
         parameters = dict(engine.controller.named_parameters())
-        return by_pass(dict(zip(engine.names, products, strict=True)), passes, parameters)
+        totals = engine.restored(dict(zip(engine.names, products, strict=True)), perceptron)
+        return by_pass(totals, passes, parameters)
 
     def orders(
         self, trajectory: Trajectory, passes: Sequence[Feedback], noise: Tensor | None = None
@@ -141,7 +179,8 @@ class CompiledEngine:
         length = _length(self.uncompiled.system.horizon, STEPS_THERE)
         key = ("there", length, noise is None, *_kind(initial_states))
         drawn = [] if noise is None else [noise[:length].contiguous()]
-        return _Part(key, _There(self.uncompiled, length), [initial_states, *drawn], length)
+        keeps = self._keeps(len(initial_states))
+        return _Part(key, _There(self.uncompiled, self._perceptron, keeps, length), [initial_states, *drawn], length)
 
     def _part_back(
         self, trajectory: Trajectory, adjoint: Tensor, passes: Sequence[Feedback], open_steps: Tensor | None
@@ -152,11 +191,28 @@ class CompiledEngine:
         length = _length(engine.system.horizon, max(1, min(STEPS_BACK, half_segment, by_slopes)))
         key = ("back", length, tuple(passes), *_kind(adjoint))
         cut = [] if open_steps is None else [open_steps[:length]]
-        inputs = [trajectory.states[: length + 1], trajectory.actions[:length], adjoint, *cut]
-        return _Part(key, _Back(engine, passes), inputs, length)
+        keeps, perceptron = self._keeps(batch), self._perceptron
+        kept: list[Tensor] = []
+        if perceptron is not None and keeps:
+            rows = length * batch // math.prod(perceptron.members)
+            kept = [adjoint.new_empty(*perceptron.members, rows, width) for width in perceptron.widths]
+        inputs = [trajectory.states[: length + 1], trajectory.actions[:length], adjoint, *cut, *kept]
+        return _Part(key, _Back(engine, perceptron, keeps, passes, is_cut=bool(cut)), inputs, length)
+
+    def _keeps(self, batch: int) -> bool:
+        """Whether what the layers give is kept for the way back."""
+        perceptron, horizon = self._perceptron, self.uncompiled.system.horizon
+        return perceptron is not None and numbers_given(perceptron, horizon, batch) <= KEPT_NUMBERS
+
+    def _held(self) -> list[Tensor]:
+        """What the controller holds, the weights of a perceptron in the order in which they are met."""
+        tensors = _tensors(self.uncompiled.controller)
+        if self._perceptron is not None:
+            tensors |= {name: self._perceptron.weight_of(i) for name, i in self._layers.items()}
+        return list(tensors.values())
 
     def _inputs(self, part: _Part) -> list[Tensor]:
-        return [*part.inputs, *_tensors(self.uncompiled.controller).values()]
+        return [*part.inputs, *self._held()]
 
     def _program(self, part: _Part) -> Program:
         if part.key not in self._programs:
@@ -175,12 +231,20 @@ class _Part:
 
 
 class _Recorded(nn.Module):
-    """A part of the engine as a function of tensors, those that the controller holds among them."""
+    """A part of the engine as a function of tensors, those that the controller holds among them.
 
-    def __init__(self, engine: AdjointEngine) -> None:
+    Args:
+        engine: of which it is a part.
+        perceptron: its controller in closed form, if it is known.
+        keeps: whether what its layers give is handed from the way there to the way back.
+    """
+
+    def __init__(self, engine: AdjointEngine, perceptron: Perceptron | None, keeps: bool) -> None:
         super().__init__()
         self.engine = engine
         self.controller = engine.controller
+        self.perceptron = perceptron
+        self.keeps = keeps
 
     def function(self) -> Callable[..., Tensors]:
         """From its inputs and what the controller holds to its outputs."""
@@ -200,29 +264,60 @@ class _Recorded(nn.Module):
 
 
 class _There(_Recorded):
-    """Some steps of a rollout: (B, *state_shape), the noise of each -> the states after each, the actions."""
+    """Some steps of a rollout: (B, *state_shape), the noise of each -> the states after each, the actions.
 
-    def __init__(self, engine: AdjointEngine, steps: int) -> None:
-        super().__init__(engine)
+    If it is kept, then what each layer gave, (*members, steps, B, width).
+    """
+
+    def __init__(self, engine: AdjointEngine, perceptron: Perceptron | None, keeps: bool, steps: int) -> None:
+        super().__init__(engine, perceptron, keeps)
         self.steps = steps
 
     def forward(self, state: Tensor, noise: Tensor | None = None) -> Tensors:
-        some = rollout(self.engine.system, self.controller, state, self.steps, noise=noise)
-        return some.states[1:].clone(), some.actions
+        given: list[list[Tensor]] = []
+        within = None if self.perceptron is None else self.perceptron.within_program()
+
+        def act(observation: Tensor) -> Tensor:
+            assert within is not None
+            given.append(within.run(observation))
+            return within.act(given[-1])
+
+        known = None if within is None else act
+        some = rollout(self.engine.system, self.controller, state, self.steps, noise=noise, act=known)
+        kept: list[Tensor] = []
+        if within is not None and self.keeps:
+            for weight, one in zip(within.weights, zip(*given, strict=True), strict=True):
+                rows = torch.cat([step.view(*within.members, -1, weight.shape[-2]) for step in one], -2)
+                kept.append(rows.view(*within.members, self.steps, *one[0].shape[-2:]))
+        return some.states[1:].clone(), some.actions, *kept
 
 
 class _Back(_Recorded):
     """A segment: states, actions, the adjoint at its end and, if a pass is cut anywhere, which steps feed back.
 
-    It gives the adjoint at its start, the deviation, and the products by name.
+    If it is kept, then what each layer gave, (*members, steps B, width). It gives the adjoint at its start, the
+    deviation, and the products by name, see `AdjointEngine.segment`.
     """
 
-    def __init__(self, engine: AdjointEngine, passes: Sequence[Feedback]) -> None:
-        super().__init__(engine)
+    def __init__(
+        self,
+        engine: AdjointEngine,
+        perceptron: Perceptron | None,
+        keeps: bool,
+        passes: Sequence[Feedback],
+        *,
+        is_cut: bool,
+    ) -> None:
+        super().__init__(engine, perceptron, keeps)
         self.passes = tuple(passes)
+        self.is_cut = is_cut
 
-    def forward(self, states: Tensor, actions: Tensor, adjoint: Tensor, open_steps: Tensor | None = None) -> Tensors:
-        sweep, products, deviation = self.engine.segment(states, actions, adjoint, self.passes, open_steps)
+    def forward(self, states: Tensor, actions: Tensor, adjoint: Tensor, *more: Tensor) -> Tensors:
+        open_steps, kept = (more[0], more[1:]) if self.is_cut else (None, more)
+        within = None if self.perceptron is None else self.perceptron.within_program()
+        sweep, products, deviation = self.engine.segment(
+            states, actions, adjoint, self.passes, open_steps, None, within, kept or None
+        )
         return sweep.start, deviation, *(products[name] for name in self.engine.names)
 
 

@@ -6,12 +6,12 @@ as they lie, tap by tap. The weights of the layers, which have them channel by c
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
-from bptt_trainers.directions.controller_tape import Call
+from bptt_trainers.directions.linear_layer import product
 from bptt_trainers.directions.perceptron import Perceptron
 
 
@@ -65,7 +65,7 @@ class Convolutions(Perceptron):
         weight = self.weights[layer]
         if layer == len(self.modules) - 1:
             return vectors @ weight
-        met = vectors.unflatten(-1, (-1, weight.shape[-2])).flatten(-3, -2) @ weight  # (..., R positions, in)
+        met = product(vectors.unflatten(-1, (-1, weight.shape[-2])).flatten(-3, -2), weight)  # (..., R positions, in)
         taps = met.unflatten(-2, (-1, self._lengths[layer + 1])).unflatten(-1, (self.kernel, -1))
         positions, channels, covered = taps.shape[-3], taps.shape[-1], taps.shape[-3] * self.stride
         summed = met.new_empty(*taps.shape[:-3], self._lengths[layer], channels)
@@ -76,20 +76,22 @@ class Convolutions(Perceptron):
         together: Tensor = summed.flatten(-2)
         return together
 
+    def unbent(self, layer: int, vectors: Tensor, value: Tensor) -> Tensor:
+        """As that of `Perceptron`; in positions, as a compiler looks for the tap of each number else."""
+        shape = (self._lengths[layer + 1], -1)
+        slopes: Tensor = super().unbent(layer, vectors.unflatten(-1, shape), value.unflatten(-1, shape)).flatten(-2)
+        return slopes
+
     def by_row(self, layer: int, slope: Tensor) -> Tensor:
         """As that of `Perceptron`; (m, N, positions, out)."""
         if layer == len(self.modules) - 1:
             return slope
         return slope.view(*slope.shape[:-1], self._lengths[layer + 1], -1)
 
-    def restored(self, products: Mapping[str, Tensor], calls: Sequence[Call]) -> dict[str, Tensor]:
+    def restored(self, layer: int, products: Tensor) -> Tensor:
         """As that of `Perceptron`; channel by channel."""
-        restored = dict(products)
-        for i, call in enumerate(calls):
-            if call.layer.weight is not None:
-                taps = self._taps(i)
-                restored[call.layer.weight] = products[call.layer.weight].unflatten(-1, (taps, -1)).mT.flatten(-2)
-        return restored
+        by_channel: Tensor = products.unflatten(-1, (self._taps(layer), -1)).mT.flatten(-2)
+        return by_channel
 
     def weight_of(self, layer: int) -> Tensor:
         """As that of `Perceptron`; tap by tap."""

@@ -7,9 +7,10 @@ follow from the h_i alone, as products of W_i^T and of 1 - h_i^2.
 
 from __future__ import annotations
 
+import copy
 import math
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from itertools import starmap
 from typing import Any, NamedTuple, Protocol
@@ -21,11 +22,7 @@ from torch.nn.modules import module as torch_module
 from bptt_envs import System
 from bptt_trainers.directions.augmented import Act
 from bptt_trainers.directions.controller_tape import Call, ControllerTape, RowOrder
-from bptt_trainers.directions.linear_layer import LinearLayer, StackedLinear, is_linear
-
-# Numbers that layers give in a rollout, up to which they are kept for the way back (256 MiB in float32); beyond it
-# the controller runs again, segment by segment.
-KEPT_NUMBERS = 2**26
+from bptt_trainers.directions.linear_layer import LinearLayer, StackedLinear, is_linear, product
 
 
 class Activation(Protocol):
@@ -103,13 +100,34 @@ class Perceptron:
         self.modules = modules
         self.activation = activation
         self.before, self.squash, self.action_shape = parts.before, parts.squash, parts.action_shape
-        self.weights = [self.weight_of(i) for i in range(len(modules))]
-        self.members = self.weights[0].shape[:-2]  # (E,), or () of a single one
-        scale = 1 if activation is None else activation.scale(self.weights[0])
-        settle = None if activation is None else activation.settling(self.weights[0])
-        *inner, last = zip(modules, self.weights, strict=True)
-        self._runs = [*((_run_of(*one, scale), settle) for one in inner), (_run_of(*last, 1), None)]
+        self._take([self.weight_of(i) for i in range(len(modules))], _run_of)
         self._nowhere = [None] * len(modules)
+
+    def _take(self, weights: list[Tensor], run_of: Callable[..., Callable[..., Tensor]]) -> None:
+        """Run from now on by these weights, in the order in which they are met."""
+        self.weights = weights
+        self.members = weights[0].shape[:-2]  # (E,), or () of a single one
+        activation = self.activation
+        scale = 1 if activation is None else activation.scale(weights[0])
+        settle = None if activation is None else activation.settling(weights[0])
+        *inner, last = zip(self.modules, weights, strict=True)
+        self._runs = [*((run_of(*one, scale), settle) for one in inner), (run_of(*last, 1), None)]
+
+    def anew(self) -> Perceptron:
+        """The same with the weights that its layers have now."""
+        again = copy.copy(self)
+        again._take([self.weight_of(i) for i in range(len(self.modules))], _run_of)
+        return again
+
+    def within_program(self) -> Perceptron:
+        """The same where a program is recorded, on what then stands in the place of the layers' parameters.
+
+        The weights among these are in the order in which they are met, as `weight_of` gives them.
+        """
+        within = copy.copy(self)
+        weights = [module.weight.detach() for module in self.modules]
+        within._take(weights, _run_of if weights[0].is_cuda else _fused_run_of)
+        return within
 
     @classmethod
     def of(cls, controller: Any) -> Perceptron | None:
@@ -162,15 +180,20 @@ class Perceptron:
 
     def pulled(self, layer: int, vectors: Tensor) -> Tensor:
         """Vectors by what a layer gave, (..., *members, R, width), as vectors by what it was given."""
-        return vectors @ self.weights[layer]
+        return product(vectors, self.weights[layer])
+
+    def unbent(self, layer: int, vectors: Tensor, value: Tensor) -> Tensor:
+        """Vectors by what a layer gave, which is `value`, as vectors by what it gave before the activation."""
+        assert self.activation is not None
+        return self.activation.pull(vectors, value)
 
     def by_row(self, layer: int, slope: Tensor) -> Tensor:
         """Slopes by what a layer gave, (m, N, width), as its input is laid out."""
         return slope
 
-    def restored(self, products: Mapping[str, Tensor], calls: Sequence[Call]) -> dict[str, Tensor]:
-        """Products with the weights of all calls, by name, in the order of the parameters."""
-        return dict(products)
+    def restored(self, layer: int, products: Tensor) -> Tensor:
+        """Products with the weight of a layer, (P, *members, out, in), in the order of the parameter."""
+        return products
 
     def seen(self, observation: Tensor) -> Tensor:
         """What the first layer is given, (B, o), of observations (B, *observation_shape)."""
@@ -208,6 +231,18 @@ def _run_of(module: nn.Linear | StackedLinear, weight: Tensor, scale: int) -> Ca
         return partial(torch.baddbmm, start, batch2=weight, beta=0 if shift is None else scale, alpha=scale)
     start = weight.new_zeros(1, 1) if shift is None else shift
     return partial(torch.addmm, start, mat2=weight, beta=0 if shift is None else scale, alpha=scale)
+
+
+def _fused_run_of(module: nn.Linear | StackedLinear, weight: Tensor, scale: int) -> Callable[..., Tensor]:
+    """As `_run_of`, the bias among what a compiler does to each number; torch itself copies it for each row first."""
+    shift = None if module.bias is None else scale * module.bias.detach().unsqueeze(-2)
+    weight = weight.mT
+
+    def run(given: Tensor, out: None) -> Tensor:
+        met = given @ weight if scale == 1 else scale * (given @ weight)  # torch's compiler would drop an alpha
+        return met if shift is None else met + shift
+
+    return run
 
 
 def parts_of(controller: Any) -> Parts | None:
@@ -269,32 +304,23 @@ class Activations(threading.local):
     def __reduce__(self) -> tuple[type[Activations], tuple[()]]:
         return type(self), ()
 
-    def acting(self, perceptron: Perceptron, steps: int, states: Tensor, *, inference: bool) -> Act:
-        """The perceptron from observations to actions, called once a step of a rollout, which is kept.
+    def room(
+        self, perceptron: Perceptron, steps: int, states: Tensor, *, most: int, inference: bool = False
+    ) -> list[Tensor]:
+        """Where to write what each layer gives, (*members, steps, B, width); nowhere if that were too much.
 
         Args:
-            perceptron: that acts.
+            perceptron: that will act.
             steps: of the rollout.
             states: from which it starts, (B, *state_shape).
-            inference: keep it by tensors of torch's inference mode.
+            most: numbers that are kept, at most.
+            inference: keep them by tensors of torch's inference mode.
         """
         self._of = None
-        places = iter(self._places(perceptron, steps, states, inference))
-
-        def act(observation: Tensor) -> Tensor:
-            if inference and not torch.is_inference_mode_enabled():  # as of the first step: it writes to such tensors
-                with torch.inference_mode():
-                    return act(observation)
-            return perceptron.act(perceptron.run(observation, next(places, None)))
-
-        return act
-
-    def _places(self, perceptron: Perceptron, steps: int, states: Tensor, inference: bool) -> list[tuple[Tensor, ...]]:
-        """Where to write what each layer gives at each step; nowhere if that were too much."""
-        batch = len(states) // math.prod(perceptron.members)
-        if steps * len(states) * sum(perceptron.widths) > KEPT_NUMBERS:
+        if numbers_given(perceptron, steps, len(states)) > most:
             self._buffers = []
             return []
+        batch = len(states) // math.prod(perceptron.members)
         wanted = [(*perceptron.members, steps, batch, width) for width in perceptron.widths]
         kind = states.dtype, states.device, inference
         if [(tuple(one.shape), one.dtype, one.device, one.is_inference()) for one in self._buffers] != [
@@ -302,18 +328,46 @@ class Activations(threading.local):
         ]:
             with torch.inference_mode(inference):
                 self._buffers = [torch.empty(shape, dtype=states.dtype, device=states.device) for shape in wanted]
-        with torch.inference_mode(inference):
-            return list(zip(*(one.unbind(-3) for one in self._buffers), strict=True))
+        return self._buffers
 
     def settle(self, perceptron: Perceptron, trajectory: object) -> None:
         """Say of which trajectory they are."""
         self._of, self._weights = trajectory, perceptron.state
 
-    def of(self, perceptron: Perceptron, trajectory: object, steps: slice) -> list[Tensor] | None:
-        """What each layer gave at some steps of a trajectory, as `Perceptron.run` does; None if it is not kept."""
-        if not self._buffers or self._of is not trajectory or self._weights != perceptron.state:
-            return None
-        return [one[..., steps, :, :].flatten(-3, -2) for one in self._buffers]
+    def of(self, perceptron: Perceptron, trajectory: object) -> list[Tensor] | None:
+        """What each layer gave at the steps of a trajectory, as `room` has it; None if it is not kept."""
+        known = bool(self._buffers) and self._of is trajectory and self._weights == perceptron.state
+        return self._buffers if known else None
+
+
+def numbers_given(perceptron: Perceptron, steps: int, batch: int) -> int:
+    """Numbers that the layers of a perceptron give in a rollout."""
+    return steps * batch * sum(perceptron.widths)
+
+
+def keeping(perceptron: Perceptron, buffers: Sequence[Tensor], *, inference: bool = False) -> Act:
+    """The perceptron from observations to actions, called once a step of a rollout.
+
+    Args:
+        perceptron: that acts.
+        buffers: where to write what its layers give, as `Activations.room` has it; of none it is not kept.
+        inference: whether these are tensors of torch's inference mode.
+    """
+    with torch.inference_mode(inference):
+        places = iter(list(zip(*(one.unbind(-3) for one in buffers), strict=True)))
+
+    def act(observation: Tensor) -> Tensor:
+        if inference and not torch.is_inference_mode_enabled():  # as of the first step: it writes to such tensors
+            with torch.inference_mode():
+                return act(observation)
+        return perceptron.act(perceptron.run(observation, next(places, None)))
+
+    return act
+
+
+def at(buffers: Sequence[Tensor], steps: slice) -> list[Tensor]:
+    """Of what each layer gave, what it gave at some steps, as `Perceptron.run` does."""
+    return [one[..., steps, :, :].flatten(-3, -2) for one in buffers]
 
 
 class PerceptronTape(ControllerTape):
@@ -378,21 +432,15 @@ class PerceptronTape(ControllerTape):
     @cached_property
     def _slopes_by_layer(self) -> list[Tensor]:
         """The same as (m, *members, R, width) for each layer; of the last one R = 1 where all rows have the same."""
-        perceptron = self._perceptron
-        weights, activation = perceptron.weights, perceptron.activation
+        perceptron, weights = self._perceptron, self._perceptron.weights
         m = weights[-1].shape[-2]
         slope = torch.eye(m, dtype=weights[-1].dtype, device=weights[-1].device).view(m, *(1,) * weights[-1].dim(), m)
         slope = slope.squeeze(1) if self.squash_slope is None else slope.squeeze(1) * self.squash_slope
         slopes = [slope]
         for i in range(len(weights) - 1, 0, -1):
-            assert activation is not None
-            slope = activation.pull(perceptron.pulled(i, slope), self._outputs[i - 1])
+            slope = perceptron.unbent(i - 1, perceptron.pulled(i, slope), self._outputs[i - 1])
             slopes.append(slope)
         return slopes[::-1]
-
-    def products(self, weights: Tensor, others: Sequence[str]) -> dict[str, Tensor]:
-        """As those of `ControllerTape`."""
-        return self._perceptron.restored(super().products(weights, others), self.calls)
 
     @cached_property
     def jacobian(self) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -153,7 +153,7 @@ class SHACLearner(BPTTLearner):
         wanted: tuple[Feedback, ...],
         look: bool,
         show: Callable[[Trajectory], object] | None = None,
-    ) -> tuple[Tensor, dict[Feedback, Tensor]]:
+    ) -> tuple[Tensor, Mapping[Feedback, Tensor]]:
         return super()._passes(query, wanted, look, self._keep)
 
     def _keep(self, trajectory: Trajectory) -> None:
