@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from sphinx import addnodes
@@ -16,7 +18,11 @@ import bptt_envs
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
 
-os.environ |= {"MPLBACKEND": "Agg", "SDL_VIDEODRIVER": "dummy"}  # of the tutorials: no window, no display
+logging.getLogger("traitlets").setLevel(logging.WARNING)  # of each tutorial it would say that it is run
+SETTINGS = TemporaryDirectory()  # of IPython, which runs the tutorials: not the user's, and quiet
+(Path(SETTINGS.name) / "profile_default").mkdir()
+(Path(SETTINGS.name) / "profile_default" / "ipython_kernel_config.py").write_text("c.IPKernelApp.log_level = 40\n")
+os.environ |= {"IPYTHONDIR": SETTINGS.name, "OMP_NUM_THREADS": "1", "SDL_VIDEODRIVER": "dummy"}
 
 project = "stable-bptt"
 author = "The stable-bptt authors"
@@ -41,6 +47,7 @@ nb_execution_timeout = 180  # s, a cell
 nb_execution_in_temp = True
 nb_execution_raise_on_error = True
 nb_merge_streams = True
+nb_render_markdown_format = "myst"  # of outputs, which may be tables
 
 autodoc_inherit_docstrings = False  # what a system does is said at System
 default_role = "py:obj"  # `Name` in a docstring leads to it, where there is such a thing
@@ -56,6 +63,7 @@ html_title = f"stable-bptt {version}"
 html_static_path = ["site"]
 html_css_files = ["site.css"]
 html_show_sphinx = False
+html_show_copyright = False
 html_copy_source = False
 html_theme_options = {"top_of_page_buttons": []}
 copybutton_prompt_text = "$ "
@@ -102,8 +110,16 @@ def escape(app: Sphinx, what: str, name: str, obj: object, options: object, line
         lines[i] = "".join(p if k % 2 else re.sub(r"([*|]|(?<=\w)_(?!\w))", r"\\\1", p) for k, p in enumerate(parts))
 
 
+def offer_notebook(app: Sphinx, docname: str, source: list[str]) -> None:
+    """Put a link to the notebook, with its outputs, at the end of a tutorial."""
+    folder, _, name = docname.rpartition("/")
+    if folder == "tutorials":
+        source[0] += f"\nThis page as a notebook: {{nb-download}}`{name}.ipynb`\n"
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Add what is of this site."""
     app.connect("autodoc-process-docstring", escape, priority=400)  # before napoleon makes markup of it
+    app.connect("source-read", offer_notebook)
     app.add_transform(LinksToFiles)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

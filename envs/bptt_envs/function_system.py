@@ -26,8 +26,9 @@ class FunctionSystem(System):
 
     Args:
         step: from states (B, *state_shape) and bounded actions (B, *action_shape) to the next states, differentiable.
-            Of an `nn.Module`, such as a world model, the parameters count as constants, as they are at the time: no
-            gradient reaches them through the physics, and whoever trains them goes on doing so.
+            Of an `nn.Module`, such as a world model, the parameters count as constants, as they are at the time, in
+            the dtype of the states: no gradient reaches them through the physics, and whoever trains them goes on
+            doing so.
         start: draws start states: (number, generator, dtype) -> (number, *state_shape), on the generator's device.
         cost: what a state costs, (B, *state_shape) -> (B,): at the last step with objective "final", as the mean over
             the steps with "continuous". A `Task` has costs of other forms.
@@ -78,7 +79,8 @@ class FunctionSystem(System):
     def step(self, state: Tensor, action: Tensor) -> Tensor:
         """What the function gives for the states and actions."""
         if isinstance(self.transition, nn.Module):
-            constants = {name: one.detach() for name, one in self.transition.named_parameters()}
+            held = {**dict(self.transition.named_parameters()), **dict(self.transition.named_buffers())}
+            constants = {name: _as_constant(one, state.dtype) for name, one in held.items()}
             return functional_call(self.transition, constants, (state, action))  # type: ignore[no-any-return]
         return self.transition(state, action)
 
@@ -89,3 +91,8 @@ class FunctionSystem(System):
     def state_cost(self, state: Tensor) -> Tensor:
         """What `cost` says."""
         return self.cost(state)
+
+
+def _as_constant(held: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor without gradients; floating-point numbers in the dtype."""
+    return held.detach().to(dtype) if held.is_floating_point() else held

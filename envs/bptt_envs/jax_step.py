@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ from gymnasium.error import DependencyNotInstalled
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.dlpack import from_dlpack
+
+from bptt_envs.checks import shown
 
 try:
     import jax
@@ -38,8 +41,16 @@ def jax_step(function: Callable[[Array, Array], Array], *, batched: bool = False
 
     Raises:
         DependencyNotInstalled: on import, without JAX.
+        TypeError: when it steps, if the function does not give one array.
     """
-    step = function if batched else jax.vmap(function)
+    each = function if batched else jax.vmap(function)
+
+    def step(state: Array, action: Array) -> Array:
+        following = each(state, action)
+        if not isinstance(following, jax.Array):
+            raise TypeError(f"function must give the next state, one JAX array; got {shown(following)}.")
+        return following.astype(state.dtype)  # which constants in 64 bits may have raised
+
     forward = jax.jit(step)
     forward_and_pull = jax.jit(lambda state, action: jax.vjp(step, state, action))
     backward = jax.jit(lambda pull, slope: pull(slope))
@@ -49,26 +60,32 @@ def jax_step(function: Callable[[Array, Array], Array], *, batched: bool = False
 
         @staticmethod
         def forward(ctx: Any, state: Tensor, action: Tensor) -> Tensor:
-            _refuse_to_be_recorded(state)
-            with with_64_bits(state.dtype is torch.float64):
-                if not any(ctx.needs_input_grad):
-                    return _to_torch(forward(_to_jax(state), _to_jax(action)), state)
+            with _bits_of(state):
                 following, ctx.pull = forward_and_pull(_to_jax(state), _to_jax(action))
-                return _to_torch(following, state)
+                return _to_torch(following)
 
         @staticmethod
         @once_differentiable
         def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, Tensor]:
-            with with_64_bits(slope.dtype is torch.float64):
+            with _bits_of(slope):
                 by_state, by_action = backward(ctx.pull, _to_jax(slope))
-                return _to_torch(by_state, slope), _to_torch(by_action, slope)
+                return _to_torch(by_state), _to_torch(by_action)
 
     def stepped(state: Tensor, action: Tensor) -> Tensor:
         """Step a batch."""
-        following: Tensor = Step.apply(state, action)  # type: ignore[no-untyped-call]
-        return following
+        _refuse_to_be_recorded(state)
+        if torch.is_grad_enabled() and (state.requires_grad or action.requires_grad):
+            following: Tensor = Step.apply(state, action)  # type: ignore[no-untyped-call]
+            return following
+        with _bits_of(state):
+            return _to_torch(forward(_to_jax(state), _to_jax(action)))
 
     return stepped
+
+
+def _bits_of(tensor: Tensor) -> AbstractContextManager[Any]:
+    """JAX's 64 bits for a tensor that has them; else as the caller has it."""
+    return with_64_bits(True) if tensor.dtype is torch.float64 else nullcontext()
 
 
 def _to_jax(tensor: Tensor) -> Array:
@@ -76,9 +93,9 @@ def _to_jax(tensor: Tensor) -> Array:
     return jax.dlpack.from_dlpack(tensor.detach().clone(memory_format=torch.contiguous_format))
 
 
-def _to_torch(array: Array, like: Tensor) -> Tensor:
-    """A copy that torch may change, of the dtype that went in."""
-    return from_dlpack(array).to(like.dtype, copy=True)
+def _to_torch(array: Array) -> Tensor:
+    """A copy that torch may change."""
+    return from_dlpack(array).clone()
 
 
 def _refuse_to_be_recorded(state: Tensor) -> None:

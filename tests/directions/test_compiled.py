@@ -1,5 +1,6 @@
 """The compiled engine computes what the adjoint engine does; programs are compiled once and kept."""
 
+import math
 import os
 import shutil
 from dataclasses import replace
@@ -247,6 +248,12 @@ def test_without_a_compiler_the_error_says_so(monkeypatch, tmp_path):
     assert not list((tmp_path / "empty").iterdir())
 
 
+def test_an_older_torch_is_told_which_one_is_needed(monkeypatch):
+    monkeypatch.setattr(torch, "__version__", "2.9.1+cpu")
+    with pytest.raises(CompilerError, match=r"needs torch 2\.13 or a later one; this is torch 2\.9\.1\+cpu"):
+        Program(lambda x: (x + 1.0,), [torch.ones(2)])
+
+
 def test_a_function_that_looks_at_values_is_refused_in_words(tmp_path):
     with pytest.raises(CompilerError, match=r"cannot record.*compile=False"):
         Program(lambda x: (x if x.sum() > 0 else -x,), [torch.ones(2)])
@@ -285,6 +292,22 @@ def test_training_compiled_follows_training_uncompiled(monkeypatch):
         config = TrainConfig(epochs=2, batch_size=3, train_states=6, test_states=3, hidden=(6, 5), compile=compile)
         curves.append([row.test_loss for row in Trainer(CartPole(horizon=2), config=config).fit()])
     assert curves[1] == pytest.approx(curves[0], rel=1e-4)
+
+
+@pytest.mark.parametrize("rule", ["R", "C"])
+def test_the_comparison_of_rules_once_an_epoch_needs_no_program_of_its_own(rule, monkeypatch):
+    made = []
+
+    class Counted(Recorded):
+        def __init__(self, *given):
+            super().__init__(*given)
+            made.append(self)
+
+    monkeypatch.setattr("bptt_trainers.directions.compiled.Program", Counted)
+    config = TrainConfig(rule=rule, epochs=2, batch_size=3, train_states=6, test_states=3, hidden=(4,), compile=True)
+    curve = Trainer(CartPole(horizon=2), config=config).fit()
+    assert len(made) == 2  # there and back
+    assert all(math.isfinite(row.sign_agreement) for row in curve[1:])
 
 
 @gpu

@@ -17,7 +17,7 @@ from bptt_envs import DifferentiableEnv, Task, check_system
 from bptt_envs.contract import ContractError
 from bptt_envs.function_system import FunctionSystem
 from bptt_envs.systems import CartPole
-from bptt_trainers import MLP, TrainConfig, Trainer, policy_gradient
+from bptt_trainers import MLP, TrainConfig, Trainer, check_gradients, policy_gradient
 
 POLE = CartPole(horizon=10)
 
@@ -90,6 +90,15 @@ def test_a_world_model_that_learns_meanwhile_is_followed():
     )
 
 
+def test_a_world_model_computes_in_the_dtype_of_the_states():
+    model = WorldModel()
+    ours, theirs = foreign(model), foreign(copy.deepcopy(model).double())
+    given = torch.ones(2, 4, dtype=torch.float64), torch.ones(2, 1, dtype=torch.float64)
+    assert_close(ours.step(*given), theirs.step(*given), rtol=0, atol=0)
+    assert not check_gradients(ours).failed
+    assert model.layers[0].weight.dtype is torch.float32
+
+
 def test_a_world_model_that_draws_is_refused_in_words():
     class Noisy(WorldModel):
         def forward(self, state, action):
@@ -124,12 +133,14 @@ def test_errors_name_the_argument():
 
 JAX = """
 import json, runpy, sys
+from dataclasses import replace
 import jax.numpy as jnp
 import torch
 from bptt_envs import check_system
 from bptt_envs.jax_step import jax_step
 from bptt_envs.program import CompilerError, Program
 from bptt_envs.systems import cart_pole
+from bptt_trainers import RunFolderError, TrainConfig, Trainer
 sys.path.insert(0, {here!r})
 from test_foreign_physics import POLE, directions, foreign
 
@@ -164,22 +175,41 @@ following.fill_(7.0)
 assert torch.equal(system.step(torch.ones(2, 4), torch.ones(2, 1)), kept)
 batched = jax_step(lambda states, actions: states + actions, batched=True)
 assert torch.equal(batched(state, state[:, :1]), 2 * state)
+pair = jax_step(lambda state, action: (state, action))
+try:
+    pair(state, state[:, :1])
+except TypeError as error:
+    found["pair"] = str(error)
 try:
     Program(lambda *given: (system.step(*given),), [torch.ones(2, 4), torch.ones(2, 1)])
 except CompilerError as error:
     found["compiled"] = str(error)
 runpy.run_path({script!r})["main"](epochs=1, rule="C", states=8)
+
+
+def drifting(speed):
+    held = jnp.full(4, speed)  # an array that the function holds
+    return foreign(jax_step(lambda state, action: state + held * action))
+
+
+config = TrainConfig(rule="C", epochs=1, batch_size=4, train_states=4, test_states=4, out="run")
+for epochs in (1, 2):
+    Trainer(drifting(0.1), None, replace(config, epochs=epochs)).fit()
+try:
+    Trainer(drifting(0.2), None, replace(config, epochs=3)).fit()
+except RunFolderError as error:
+    found["another"] = str(error)
 print(json.dumps(found))
 """
 
 
-def test_a_jax_function_gives_the_systems_directions_and_exponax_is_trained_through():
+def test_a_jax_function_gives_the_systems_directions_and_exponax_is_trained_through(tmp_path):
     """In a process of its own: once imported, JAX warns whenever the process forks."""
     script = Path(__file__).parents[2] / "scripts" / "through_jax.py"
     code = JAX.format(here=str(Path(__file__).parent), script=str(script))
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0"}
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, env=environment, check=False
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, env=environment, cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr
     *said, last = done.stdout.splitlines()
@@ -187,6 +217,8 @@ def test_a_jax_function_gives_the_systems_directions_and_exponax_is_trained_thro
     assert float(said[1].split()[-1]) < float(said[0].split()[-1])
     found = json.loads(last)
     assert "compile=True cannot record the operations" in found.pop("compiled")
+    assert "function must give the next state, one JAX array; got (" in found.pop("pair")
+    assert "run holds a run of another configuration" in found.pop("another")
     assert len(found) == 4
     assert {what: apart for what, apart in found.items() if apart > (1e-5 if "32" in what else 1e-12)} == {}
 

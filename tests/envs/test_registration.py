@@ -29,6 +29,7 @@ def run_in_fresh_process(code):
 
 def test_import_is_light():
     heavy = ["stable_baselines3", "matplotlib", "pygame", "tensorboard", "bptt_trainers", "pandas", "PIL"]
+    heavy += ["torchrl", "tensordict", "jax"]
     code = f"import bptt_envs, sys; print([name for name in {heavy} if name in sys.modules])"
     assert run_in_fresh_process(code).strip() == "[]"
 

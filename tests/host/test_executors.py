@@ -4,11 +4,14 @@ import os
 import shutil
 import signal
 import sys
+import time
 from pathlib import Path
 
+import gymnasium as gym
 import pytest
 from gymnasium.error import DependencyNotInstalled
 
+from bptt_envs.registration import ENTRIES
 from bptt_studies.paper.experiments import Amount, Experiment, Task, Variant
 from bptt_studies.paper.results import read_curves
 from bptt_studies.paper.work import runs_of, train_missing
@@ -16,7 +19,7 @@ from bptt_trainers.cli import main
 from bptt_trainers.comparison.compare import ComparisonConfig, compare
 from bptt_trainers.comparison.methods import BPTT
 from bptt_trainers.comparison.runs import member_folder
-from bptt_trainers.host import processes
+from bptt_trainers.host import processes, slurm_jobs
 from bptt_trainers.host.executors import executor_name, opened
 from bptt_trainers.host.work import Job
 from bptt_trainers.tuning.config import TuneConfig
@@ -59,7 +62,9 @@ def place(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "hit_envs", raising=False)
     Path("hit_envs.py").write_text(SYSTEM)
-    return tmp_path
+    yield tmp_path
+    ENTRIES.pop("Hit-v0", None)
+    gym.registry.pop("Hit-v0", None)
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +109,7 @@ def test_the_run_of_a_dask_worker_that_is_killed_goes_on_elsewhere_and_ends_alik
     assert (Path("out") / "methods.md").exists()
 
 
-def test_experiments_and_studies_of_settings_are_made_by_dask_workers_alike(place, cluster):
+def test_experiments_and_studies_of_settings_are_made_by_dask_workers_alike(place, cluster, monkeypatch):
     executor = f"dask:{cluster.scheduler_address}"
     task = Task("tiny", "a few steps", "DiffIntegrator-v0", {"horizon": 3}, (0.1,))
     tiny = Experiment("rules", task, (Variant("R", BPTT("R")),), Amount(2, 2, train_states=16, test_states=8))
@@ -121,6 +126,12 @@ def test_experiments_and_studies_of_settings_are_made_by_dask_workers_alike(plac
     settings = {"env": "DiffIntegrator-v0", "methods": ("C",), "trials": 2, "steps": 128, "seeds": 1, "confirm": 0}
     study = tune(TuneConfig(**settings, fix=pinned, jobs=2, executor=executor, out=Path("study")), progress=False)
     assert [one["state"] for one in study.trials] == ["complete"] * 2
+
+    monkeypatch.setattr(cluster.scheduler, "allowed_failures", 0)
+    with opened(executor, 1, place) as workers:
+        answer = workers.submit(Job("C seed 3", os._exit, 1))
+        with pytest.raises(ChildProcessError, match="C seed 3: its worker died"):
+            answer.result()
 
 
 def test_a_cluster_that_does_not_answer_is_told_in_words(place, monkeypatch, capsys):
@@ -169,6 +180,45 @@ def test_slurm_that_is_not_there_is_told_in_words(tmp_path):
     pytest.importorskip("submitit")
     with pytest.raises(OSError, match="there is no Slurm here"), opened("slurm:partition=cpu", 1, tmp_path):
         pass
+
+
+SLURM = {
+    "sbatch": 'cp "$1" {place}/script; echo Submitted batch job 12',
+    "scancel": "echo $1 >> {place}/gone",
+    "srun": "",
+    "sacct": "",
+}
+
+
+def test_jobs_of_slurm_are_one_array_with_the_settings_that_were_given(tmp_path, monkeypatch):
+    pytest.importorskip("submitit")
+    for name, text in SLURM.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text.replace('{place}', str(tmp_path))}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(slurm_jobs, "EVERY", 0.05)
+    executor = "slurm:partition=cpu,account=us,timeout_min=90,mem_gb=3,cpus_per_task=2,at_once=1"
+    with opened(executor, 1, tmp_path) as workers:
+        for number in range(2):
+            workers.submit(Job(f"C seed {number}", print))
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.glob("jobs/12_1_submitted.pkl")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        workers.abandon()  # as after Ctrl-C
+    script = (tmp_path / "script").read_text()
+    given = ("partition=cpu", "account=us", "time=90", "mem=3GB", "cpus-per-task=2")
+    for line in (*given, "array=0-1%1", "signal=USR2@90"):
+        assert f"#SBATCH --{line}\n" in script
+    assert (tmp_path / "gone").read_text().split() == ["12_0", "12_1"]
+
+
+def test_a_machine_without_the_folder_of_the_command_says_so(place):
+    job = Job("C seed 3", print)
+    place.rename(place.with_name("elsewhere"))
+    os.chdir("/")
+    with pytest.raises(ChildProcessError, match=rf"C seed 3: .* has no folder {place}"):
+        job()
+    place.with_name("elsewhere").rename(place)
 
 
 @pytest.mark.parametrize(

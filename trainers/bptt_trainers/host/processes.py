@@ -95,6 +95,19 @@ class Processes(Workers):
                 return pool.submit(work)
 
 
+def is_running(process: int) -> bool:
+    """Whether there is a process of that number on this machine; always, on Windows, where to ask is to kill."""
+    if os.name == "nt":
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
 def end_with_parent(wait: Callable[[], object] | None = None) -> None:
     """End this process as soon as its parent is gone; if it leads a process group, all of the group.
 
