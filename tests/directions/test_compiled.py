@@ -56,7 +56,7 @@ def assert_same(found, expected, tolerance):
 
 
 LONG = bool(os.environ.get("BPTT_TEST_LONG"))
-COMPILED = (Guidance,)  # by products; CartPole, by dense Jacobians, is compiled below; each takes some 15 s
+COMPILED = (Guidance,)  # by products; dense Jacobians are compiled in a stack below and in test_tasks.py; each 10 s
 
 
 def is_compiled(system):
@@ -119,7 +119,7 @@ def compiled_operations():
         patch.setattr("bptt_trainers.directions.compiled.Program", Recorded)
         patch.setattr(guidance, "PAIRS_AT_ONCE", 2 * 5**2)
         seen = operations(Recorded(of_others, NUMBERS))
-        cart_pole = CartPole(horizon=2, max_force=3.0, objective="continuous")
+        cart_pole = CartPole(horizon=2, max_force=3.0, objective="continuous")  # that of the stack
         for system in (cart_pole, *filter(is_compiled, each_system.args[1])):
             engine = CompiledEngine(AdjointEngine(system, small(system).double()))
             engine(system.initial_states(3, torch.Generator().manual_seed(0), torch.float64), PASSES)
@@ -169,9 +169,10 @@ def test_a_program_is_compiled_once_and_for_the_operations_of_systems_that_are_o
             torch.testing.assert_close(found, expected)
 
 
-@needs_compiler
 @pytest.mark.usefixtures("two_steps")
-def test_what_a_controller_holds_besides_its_trained_weights_is_no_part_of_the_program():
+def test_what_a_controller_holds_besides_its_trained_weights_is_no_part_of_the_program(monkeypatch):
+    monkeypatch.setattr("bptt_trainers.directions.compiled.Program", Recorded)
+
     class Scaled(nn.Module):
         def __init__(self):
             super().__init__()
@@ -201,7 +202,7 @@ def test_what_a_controller_holds_besides_its_trained_weights_is_no_part_of_the_p
 
 @needs_compiler
 def test_members_of_a_compiled_stack_are_what_they_are_alone():
-    system = CartPole(horizon=2)
+    system = CartPole(horizon=2, max_force=3.0, objective="continuous")
     controllers = [small(system, seed).double() for seed in range(3)]
     parameters = {
         name: torch.stack([controller.get_parameter(name).detach() for controller in controllers])
