@@ -5,14 +5,15 @@ PYTHON ?= python3
 VENV := .venv
 PYTEST_ARGS ?= -n auto --dist worksteal # a worker takes one half of the tests: it shares what a file prepares
 STAMP := $(VENV)/.complete
+DOCS_STAMP := $(VENV)/.docs
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --no-input --quiet
 
 # For the isolated build of stable-bptt itself, older versions of pip obey the first and newer ones the second.
-$(STAMP): export PIP_CONSTRAINT := constraints.txt
-$(STAMP): export PIP_BUILD_CONSTRAINT := constraints.txt
+$(STAMP) $(DOCS_STAMP): export PIP_CONSTRAINT := constraints.txt
+$(STAMP) $(DOCS_STAMP): export PIP_BUILD_CONSTRAINT := constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test smoke lint format clean
+.PHONY: help demo test smoke docs lint format release clean
 
 help: ## say what there is
 	@echo "make TARGET [PYTHON=python3.12] [PYTEST_ARGS=\"-k rules\"]"
@@ -28,6 +29,10 @@ smoke: $(STAMP) ## run every experiment of docs/results.md for one short epoch
 	@rm -rf runs/smoke
 	@$(VENV)/bin/bptt reproduce --tier smoke --out runs/smoke
 
+docs: $(DOCS_STAMP) ## build the documentation as a site, run its tutorials: build/docs/index.html
+	@$(VENV)/bin/python -m sphinx -W --keep-going -q -j auto -d build/doctrees docs build/docs
+	@echo "build/docs/index.html"
+
 lint: $(STAMP) ## check style, formatting and types
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
@@ -36,6 +41,17 @@ lint: $(STAMP) ## check style, formatting and types
 format: $(STAMP) ## format the code and fix what ruff can fix
 	$(VENV)/bin/ruff check --fix-only
 	$(VENV)/bin/ruff format
+
+release: $(STAMP) ## build wheel and sdist into dist/, check them, try the wheel in an empty environment; uploads nothing
+	@rm -rf dist build/release && mkdir -p build/release
+	@$(PIP) install -c constraints.txt build twine
+	@PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt $(VENV)/bin/python -m build --outdir dist
+	@$(VENV)/bin/python -m twine check --strict dist/*
+	@$(PYTHON) -m venv build/release/venv
+	@build/release/venv/bin/python -m pip --disable-pip-version-check --quiet install -c constraints.txt \
+	    "$$(ls dist/*.whl)[render,tune]"
+	@cd build/release && ../../scripts/try_wheel.sh venv/bin
+	@echo "dist/ is ready; nothing was uploaded. To upload it: $(VENV)/bin/python -m twine upload dist/*"
 
 clean: ## remove .venv, caches and builds; runs/ stays
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build dist
@@ -51,3 +67,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PIP) install -e ".[dev]"
 	@touch $@
 	@echo "$(VENV) is ready"
+
+$(DOCS_STAMP): $(STAMP)
+	@echo "adding what builds the documentation to $(VENV) ..."
+	@$(PIP) install -e ".[dev,docs]"
+	@touch $@

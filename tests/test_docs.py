@@ -11,6 +11,8 @@ import gymnasium as gym
 import pytest
 
 import bptt_envs.registration
+import bptt_envs.systems
+import bptt_trainers
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "tests").rglob("*.md")])
@@ -66,6 +68,7 @@ def registry(monkeypatch):
     monkeypatch.setattr(bptt_envs.registration, "ENTRIES", dict(bptt_envs.registration.ENTRIES))
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # torch's, by torch itself
 @pytest.mark.usefixtures("registry")
 @pytest.mark.parametrize("page", [p for p in PAGES if any(b.language == "python" for b in blocks(p))], ids=name)
 def test_python_of_the_page_runs_as_one_program(page, tmp_path, monkeypatch):
@@ -96,6 +99,56 @@ def test_every_id_has_a_page_with_all_its_options_and_their_defaults(env_id):
         for option, default in re.findall(r"^\| `(\w+)` \| (\S+) \|", page, re.M)
     }
     assert documented == bptt_envs.registration.system_class(env_id).options()
+
+
+@pytest.mark.parametrize("env_id", bptt_envs.registration.ENTRIES)
+def test_the_page_of_every_id_has_what_gymnasiums_own_pages_have(env_id):
+    index = (ROOT / "docs" / "environments" / "README.md").read_text(encoding="utf-8")
+    threshold = bptt_envs.registration.ENTRIES[env_id].threshold
+    column, page = re.search(rf"^\| `{env_id}` \|.* \| (\S+) \| \[[\w-]+\]\(([\w-]+\.md)\) \|$", index, re.M).groups()
+    assert float(column) == threshold.reward
+    text = (ROOT / "docs" / "environments" / page).read_text(encoding="utf-8")
+    assert f"| solved | a mean return of {threshold.reward:g}, undiscounted ({threshold.source}) |" in text
+    assert re.search(r"^!\[.+\]\(.+\)$", text, re.M), "no picture"
+    sections = re.findall(r"^## (.+)$", text, re.M)
+    assert {"Loss and reward", "Options", "Versions"} <= set(sections)
+    assert {"Action", "Observation"} <= set(sections) or "Action, observation" in sections
+    assert re.search(r"^\| num \||^\| \| num \|", text, re.M), "no table of actions"
+    assert "terminated" in text
+    env = gym.make(env_id)
+    bounds = {float(env.action_space.low.min()), float(env.action_space.high.max())}
+    assert f"`Box({min(bounds):g}, {max(bounds):g}, (" in text
+    assert "`Box(-inf, inf, (" in text
+    assert f"]({Path('docs', 'environments', page).as_posix()})" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+SITE = ROOT / "docs"
+LISTED = re.compile(r"```\{toctree\}\n(.*?)```", re.S)
+
+
+def test_every_page_has_its_place_on_the_site():
+    entries = [line for block in LISTED.findall((SITE / "index.md").read_text()) for line in block.splitlines()]
+    listed = {page for entry in entries if entry and entry[0] != ":" for page in SITE.glob(f"{entry}.md")}
+    pages = {page for folder in ("", "tutorials", "environments", "reference") for page in (SITE / folder).glob("*.md")}
+    missing = {name(page) for page in pages - listed - {SITE / "index.md"}}
+    assert missing == set(), "add these to a toctree of docs/index.md"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_cells_are_in_tutorials_which_the_site_runs_and_only_there(page):
+    cells = [b for b in blocks(page) if b.language == "{code-cell} ipython3"]
+    is_tutorial = page.parent == SITE / "tutorials"
+    assert bool(cells) == is_tutorial
+    assert page.read_text(encoding="utf-8").startswith("---\njupytext:") == is_tutorial
+    for cell in cells:
+        compile(re.sub(r"^%.*", "", cell.code, flags=re.M), str(page), "exec")
+
+
+@pytest.mark.parametrize("package", [bptt_envs, bptt_trainers, bptt_envs.systems], ids=lambda package: package.__name__)
+def test_every_public_name_has_its_place_in_the_reference(package):
+    text = "".join(page.read_text() for page in (SITE / "reference").glob("*.md"))
+    documented = re.findall(r"^\.\. auto\w+:: (?:[\w.]+\.)?(\w+)$", text, re.M)
+    assert set(package.__all__) <= set(documented), "add these to a page of docs/reference"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)

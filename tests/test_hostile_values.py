@@ -24,7 +24,7 @@ import pytest
 import torch
 from torch import nn
 
-from bptt_envs import DifferentiableEnv, DifferentiableVectorEnv, System, Task, register, registration
+from bptt_envs import DifferentiableEnv, DifferentiableVectorEnv, System, Task, TorchVectorEnv, register, registration
 from bptt_envs.systems import (
     LQR,
     BouncingBall,
@@ -57,6 +57,7 @@ from bptt_trainers import (
     default_controller,
     diagnose,
     held_out_states,
+    join_ranks,
     losses,
     policy_gradient,
     rollout,
@@ -265,22 +266,10 @@ def assert_same(stored, given):
 
 
 CONFIGS = (TrainConfig, BenchmarkConfig, ScalingConfig, FieldsConfig, StudyConfig, *PLANNERS.values())
-SYSTEMS = (CartPole, MultiPole, ChainedPendulum, Integrator, LQR, Quadrotor, QuantumControl, Guidance)
-SYSTEMS = (CartPole, MultiPole, ChainedPendulum, Integrator, LQR, QuantumControl, Guidance, Hopper)
 SYSTEMS = (
-    CartPole,
-    MultiPole,
-    ChainedPendulum,
-    Integrator,
-    LQR,
-    QuantumControl,
-    Guidance,
-    Heat,
-    Burgers,
-    KuramotoSivashinsky,
+    *(CartPole, MultiPole, ChainedPendulum, Quadrotor, Hopper, BouncingBall, Pusher, QuantumControl, Guidance),
+    *(Integrator, LQR, Heat, Burgers, KuramotoSivashinsky),
 )
-SYSTEMS = (CartPole, MultiPole, ChainedPendulum, BouncingBall, Pusher, Integrator, LQR, QuantumControl, Guidance)
-SYSTEMS = (CartPole, MultiPole, ChainedPendulum, Integrator, LQR, Quadrotor, QuantumControl, Guidance, Hopper)
 SETTINGS = [(config, one.name) for config in CONFIGS for one in fields(config)]
 OPTIONS = [(system, name) for system in SYSTEMS for name in system.options()]
 WIDER = ("max_force", "max_control")  # kept as max_action
@@ -301,7 +290,8 @@ def test_an_option_of_a_system_is_a_plain_value_of_its_type_or_refused_by_name(v
     for system, name in OPTIONS:
         given = HOSTILE[value]()
         no, made = refused(lambda: system(**{name: given}), name)  # noqa: B023, called at once
-        if not no and not (system is LQR and name in "A B Q R Q_T"):
+        by_default = given is None and system.options()[name] is None  # which may stand for a number
+        if not no and not by_default and not (system is LQR and name in "A B Q R Q_T"):
             assert_same(getattr(made, "max_action" if name in WIDER else name), given)
 
 
@@ -333,6 +323,12 @@ def cart_pole():
 
 def envs():
     made = DifferentiableVectorEnv(CartPole(horizon=2), 1)
+    made.reset(seed=0)
+    return made
+
+
+def tensors():
+    made = TorchVectorEnv(CartPole(horizon=2), 1)
     made.reset(seed=0)
     return made
 
@@ -390,11 +386,25 @@ DOORS = [
     ("generator", lambda v: cart_pole().initial_states(1, v), {"None", "torch.Generator"}),
     ("num_envs", lambda v: DifferentiableVectorEnv(CartPole(), v), NUMBERS),
     ("autoreset_mode", lambda v: DifferentiableVectorEnv(CartPole(), 1, autoreset_mode=v), set()),
+    ("num_envs", lambda v: TorchVectorEnv(CartPole(), v), NUMBERS),
+    ("autoreset_mode", lambda v: TorchVectorEnv(CartPole(), 1, autoreset_mode=v), set()),
+    ("dtype", lambda v: TorchVectorEnv(CartPole(), 1, dtype=v), {"torch.dtype"}),
+    ("device", lambda v: TorchVectorEnv(CartPole(), 1, device=v), {"None"}),
+    ("differentiable", lambda v: TorchVectorEnv(CartPole(), 1, differentiable=v), {"True", "False", "np.True_"}),
+    ("seed", lambda v: tensors().reset(seed=v), {"None", "[1]", "list of None", "array of objects"} | SEEDS),
+    ("options", lambda v: tensors().reset(options=v), {"None", "{}"}),
+    ("options['state']", lambda v: tensors().reset(options={"state": v}), set()),
+    ("actions", lambda v: tensors().step(v), set()),
     ("render_mode", lambda v: DifferentiableEnv(CartPole(), render_mode=v), {"None"}),
     ("system", lambda v: DifferentiableEnv(v), set()),
     ("env_id", lambda v: register(v, "bptt_envs.systems:CartPole", "a pole"), None),
     ("system", lambda v: register(f"Hostile-v{next(NEW)}", v, "a pole"), set()),
     ("summary", lambda v: register(f"Hostile-v{next(NEW)}", "bptt_envs.systems:CartPole", v), None),
+    (
+        "reward_threshold",
+        lambda v: register(f"Hostile-v{next(NEW)}", "bptt_envs.systems:CartPole", "a pole", reward_threshold=v),
+        {"None"} | {one for one in FLOATS if "tensor" not in one and one != "parameter"},
+    ),
     ("env", lambda v: policy_gradient(v, MLP((4,), (1,)), STATES), set()),
     ("env", lambda v: check_gradients(v), set()),
     ("controller", lambda v: gradient(controller=v), {"nn.Module"}),
@@ -446,6 +456,8 @@ DOORS = [
     ("callbacks", lambda v: Trainer(cart_pole(), None, TINY, v), {"[]", "()"}),
     ("optimizer", lambda v: Trainer(cart_pole(), None, TINY, optimizer=v), {"None"}),
     ("schedule", lambda v: Trainer(cart_pole(), None, TINY, schedule=v), {"None", "lambda", "type"}),
+    ("ranks", lambda v: Trainer(cart_pole(), None, TINY, ranks=v), set()),
+    ("device", lambda v: join_ranks(v), set()),
     ("callbacks", lambda v: Ensemble(cart_pole(), [TINY], v), {"[]", "()"}),
     ("system", lambda v: RLView(v), set()),
     ("system", lambda v: Task(v), set()),
@@ -526,13 +538,14 @@ def test_values_made_at_random_are_taken_plain_or_refused_by_name(monkeypatch):
 
 def test_settings_of_reinforcement_learning_a_comparison_and_a_search_are_plain_or_refused_by_name():
     from bptt_trainers.comparison.compare import ComparisonConfig
+    from bptt_trainers.comparison.sweep import SweepConfig
     from bptt_trainers.presets.presets import PRESETS
     from bptt_trainers.rl.sb3 import RLConfig
     from bptt_trainers.tuning.config import TuneConfig
 
     values = HOSTILE if LONG else list(HOSTILE)[::7]
     for value in values:
-        for config in (RLConfig, ComparisonConfig, TuneConfig):
+        for config in (RLConfig, ComparisonConfig, SweepConfig, TuneConfig):
             for one in fields(config):
                 given = HOSTILE[value]()
                 no, made = refused(

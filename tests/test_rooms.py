@@ -22,8 +22,10 @@ ROOMS = (
     "comparison",
     "tuning",
     "analysis",
+    "pages",
     "commands",
     "cli",
+    "__main__",
 )
 STUDIES = ("benchmarks", "scaling", "toys", "lqr", "paper", "optima", "contact", "estimators")
 
@@ -31,7 +33,7 @@ MAY_IMPORT = {  # of the other rooms; what is not named here, all before it
     "host": set(),
     "records": {"host"},
     "directions": set(),
-    "controllers": {"directions"},
+    "controllers": {"records", "directions"},
     "planning": {"directions"},
     "training": {"host", "records", "directions", "controllers"},
 }

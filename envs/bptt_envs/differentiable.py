@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bptt_envs import checks
 from bptt_envs.contract import check_system
-from bptt_envs.registration import build_system
+from bptt_envs.registration import build_system, threshold_of
 from bptt_envs.surroundings import own_surroundings
 from bptt_envs.system import System
 from bptt_envs.task import Task, as_task
@@ -54,9 +54,13 @@ class Differentiable:
 
     @property
     def spec(self) -> EnvSpec | None:
-        """How Gymnasium made it; its `max_episode_steps` is the horizon."""
+        """How Gymnasium made it.
+
+        Its `max_episode_steps` is the horizon, its `reward_threshold` None where options make another task of the id's.
+        """
         if self._spec is not None:
             self._spec.max_episode_steps = self.horizon
+            self._spec.reward_threshold = threshold_of(self._spec)
         return self._spec
 
     @spec.setter

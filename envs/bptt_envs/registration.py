@@ -9,35 +9,61 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import gymnasium as gym
+from gymnasium.envs.registration import EnvSpec
 
-from bptt_envs.checks import nearest, shown, string
+from bptt_envs.checks import finite, nearest, shown, string
 from bptt_envs.system import ENV_OPTIONS, System
 from bptt_envs.task import Task, as_task
 
 
 @dataclass(frozen=True)
+class Threshold:
+    """The mean return of episodes, which is minus their mean loss, from which on a task counts as solved.
+
+    Attributes:
+        reward: what Gymnasium calls the reward threshold.
+        source: where it comes from: methods whose median run ends there, and the file that says so; or in words.
+        options: those of these runs that differ from the id's defaults; the task counts as the same with them.
+    """
+
+    reward: float
+    source: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reward", finite("reward_threshold", self.reward))
+
+
+@dataclass(frozen=True)
 class Entry:
-    """One row: which system an id makes, and what it is."""
+    """One row: which system an id makes, what it is, and when it counts as solved."""
 
     system: str
     summary: str
     defaults: dict[str, Any] = field(default_factory=dict)
+    threshold: Threshold | None = None
 
 
 ENTRIES: dict[str, Entry] = {}
 
+SAME_TASK = ("render_mode", "compile", "observe_time", "num_envs", "vectorization_mode", "autoreset_mode")
+"""What may be asked of an environment without changing what its return means."""
 
-def register(env_id: str, system: str, summary: str, **defaults: Any) -> None:
+
+def register(
+    env_id: str, system: str, summary: str, *, reward_threshold: Threshold | float | None = None, **defaults: Any
+) -> None:
     """Make `env_id` known to `gym.make` and `gym.make_vec`.
 
     Args:
         env_id: the id, such as "DiffCartPole-v0".
         system: the import path "module:Class" of a `System`.
         summary: what it is, in one line.
+        reward_threshold: the mean return from which on it counts as solved, with the defaults; None: nobody knows.
         defaults: options of the system that differ from its own defaults, or of any environment (`ENV_OPTIONS`).
 
     Raises:
-        ValueError: if `system` is not an import path, or the id is taken by another system.
+        ValueError: if `system` is not an import path, the id is taken by another system, or the threshold is no number.
     """
     try:
         gym.envs.registration.parse_env_id(string("env_id", env_id))
@@ -48,11 +74,15 @@ def register(env_id: str, system: str, summary: str, **defaults: Any) -> None:
         raise ValueError(f'system must be an import path "module:Class"; got {shown(system)}.')
     if env_id in ENTRIES and ENTRIES[env_id].system != system:
         raise ValueError(f"env_id {env_id!r} is taken by {ENTRIES[env_id].system}; choose another one.")
-    ENTRIES[env_id] = Entry(system, summary, defaults)
+    solved = reward_threshold
+    if solved is not None and not isinstance(solved, Threshold):
+        solved = Threshold(solved)
+    ENTRIES[env_id] = Entry(system, summary, defaults, solved)
     gym.register(
         env_id,
-        entry_point="bptt_envs.env:DifferentiableEnv",
+        entry_point="bptt_envs.differentiable_env:DifferentiableEnv",  # gym.pprint_registry groups by the module
         vector_entry_point="bptt_envs.vector_env:DifferentiableVectorEnv",
+        reward_threshold=None if solved is None else solved.reward,
         kwargs={"system": system, **defaults},
     )
 
@@ -69,6 +99,21 @@ def system_class(env_id: str) -> type[System]:
             "One of your own is registered by importing its module (bptt: --module)."
         )
     return import_system(ENTRIES[env_id].system)
+
+
+def threshold_of(spec: EnvSpec) -> float | None:
+    """The reward threshold of an environment as it was made: its id's, None if its options make another task of it."""
+    entry = ENTRIES.get(spec.id)
+    if entry is None or entry.threshold is None:
+        return spec.reward_threshold
+    usual = import_system(entry.system).options() | entry.defaults
+    for name, value in spec.kwargs.items():
+        if name in SAME_TASK or name == "system":
+            continue
+        known = [usual.get(name), *(one for key, one in entry.threshold.options.items() if key == name)]
+        if not any(isinstance(value, (str, int, float, tuple, type(None))) and value == one for one in known):
+            return None
+    return entry.threshold.reward
 
 
 def import_system(path: str) -> type[System]:
@@ -107,19 +152,48 @@ def build_system(system: str, options: Mapping[str, Any], owner: str) -> System:
     return task if task.asked else as_task(built)
 
 
+SYSTEMS = {
+    "DiffIntegrator-v0": ("Integrator", "x' = x + u: the smallest system"),
+    "DiffLQR-v0": ("LQR", "a linear system with a quadratic cost, and its optimum"),
+    "DiffCartPole-v0": ("CartPole", "swing up one pole on a cart"),
+    "DiffMultiPole-v0": ("MultiPole", "swing up several poles on one cart"),
+    "DiffChainedPendulum-v0": ("ChainedPendulum", "swing up a chain of links on a cart"),
+    "DiffBouncingBall-v0": ("BouncingBall", "steer a ball over a wall, or two that collide"),
+    "DiffQuadrotor-v0": ("Quadrotor", "fly a planar quadrotor through a gate to a target"),
+    "DiffPusher-v0": ("Pusher", "push a disk over a table to a target"),
+    "DiffQuantumControl-v0": ("QuantumControl", "steer a quantum particle in a box"),
+    "DiffGuidance-v0": ("Guidance", "drivers herd evaders to a target"),
+    "DiffHopper-v0": ("Hopper", "hop on one springy leg, at a speed or to a height"),
+    "DiffHeat-v0": ("Heat", "cool a rod by heaters; linear, and its optimum is known"),
+    "DiffBurgers-v0": ("Burgers", "bring a flow with shocks to a target profile"),
+    "DiffKuramotoSivashinsky-v0": ("KuramotoSivashinsky", "calm a chaotic flame front"),
+}
+"""The ids of this package: the class in `bptt_envs.systems` that each makes, and what it is."""
+
+POLES = {"max_force": 50.0, "observation": "cos_sin"}  # what poles were tuned with
+
+THRESHOLDS = {
+    "DiffIntegrator-v0": Threshold(-0.005, "x ends within 0.1 of the target, root mean square; 0 is possible"),
+    "DiffLQR-v0": Threshold(-1.9, "the least mean loss that there is, with Riccati's gains, is 1.80"),
+    "DiffCartPole-v0": Threshold(-0.01, "R, M, C, PPO: results/tuned-cart-pole-1.csv", POLES),
+    "DiffMultiPole-v0": Threshold(-0.01, "R, M, C, PPO: results/tuned-cart-pole-2.csv", POLES),
+    "DiffChainedPendulum-v0": Threshold(-0.02, "R, C, PPO: results/systems-chained-2.csv", POLES),
+    "DiffBouncingBall-v0": Threshold(-0.012, "R, C, PPO: results/systems-bouncing-ball.csv", {"max_force": 10.0}),
+    "DiffQuadrotor-v0": Threshold(-1.7, "C turned, PPO: results/systems-quadrotor.csv"),
+    "DiffPusher-v0": Threshold(-0.005, "R, C turned, PPO: results/systems-pusher.csv", {"max_action": 5.0}),
+    "DiffQuantumControl-v0": Threshold(-16.0, "SHAC, PPO: results/algorithms-quantum-3.csv", {"max_control": 30.0}),
+    "DiffGuidance-v0": Threshold(-1.1, "R, M, C: results/tuned-guidance-0.1.csv", {"max_control": 12.0}),
+    "DiffHopper-v0": Threshold(-0.15, "SHAC-C, PPO: results/algorithms-hopper.csv", {"max_action": 1.0}),
+    "DiffHeat-v0": Threshold(-0.03, "R, C, SHAC: results/algorithms-heat.csv", {"max_action": 5.0}),
+    "DiffBurgers-v0": Threshold(-0.008, "R, M, C: results/systems-burgers.csv", {"max_action": 2.0}),
+    "DiffKuramotoSivashinsky-v0": Threshold(
+        -0.45, "C turned, PPO: results/systems-kuramoto-sivashinsky.csv", {"max_action": 1.0}
+    ),
+}
+"""When they count as solved; how many of the best methods' runs end there is for the results to say."""
+
+
 def register_all() -> None:
     """Register the ids of this package: the table."""
-    register("DiffIntegrator-v0", "bptt_envs.systems:Integrator", "x' = x + u: the smallest system")
-    register("DiffLQR-v0", "bptt_envs.systems:LQR", "a linear system with a quadratic cost, and its optimum")
-    register("DiffCartPole-v0", "bptt_envs.systems:CartPole", "swing up one pole on a cart")
-    register("DiffMultiPole-v0", "bptt_envs.systems:MultiPole", "swing up several poles on one cart")
-    register("DiffChainedPendulum-v0", "bptt_envs.systems:ChainedPendulum", "swing up a chain of links on a cart")
-    register("DiffBouncingBall-v0", "bptt_envs.systems:BouncingBall", "steer a ball over a wall, or two that collide")
-    register("DiffQuadrotor-v0", "bptt_envs.systems:Quadrotor", "fly a planar quadrotor through a gate to a target")
-    register("DiffPusher-v0", "bptt_envs.systems:Pusher", "push a disk over a table to a target")
-    register("DiffQuantumControl-v0", "bptt_envs.systems:QuantumControl", "steer a quantum particle in a box")
-    register("DiffGuidance-v0", "bptt_envs.systems:Guidance", "drivers herd evaders to a target")
-    register("DiffHopper-v0", "bptt_envs.systems:Hopper", "hop on one springy leg, at a speed or to a height")
-    register("DiffHeat-v0", "bptt_envs.systems:Heat", "cool a rod by heaters; linear, and its optimum is known")
-    register("DiffBurgers-v0", "bptt_envs.systems:Burgers", "bring a flow with shocks to a target profile")
-    register("DiffKuramotoSivashinsky-v0", "bptt_envs.systems:KuramotoSivashinsky", "calm a chaotic flame front")
+    for env_id, (name, summary) in SYSTEMS.items():
+        register(env_id, f"bptt_envs.systems:{name}", summary, reward_threshold=THRESHOLDS.get(env_id))

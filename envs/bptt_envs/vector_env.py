@@ -6,32 +6,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from gymnasium.error import ResetNeeded
-from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
-from bptt_envs.checks import as_array, flag, in_memory, one_of, positive_integer, shown
-from bptt_envs.compiled_step import CompiledStep, stepped
-from bptt_envs.differentiable import (
-    Differentiable,
-    action_space,
-    as_actions,
-    as_states,
-    check_reset_options,
-    check_reset_seed,
-    episode_generator,
-    load_system,
-    observation_space,
-    to_numpy,
-)
+from bptt_envs.batch import Batch
+from bptt_envs.checks import flag, positive_integer
+from bptt_envs.compiled_step import CompiledStep
+from bptt_envs.differentiable import action_space, as_actions, as_states, load_system, observation_space, to_numpy
 from bptt_envs.rendering import Viewer
 from bptt_envs.surroundings import own_surroundings
 from bptt_envs.system import System
 
 
-class DifferentiableVectorEnv(Differentiable, VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
+class DifferentiableVectorEnv(Batch, VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     """`num_envs` environments in one batch, with Gymnasium's vector interface.
 
     `reset(seed=s)` starts environment i with the episode that a single environment starts with
@@ -71,17 +59,12 @@ class DifferentiableVectorEnv(Differentiable, VectorEnv[np.ndarray, np.ndarray, 
         compile: bool = False,
         **options: Any,
     ) -> None:
-        self.system = load_system(system, options, owner=type(self).__name__)
-        self.num_envs = positive_integer("num_envs", num_envs)
-        in_memory("num_envs", self.num_envs, self.system.state_size)
+        super().__init__(load_system(system, options, owner=type(self).__name__), num_envs, autoreset_mode)
         if max_episode_steps is not None and positive_integer("max_episode_steps", max_episode_steps) < self.horizon:
             raise ValueError(
                 f"max_episode_steps must not be less than the horizon, {self.horizon}, where the final cost is paid; "
                 f"got {max_episode_steps!r}. Shorten episodes with horizon={max_episode_steps!r}."
             )
-        if not isinstance(autoreset_mode, AutoresetMode):
-            one_of("autoreset_mode", autoreset_mode, [mode.value for mode in AutoresetMode])
-        self.autoreset_mode = AutoresetMode(autoreset_mode)
         self.metadata = {
             **self.metadata,
             "render_fps": max(1, round(1 / self.system.dt)),
@@ -93,18 +76,9 @@ class DifferentiableVectorEnv(Differentiable, VectorEnv[np.ndarray, np.ndarray, 
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         self._viewer = Viewer(render_mode, self.metadata["render_fps"], modes=self.metadata["render_modes"])
-        self._generator: torch.Generator | None = None
-        self._state: Tensor | None = None
         self._action: Tensor | None = None
-        self._steps = np.zeros(self.num_envs, dtype=np.int64)
-        self._over = np.zeros(self.num_envs, dtype=np.bool_)
         self._losses = np.zeros(self.num_envs)
         self._compiled = CompiledStep(self.system, self.num_envs) if flag("compile", compile) else None
-
-    @property
-    def state(self) -> Tensor:
-        """The current states, (N, *state_shape)."""
-        return self._current_state().clone()
 
     @own_surroundings()
     def reset(
@@ -121,27 +95,10 @@ class DifferentiableVectorEnv(Differentiable, VectorEnv[np.ndarray, np.ndarray, 
             ResetNeeded: if a mask leaves out an environment that was never started.
             ValueError: if an option is unknown, or a value has a wrong shape or is not finite.
         """
-        options = check_reset_options(options, known=["state", "reset_mask"])
-        mask = self._reset_mask(options.get("reset_mask"))
-        if self._state is None and not mask.all():
-            raise ResetNeeded(
-                "the first reset must start every environment; "
-                f"options['reset_mask'] leaves out {np.flatnonzero(~mask).tolist()}."
-            )
-        if self._compiled is not None:
-            self._compiled.refresh(self.system)
-        states = self._seeded_states(seed)
-        if "state" in options:
-            assert self._generator is not None
-            states = as_states(options["state"], self.system, self._generator, self.num_envs)
-        if self._state is not None and not mask.all():
-            states = torch.where(self._rows(mask), states, self._state)
-        self._state = states
+        mask = self._begin(seed, options)
         self._action = None
-        self._steps[mask] = 0
-        self._over[mask] = False
         self._losses[mask] = 0.0
-        return self._observations(), {}
+        return to_numpy(self.observe(self._current_state())), {}
 
     @own_surroundings()
     def step(self, actions: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
@@ -159,34 +116,11 @@ class DifferentiableVectorEnv(Differentiable, VectorEnv[np.ndarray, np.ndarray, 
             ResetNeeded: before the first reset, and after an episode's end when autoreset is disabled.
             ValueError: if the actions have a wrong shape or are not finite.
         """
-        state = self._current_state()
-        ended = self._over.copy()
-        restarts = _any(ended)
-        if restarts and self.autoreset_mode is not AutoresetMode.NEXT_STEP:
-            steps = ", ".join(map(str, np.unique(self._steps[ended])))
-            raise ResetNeeded(
-                f"step was called after the {steps} steps of environments {np.flatnonzero(ended).tolist()}; "
-                'reset them first, with reset(options={"reset_mask": ...}).'
-            )
+        self._check_may_step()
         self._action = as_actions(actions, self.num_envs, self.system.action_shape)
         with torch.no_grad():
-            step = stepped if self._compiled is None else self._compiled
-            self._state, reward, observed, over = step(self.system, state, self._action)
-            self._steps += 1
-            terminated = self._steps == self.horizon
-            terminated = terminated if over is None else terminated | over.numpy()
-            ends = _any(terminated)
-            if ends:
-                final = self.final_reward(self._state)
-                reward = torch.where(self._rows(terminated, 1), reward + final, reward)
+            observed, reward, terminated, ends = self._advance(self._action)
         rewards = reward.numpy().astype(np.float64)
-        if restarts:  # next-step autoreset: this step is the reset of the episodes that ended before it
-            self._restart(ended)
-            observed = self.observe(self._current_state())
-            rewards[ended] = 0.0
-            terminated[ended] = False
-            ends = _any(terminated)
-        self._over = terminated.copy()
         self._losses -= rewards
         infos = self._infos(terminated) if ends else {}
         if ends and self.autoreset_mode is AutoresetMode.SAME_STEP:
@@ -253,62 +187,17 @@ class DifferentiableVectorEnv(Differentiable, VectorEnv[np.ndarray, np.ndarray, 
         """Free what drawing took."""
         self._viewer.close()
 
-    def _current_state(self) -> Tensor:
-        if self._state is None:
-            raise ResetNeeded("the environments have no state yet; call reset first.")
-        return self._state
+    def _given_states(self, states: Any, generator: torch.Generator) -> Tensor:
+        return as_states(states, self.system, generator, self.num_envs)
 
-    def _observations(self) -> np.ndarray:
-        return to_numpy(self.observe(self._current_state()))
-
-    def _rows(self, mask: np.ndarray, dims: int | None = None) -> Tensor:
-        """A mask over environments, shaped to broadcast over states (or over `dims` dimensions)."""
-        dims = 1 + len(self.system.state_shape) if dims is None else dims
-        return torch.from_numpy(mask).reshape(-1, *[1] * (dims - 1))
-
-    def _restart(self, mask: np.ndarray) -> None:
-        assert self._generator is not None
-        fresh = self.system.initial_states(self.num_envs, self._generator)
-        self._state = torch.where(self._rows(mask), fresh, self._current_state())
+    def _restart(self, mask: np.ndarray, starts: Tensor | None = None) -> None:
+        super()._restart(mask, starts)
         if self._action is not None:  # the action of the episode before is not drawn into the new one
             self._action = self._action.masked_fill(self._rows(mask, self._action.dim()), 0.0)
-        self._steps[mask] = 0
-        self._over[mask] = False
         self._losses[mask] = 0.0
 
     def _infos(self, terminated: np.ndarray) -> dict[str, Any]:
         return {"loss": np.where(terminated, self._losses, 0.0), "_loss": terminated.copy()}
-
-    def _seeded_states(self, seed: int | list[int | None] | None) -> Tensor:
-        if seed is None and self._generator is not None:
-            return self.system.initial_states(self.num_envs, self._generator)
-        seeds: list[int | None]
-        if isinstance(seed, (list, tuple)) or (isinstance(seed, np.ndarray) and seed.ndim == 1):
-            seeds = [check_reset_seed(one) for one in seed]
-        else:
-            first = check_reset_seed(seed)
-            seeds = [None if first is None else first + i for i in range(self.num_envs)]
-        if len(seeds) != self.num_envs:
-            raise ValueError(f"seed must hold one seed for each of the {self.num_envs} environments; got {len(seeds)}.")
-        self._np_random, self._np_random_seed = seeding.np_random(seeds[0])
-        generators = [episode_generator(seeding.np_random(one)[0]) for one in seeds]
-        states = torch.cat([self.system.initial_states(1, generator) for generator in generators])
-        self._generator = generators[0]
-        return states
-
-    def _reset_mask(self, mask: Any) -> np.ndarray:
-        if mask is None:
-            return np.ones(self.num_envs, dtype=np.bool_)
-        array = as_array(mask)
-        if array is None or array.shape != (self.num_envs,) or array.dtype != np.bool_:
-            got = shown(mask) if array is None else f"{array.dtype}, {array.shape}"
-            raise ValueError(f"options['reset_mask'] must be a bool array of shape ({self.num_envs},); got {got}.")
-        return np.array(array)
-
-
-def _any(mask: np.ndarray) -> bool:
-    """Whether a mask holds anywhere; `mask.any()` takes five times as long on a thousand."""
-    return bool(np.count_nonzero(mask))
 
 
 def _by_env(rows: np.ndarray, mask: np.ndarray) -> np.ndarray:

@@ -180,6 +180,7 @@ def test_missing_and_damaged_files_are_errors_in_words(tmp_path):
         read_diagnostics(tmp_path / "diagnostics.npz")
 
 
+@pytest.mark.usefixtures("drawn")
 def test_figure_is_drawn_whatever_the_numbers_are(tmp_path):
     controller, states = setting(CartPole(horizon=6))
     one = diagnose(CartPole(horizon=6), controller, states)

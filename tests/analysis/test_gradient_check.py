@@ -520,6 +520,7 @@ def test_nothing_is_changed():
     assert first.steps_csv() == second.steps_csv()
 
 
+@pytest.mark.usefixtures("drawn")
 def test_the_figure_and_the_csv_show_every_step(tmp_path):
     system = Oscillator()
     check = check_gradients(system)

@@ -11,9 +11,10 @@ import torch
 import tyro
 
 from bptt_trainers import Ensemble, NonFiniteError, RunFolderError, held_out_states, losses, plan, rollout
-from bptt_trainers.comparison.compare import ComparisonConfig, compare, member_folder
+from bptt_trainers.comparison.compare import ComparisonConfig, compare
 from bptt_trainers.comparison.figure import curves_figure
 from bptt_trainers.comparison.methods import BPTT, METHODS, Baseline, Budget, get_method
+from bptt_trainers.comparison.runs import member_folder
 from bptt_trainers.comparison.summary import method_rows, run_rows, summarize, to_markdown
 from bptt_trainers.controllers.baselines import ZeroController
 from bptt_trainers.figures.style import save_figure
@@ -394,6 +395,7 @@ def test_the_command_line_comes_from_the_configuration(capsys):
     assert "Simulator steps a run trains on" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("drawn")
 def test_the_figure_shows_a_band_a_single_run_a_baseline_and_a_run_that_diverged(tmp_path):
     curves = {("C", seed): curve(2.0, 0.5 + seed, 0.1) for seed in range(3)}
     curves |= {("PPO", 0): curve(2.0, 0.2, 0.01), ("R", 0): curve(2.0, math.inf, math.nan), ("zero", 0): curve(2.0)}

@@ -7,8 +7,9 @@ import pytest
 from bptt_trainers import RunFolder, SAPOConfig, SHACConfig, from_preset
 from bptt_trainers.cli import main, read_command
 from bptt_trainers.commands.train import LearnerName
-from bptt_trainers.comparison.compare import ComparisonConfig, compare, member_folder
+from bptt_trainers.comparison.compare import ComparisonConfig, compare
 from bptt_trainers.comparison.methods import METHODS, Budget
+from bptt_trainers.comparison.runs import member_folder
 from bptt_trainers.presets.presets import row_name
 from bptt_trainers.training.run_folder import CONFIGS
 

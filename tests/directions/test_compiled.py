@@ -56,7 +56,7 @@ def assert_same(found, expected, tolerance):
 
 
 LONG = bool(os.environ.get("BPTT_TEST_LONG"))
-COMPILED = (Burgers, Guidance, Hopper)  # and CartPole, below; each takes some 15 s
+COMPILED = (Guidance,)  # by products; dense Jacobians are compiled in a stack below and in test_tasks.py; each 10 s
 
 
 def is_compiled(system):
@@ -66,10 +66,16 @@ def is_compiled(system):
 
 def of_others(x, y):
     """The operations that no system has whose programs are compiled."""
+    filled = torch.zeros(3)
+    filled[1:] = x[:2] + torch.tensor([1.0, 2.0])
+    filled[0].fill_(torch.tensor(4.0))
     return (
         x.exp() + x.expm1() + x.log1p() + x.floor() + x.reciprocal() + torch.pow(2.0, x),
         torch.ops.aten.threshold_backward(x, y, 1.0) + torch.ops.aten.alias(y) + torch.full_like(y, 2.0),
-        (x > 1.0) & (x != y) | (y == 2.0),
+        (x > 1.0) & (x != y) | (y == 2.0) | (y < 1.0) & ~(x == y) | (x != 2.0),
+        x.roll(1) * y.flip(0) + torch.maximum(x, y).relu() + torch.lerp(x, y, 0.25) * y.sign() + filled,
+        x.unfold(0, 2, 1) + x.new_zeros(2, 2) + torch.zeros_like(x)[:2],
+        (x / (y - 0.5)).nan_to_num(0.0, 9.0, -9.0) + x.masked_fill(x > 1.0, 7.0) + (x > 1.0).to(x.dtype),
         torch.addmm(x, x.view(1, 3), torch.outer(x, y)),
     )
 
@@ -113,7 +119,7 @@ def compiled_operations():
         patch.setattr("bptt_trainers.directions.compiled.Program", Recorded)
         patch.setattr(guidance, "PAIRS_AT_ONCE", 2 * 5**2)
         seen = operations(Recorded(of_others, NUMBERS))
-        cart_pole = CartPole(horizon=2, max_force=3.0, objective="continuous")
+        cart_pole = CartPole(horizon=2, max_force=3.0, objective="continuous")  # that of the stack
         for system in (cart_pole, *filter(is_compiled, each_system.args[1])):
             engine = CompiledEngine(AdjointEngine(system, small(system).double()))
             engine(system.initial_states(3, torch.Generator().manual_seed(0), torch.float64), PASSES)
@@ -152,14 +158,21 @@ def test_compiled_directions_are_those_of_the_adjoint_engine(system, device, mon
 
 
 @needs_compiler
-def test_operations_of_systems_that_are_only_recorded_can_be_compiled():
-    for found, expected in zip(Program(of_others, NUMBERS)(*NUMBERS), of_others(*NUMBERS), strict=True):
-        torch.testing.assert_close(found, expected)
+def test_a_program_is_compiled_once_and_for_the_operations_of_systems_that_are_only_recorded(tmp_path, monkeypatch):
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
+    first, again = Program(of_others, NUMBERS), Program(of_others, [2 * one for one in NUMBERS])
+    assert first.compiled
+    assert not again.compiled
+    assert len(list(tmp_path.iterdir())) == 1
+    for program in (first, again):
+        for found, expected in zip(program(*NUMBERS), of_others(*NUMBERS), strict=True):
+            torch.testing.assert_close(found, expected)
 
 
-@needs_compiler
 @pytest.mark.usefixtures("two_steps")
-def test_what_a_controller_holds_besides_its_trained_weights_is_no_part_of_the_program():
+def test_what_a_controller_holds_besides_its_trained_weights_is_no_part_of_the_program(monkeypatch):
+    monkeypatch.setattr("bptt_trainers.directions.compiled.Program", Recorded)
+
     class Scaled(nn.Module):
         def __init__(self):
             super().__init__()
@@ -189,7 +202,7 @@ def test_what_a_controller_holds_besides_its_trained_weights_is_no_part_of_the_p
 
 @needs_compiler
 def test_members_of_a_compiled_stack_are_what_they_are_alone():
-    system = CartPole(horizon=2)
+    system = CartPole(horizon=2, max_force=3.0, objective="continuous")
     controllers = [small(system, seed).double() for seed in range(3)]
     parameters = {
         name: torch.stack([controller.get_parameter(name).detach() for controller in controllers])
@@ -206,22 +219,6 @@ def test_members_of_a_compiled_stack_are_what_they_are_alone():
         for feedback in alone:
             for name, direction in alone[feedback].items():
                 torch.testing.assert_close(directions[feedback][name][i], direction)
-
-
-@needs_compiler
-def test_a_program_is_compiled_once_for_all_processes(tmp_path, monkeypatch):
-    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
-    inputs = [torch.randn(3), torch.randn(3)]
-
-    def function(x, y):
-        return (x * y + 7.0,)
-
-    first = Program(function, inputs)
-    assert first.compiled
-    again = Program(function, [2 * one for one in inputs])
-    assert not again.compiled
-    torch.testing.assert_close(again(*inputs)[0], inputs[0] * inputs[1] + 7.0)
-    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_programs_that_differ_in_anything_have_other_names():

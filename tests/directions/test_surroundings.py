@@ -1,5 +1,6 @@
 """What the caller has switched on around us changes no result; looking changes nothing."""
 
+import functools
 import random
 import warnings
 from contextlib import contextmanager
@@ -145,10 +146,15 @@ def test_start_states_made_in_inference_mode():
     assert all(found[name].equal(expected[name]) for name in expected)
 
 
+@functools.cache
+def plain_run(system, engine):
+    return Trainer(system, None, TrainConfig(**SHORT, engine=engine)).fit()
+
+
 @pytest.mark.parametrize("engine", ["auto", "autograd"])
 @pytest.mark.parametrize("system", [CartPole(horizon=6), Pendulum()], ids=lambda system: type(system).__name__)
 def test_a_run(surroundings, system, engine):
-    expected = Trainer(system, None, TrainConfig(**SHORT, engine=engine)).fit()
+    expected = plain_run(system, engine)
     with surroundings():
         trainer = Trainer(system, None, TrainConfig(**SHORT, engine=engine))
         found = trainer.fit()
@@ -157,12 +163,19 @@ def test_a_run(surroundings, system, engine):
     assert {p.dtype for p in trainer.controller.parameters()} == {torch.float32}
 
 
-def test_an_ensemble(surroundings):
-    system = CartPole(horizon=6)
-    configs = [TrainConfig(**SHORT, seed=seed) for seed in (0, 1)]
-    expected = Ensemble(system, configs).fit()
+def ensemble():
+    return Ensemble(CartPole(horizon=6), [TrainConfig(**SHORT, seed=seed) for seed in (0, 1)]).fit()
+
+
+@pytest.fixture(scope="module")
+def plain_ensemble():
+    return ensemble()
+
+
+def test_an_ensemble(surroundings, plain_ensemble):
+    expected = plain_ensemble
     with surroundings():
-        found = Ensemble(system, configs).fit()
+        found = ensemble()
     assert [row.train_loss for one in found for row in one] == [row.train_loss for one in expected for row in one]
 
 

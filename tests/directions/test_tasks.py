@@ -5,16 +5,11 @@ import shutil
 import pytest
 import torch
 from cliff import ByProducts, Cliff
-from torch import nn
 
 from bptt_envs import Task
-from bptt_envs.program import CACHE_VARIABLE
 from bptt_envs.systems import CartPole, Guidance, Integrator, MultiPole, QuantumControl
 from bptt_envs.task import as_task
 from bptt_trainers import GRU, MLP, Gaussian, draw_noise, losses, policy_gradient, rollout
-from bptt_trainers.directions.adjoint import AdjointEngine
-from bptt_trainers.directions.augmented import augmented
-from bptt_trainers.directions.compiled import CompiledEngine
 from bptt_trainers.directions.policy_gradient import choose_engine, stacked_engine
 from bptt_trainers.directions.rules import MODIFIED, REGULAR, STOPPED
 
@@ -79,6 +74,15 @@ def gru(task, seed=0):
     return GRU(task.observation_shape, task.action_shape, (5,), generator=torch.Generator().manual_seed(seed)).double()
 
 
+def gaussian(task):
+    """A controller with memory, and states and noise for it."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = task.observation_shape, task.action_shape
+    controller = Gaussian(*shapes, (5,), network="gru", generator=generator).double()
+    states = as_task(task).episode_start(start(task))
+    return controller, states, draw_noise(controller, task.horizon, states, torch.Generator().manual_seed(1))
+
+
 def start(task):
     return task.initial_states(BATCH, torch.Generator().manual_seed(0), torch.float64)
 
@@ -113,29 +117,23 @@ def test_stacked_controllers_have_the_directions_that_each_has_alone(task, make)
 
 
 @needs_compiler
-@pytest.mark.parametrize(("name", "make"), [("all at once", gru)])
-def test_compiled_directions_are_those_of_the_fast_engine(name, make, tmp_path, monkeypatch):
-    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
+def test_compiled_directions_are_those_of_the_fast_engine(monkeypatch):
+    """Of all that a task may be asked for, with memory and noise."""
     monkeypatch.setattr("bptt_trainers.directions.compiled.STEPS_THERE", 2)
     monkeypatch.setattr("bptt_trainers.directions.compiled.STEPS_BACK", 2)
-    task = TASKS[name]()
-    controller: nn.Module = make(task)
-    system = augmented(task, controller)
-    states = start(task) if system is task else system.episode_start(start(task))
-    engine = AdjointEngine(system, controller)
-    losses, directions = engine(states, PASSES)
-    found_losses, found = CompiledEngine(engine)(states, PASSES)
+    task = TASKS["all at once"]()
+    controller, states, noise = gaussian(task)
+    (losses, directions), (found_losses, found) = (
+        choose_engine(task, controller, states, compile=one, entropy=0.5).engine(states, PASSES, noise=noise)
+        for one in (False, True)
+    )
     torch.testing.assert_close(found_losses, losses, rtol=1e-10, atol=1e-12)
     for feedback in PASSES:
         close(found[feedback], directions[feedback])
 
 
 def test_noise_and_entropy_count_until_an_episode_ends(task):
-    controller = Gaussian(
-        task.observation_shape, task.action_shape, (5,), network="gru", generator=torch.Generator().manual_seed(0)
-    ).double()
-    states = as_task(task).episode_start(start(task))
-    noise = draw_noise(controller, task.horizon, states, torch.Generator().manual_seed(1))
+    controller, states, noise = gaussian(task)
     by = {}
     for rule in ("R", "M", "S", "C"):
         for engine in ("adjoint", "autograd"):

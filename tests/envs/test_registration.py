@@ -1,15 +1,23 @@
 """What is registered, how it is made, and what importing it costs."""
 
+import csv
+import re
+import statistics
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import gymnasium as gym
+import numpy as np
 import pytest
+import torch
 
 import bptt_envs
 from bptt_envs import DifferentiableEnv, DifferentiableVectorEnv
-from bptt_envs.registration import ENTRIES, system_class
+from bptt_envs.registration import ENTRIES, THRESHOLDS, system_class
+
+ROOT = Path(__file__).parents[2]
 
 
 def run_in_fresh_process(code):
@@ -21,6 +29,7 @@ def run_in_fresh_process(code):
 
 def test_import_is_light():
     heavy = ["stable_baselines3", "matplotlib", "pygame", "tensorboard", "bptt_trainers", "pandas", "PIL"]
+    heavy += ["torchrl", "tensordict", "jax"]
     code = f"import bptt_envs, sys; print([name for name in {heavy} if name in sys.modules])"
     assert run_in_fresh_process(code).strip() == "[]"
 
@@ -135,6 +144,76 @@ def test_a_limit_before_the_final_cost_is_warned_of():
     message = "max_episode_steps must not be less than the horizon, 100, .*; got 50. Shorten episodes with horizon=50"
     with pytest.raises(ValueError, match=message):
         gym.make_vec("DiffCartPole-v0", num_envs=2, max_episode_steps=50)
+
+
+def test_the_time_of_gymnasiums_wrapper_runs_to_the_horizon(env_id):
+    env = gym.wrappers.TimeAwareObservation(gym.make(env_id, horizon=3))
+    env.reset(seed=0)
+    times = [env.step(env.action_space.sample())[0][-1] for _ in range(3)]
+    assert times == [1, 2, 3]
+    assert env.observation_space.high[-1] == 3
+
+
+def test_the_ids_are_a_group_of_their_own_in_gymnasiums_list():
+    (group,) = re.findall(r"===== differentiable_env =====\n([^=]*)", gym.pprint_registry(disable_print=True))
+    assert set(THRESHOLDS) <= set(group.split())
+    assert all(env_id in ENTRIES for env_id in group.split())
+
+
+def final_losses(path, env_id, options, methods):
+    """The final losses of the runs in a file of results, by method; they are of an id with those options."""
+    with (ROOT / path).open(newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["method"] in methods]
+    asked = {f"{name}={value!r}" for name, value in options.items()}
+    usual = {f"{name}={value!r}" for name, value in system_class(env_id).options().items()}
+    for row in rows:
+        assert row["env_id"] == env_id
+        assert set(filter(None, row["options"].split("; "))) <= asked | usual
+    return {method: [float(row["final_loss"]) for row in rows if row["method"] == method] for method in methods}
+
+
+@pytest.mark.parametrize("env_id", THRESHOLDS)
+def test_who_is_said_to_reach_the_reward_threshold_does(env_id):
+    threshold = THRESHOLDS[env_id]
+    assert gym.spec(env_id).reward_threshold == gym.make(env_id).spec.reward_threshold == threshold.reward
+    methods, _, path = threshold.source.partition(": ")
+    if path.startswith("results/"):
+        for losses in final_losses(path, env_id, threshold.options, methods.split(", ")).values():
+            assert statistics.median(losses) <= -threshold.reward
+
+
+def test_the_thresholds_that_follow_from_the_best_controller_do():
+    lqr = gym.make("DiffLQR-v0").unwrapped.system
+    states = lqr.initial_states(100_000, torch.Generator().manual_seed(0), torch.float64)
+    least = lqr.optimal_cost(states).mean().item()
+    assert least == pytest.approx(1.80, abs=0.02)
+    assert 1.0 < -THRESHOLDS["DiffLQR-v0"].reward / least < 1.1
+    integrator = gym.make("DiffIntegrator-v0").unwrapped.system
+    assert integrator.final_cost(torch.tensor([[integrator.target + 0.1]])).item() == pytest.approx(0.005, rel=1e-4)
+
+
+def test_a_task_made_another_by_its_options_has_no_reward_threshold():
+    same = {"max_force": 50, "observation": "cos_sin", "observe_time": True, "render_mode": "rgb_array", "horizon": 100}
+    assert gym.make("DiffCartPole-v0", **same).spec.reward_threshold == -0.01
+    assert gym.make_vec("DiffCartPole-v0", num_envs=2, max_force=50.0).spec.reward_threshold == -0.01
+    for options in (
+        {"objective": "continuous"},
+        {"max_force": 1.0},
+        {"gravity": 1.0},
+        {"randomize": {"gravity": (9, 10)}},
+    ):
+        assert gym.make("DiffCartPole-v0", **options).spec.reward_threshold is None
+    assert gym.make("DiffLQR-v0", A=np.eye(1), B=np.eye(1)).spec.reward_threshold is None
+
+
+def test_an_id_of_ones_own_may_have_a_reward_threshold(monkeypatch):
+    monkeypatch.setattr(gym.envs.registration, "registry", dict(gym.registry))
+    monkeypatch.setattr("bptt_envs.registration.ENTRIES", dict(ENTRIES))
+    bptt_envs.register("TestSix-v0", "bptt_envs.systems:MultiPole", "six poles", reward_threshold=-0.5, n_poles=6)
+    assert gym.make("TestSix-v0").spec.reward_threshold == -0.5
+    assert gym.make("TestSix-v0", n_poles=2).spec.reward_threshold is None
+    bptt_envs.register("TestNine-v0", "bptt_envs.systems:MultiPole", "nine poles", n_poles=9)
+    assert gym.make("TestNine-v0").spec.reward_threshold is None
 
 
 def test_rescaling_observations_without_bounds_is_refused(env_id):

@@ -22,6 +22,11 @@ from bptt_envs.systems import (
 )
 
 
+@pytest.fixture
+def variant(every_variant):
+    return every_variant
+
+
 def defined_loss(system, states, actions):
     """The loss of trajectories (T + 1, B, state) with actions (T, B, action), by its definition, (B,)."""
     states, actions = (np.asarray(x, dtype=np.float64) for x in (states, actions))

@@ -57,12 +57,12 @@ def test_step_runs_the_differentiable_step_on_a_batch_of_one(make):
 
 
 def test_vector_step_is_the_single_step_of_each(make, make_vec):
-    envs, singles = make_vec(num_envs=3), [make() for _ in range(3)]
+    envs, singles = make_vec(num_envs=3, horizon=20), [make(horizon=20) for _ in range(3)]
     envs.reset(seed=0)
     envs.action_space.seed(0)
     for i, env in enumerate(singles):
         env.reset(seed=i)
-    for _ in range(envs.horizon):
+    for _ in range(envs.horizon):  # all of them: at the last one the episodes end
         actions = envs.action_space.sample()
         observations, rewards, terminated, *_ = envs.step(actions)
         results = [env.step(action) for env, action in zip(singles, actions, strict=True)]

@@ -49,6 +49,8 @@ from bptt_trainers.figures.trajectory import learning_curves_figure, trajectory_
 from bptt_trainers.records.curve import CurvePoint
 from bptt_trainers.records.tables import read_lines
 
+pytestmark = pytest.mark.usefixtures("drawn")
+
 ROOT = Path(__file__).parents[2]
 SMALLEST = 7.0  # points, of a text
 SLACK = 2.0  # pixels by which the boxes of two texts may overlap: letters do not fill them

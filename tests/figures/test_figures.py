@@ -21,6 +21,8 @@ from bptt_trainers.figures.animation import save_animation
 from bptt_trainers.figures.style import save_figure
 from bptt_trainers.figures.trajectory import learning_curves_figure, trajectory_figure
 
+pytestmark = pytest.mark.usefixtures("drawn")
+
 
 def pushed(system: System, batch: int, force: float = 20.0) -> Trajectory:
     """Episodes under a constant action."""

@@ -167,3 +167,21 @@ def test_reinforcement_learning_ends_bit_for_bit_alike_after_a_fault_at_any_file
         if system.done <= at:
             break
     assert at > 40
+
+
+@pytest.mark.parametrize("how", ["kill", "full", errno.EIO])
+def test_a_folder_is_there_whole_or_not_at_all_after_a_fault_at_any_file_operation(how, tmp_path, monkeypatch):
+    content = {"one": b"1" * 100, "two": b"2"}
+    for at in count():
+        system, folder = FaultyOS(at, how), tmp_path / f"{at}" / "folder"
+        with monkeypatch.context() as patch, contextlib.suppress(Killed, RunFolderError):
+            patch.setattr(files, "os", system)
+            files.write_folder(folder, content)
+        assert not folder.exists() or {path.name: path.read_bytes() for path in folder.iterdir()} == content
+        if how != "kill" and not folder.exists():  # nothing is left over but by a kill
+            assert not folder.parent.exists() or not list(folder.parent.iterdir())
+        if not folder.exists():
+            files.write_folder(folder, content)
+        if system.done <= at:
+            break
+    assert at > 6

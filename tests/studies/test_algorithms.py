@@ -3,6 +3,8 @@
 import math
 from pathlib import Path
 
+import pytest
+
 from bptt_studies.paper.algorithm_tables import (
     algorithm_table,
     choice_table,
@@ -102,6 +104,7 @@ def test_a_task_s_table_makes_no_claims():
     assert not table.claims()
 
 
+@pytest.mark.usefixtures("drawn")
 def test_the_report_has_every_table_and_figure_of_the_study(tmp_path):
     tables = report_studies({"algorithms": two_tasks()}, tmp_path)
     names = {"algorithms-poles", "algorithms-chain", "algorithms-choice", "algorithms-scores", "algorithms-questions"}

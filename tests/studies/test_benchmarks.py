@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from recorded import Recorded
 
 from bptt_studies.benchmarks import limit, peers, rl, run, stepping, targets, update_memory
 from bptt_studies.benchmarks.config import PART_NAMES, BenchmarkConfig, file_of
@@ -50,6 +51,7 @@ def a_task(env="DiffCartPole-v0", batch=4, config=None, **options):
 JAX = """
 import torch
 from bptt_trainers import policy_gradient
+from bptt_trainers.directions.rules import PAPER_RULES
 from bptt_studies.benchmarks.config import BenchmarkConfig
 from bptt_studies.benchmarks.peers import PEERS
 from bptt_studies.benchmarks.updates import make_task
@@ -77,7 +79,7 @@ def test_jax_computes_the_same_loss_and_directions():
         [sys.executable, "-W", "error", "-c", JAX],
         capture_output=True,
         text=True,
-        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0"},
     )
     assert done.returncode == 0, done.stderr
     found = [line.rpartition(" ") for line in done.stdout.splitlines()]
@@ -524,7 +526,8 @@ def test_damaged_numbers_are_an_error_in_words(tmp_path, change):
 
 def test_the_command_writes_tables_numbers_and_figures(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(run, "measure_apart", lambda part, config, cell: PARTS[part].measure(config, cell))
+    monkeypatch.setattr("bptt_envs.program.Program", Recorded)
     few = "--parts stepping --threads 1 --envs 1 --repeats 1 --seconds 0.01"
     assert main(shlex.split(f"benchmark {few} --out it")) == 0
     said = capsys.readouterr().out

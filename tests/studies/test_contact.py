@@ -136,6 +136,7 @@ def test_a_stiffness_that_the_system_refuses_is_so_before_any_trains(begun, tmp_
     assert not out.exists()
 
 
+@pytest.mark.usefixtures("drawn")
 def test_the_command_leaves_tables_and_a_figure(tmp_path, capsys, monkeypatch):
     options = {"form": "vertical", "substeps": 1, "dt": 0.004}
     monkeypatch.setitem(TASKS, "hopper", Task("DiffHopper-v0", (1e3, 2e4), options))

@@ -81,6 +81,7 @@ def test_settings_out_of_range_are_refused(settings, words):
         EstimatorsConfig(**settings)
 
 
+@pytest.mark.usefixtures("drawn")
 def test_the_command_leaves_tables_and_a_figure(tiny, tmp_path, capsys):
     settings = [part for name, value in TINY.items() for part in (f"--{name}", str(value))]
     out = tmp_path / "out"

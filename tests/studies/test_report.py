@@ -8,9 +8,11 @@ import pytest
 from matplotlib.collections import PathCollection
 from PIL import Image
 
+from bptt_studies.paper.budget_tables import kinds_table
 from bptt_studies.paper.experiments import EXPERIMENTS, Amount, Experiment, Task, Variant
 from bptt_studies.paper.figures import (
     ablation_figure,
+    budget_figure,
     continued_figure,
     improvement_figure,
     overview_figure,
@@ -177,6 +179,28 @@ def test_curves_end_smoothed_where_those_of_the_paper_would():
     assert found["PPO"]["last 30"] == "–"  # it has no epochs
 
 
+def test_a_claim_over_tasks_of_a_kind_is_told_at_the_end_and_smoothed():
+    """C ends above R, but was below it for most of the smoothed epochs: the two ends say the opposite."""
+    spiked = [*seeds("R", best=0.2, final=0.2), *seeds("C", best=1e-3, final=0.3)]
+    tasks = [replace(task(*spiked, name=f"pole-{n}"), title=f"pole, {n}") for n in (1, 2)]
+    tasks.append(replace(task(*rules(names="RC")), title="other, 1"))
+    rows = {(row["tasks"], row["claim"]): row for row in kinds_table(tasks).rows}
+    of_poles = rows["pole, 2", "C better than R"]
+    assert of_poles["final"].found.probability == 0.0
+    assert of_poles["last 30"].found.probability == 1.0
+    assert of_poles["final"].found.runs == (10, 10)
+    assert rows["other, 1", "C better than R"]["final"].found.probability == 1.0
+    assert rows["pole, 0", "C better than M"]["final"] == "–"
+
+
+def test_a_figure_of_the_budget_has_smoothed_losses_and_the_sizes_of_updates():
+    losses, sizes = budget_figure(task(*rules(names="R"))).axes
+    (curve, *_), (size, *_) = losses.get_lines(), sizes.get_lines()
+    assert list(curve.get_ydata()[:2]) == pytest.approx([2.0, 1.0])  # the untrained loss is in no mean
+    assert curve.get_ydata()[2] == pytest.approx((1.0 + 0.24) / 2)
+    assert list(size.get_ydata()) == [1.0] * 3
+
+
 def test_claims_compare_rules_of_the_same_clipping():
     table = shown(comparison_table(task(*rules(10, clips=("none", "norm"), names="RC"), *seeds("M", 10))))
     rows = [line for line in table.splitlines() if "better" in line]
@@ -332,6 +356,7 @@ def test_titles_say_how_many_seeds_and_panels_which_clipping():
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["no clipping", "clipped by norm"]
 
 
+@pytest.mark.usefixtures("drawn")
 def test_curves_on_from_a_trained_controller_are_drawn_as_far_as_they_rise():
     figure = continued_figure(continued())
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["learning rate 0.001", "learning rate 0.0001"]
@@ -352,6 +377,7 @@ def test_the_forest_is_colored_by_the_better_rule_and_hollow_for_few_runs():
     assert [line.get_markerfacecolor() for line in markers] == ["#D55E00", "white"]
 
 
+@pytest.mark.usefixtures("drawn")
 @pytest.mark.parametrize(
     "draw",
     [rules_figure, reinforcement_figure, ablation_figure, stability_figure, lambda one: sensitivity_figure([one])],
@@ -373,13 +399,16 @@ def studies():
         "stability": [task(*rules(names="RC"), *seeds("C cosine"), *seeds("R cosine", final=math.inf))],
         "continued": [continued()],
         "rl": [task(*seeds("C"), *seeds("PPO"), *seeds("PPO dense"), *seeds("SAC"))],
+        "budget": [task(*rules(names="RMC", clips=("none", "norm")))],
     }
 
 
+@pytest.mark.usefixtures("drawn")
 def test_a_report_has_every_table_and_figure(tmp_path):
     tables = report_studies(studies(), tmp_path)
     names = {"reading", "claims", "rules-toy", "rules-toy-claims", "sensitivity-toy", "ablation-toy"}
     names |= {"ablation-toy-claims", "stability-toy", "stability-toy-claims", "continued-toy", "rl-toy"}
+    names |= {"budget-toy", "budget-toy-claims", "budget-tasks", "budget-kinds"}
     assert set(tables) == names
     assert {path.stem: path.read_text().rstrip("\n") for path in tmp_path.glob("*.md")} == tables
     figures = {
@@ -391,6 +420,7 @@ def test_a_report_has_every_table_and_figure(tmp_path):
         "stability-toy",
         "continued-toy",
         "rl-toy",
+        "budget-toy",
     }
     for suffix in ("png", "pdf"):
         assert {path.stem for path in tmp_path.glob(f"*.{suffix}")} == figures

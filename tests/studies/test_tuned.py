@@ -115,6 +115,7 @@ def test_tasks_that_lack_a_method_are_left_out_of_the_summary():
     assert summary_table([task_of(runs("C", "C", 2, [1e-5] * 10))]).rows == []
 
 
+@pytest.mark.usefixtures("drawn")
 def test_the_report_has_every_table_and_figure_of_the_study(tmp_path):
     studies = {"tuned": [every_method()]}
     tables = report_studies(studies, tmp_path)
@@ -153,7 +154,7 @@ def test_tables_of_no_runs_are_none():
     assert tables_of({"tuned": [TaskResults("cart-pole-1", "one pole", [])]}).keys() == {"reading"}
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("in_this_process")
 def test_the_smoke_tier_of_the_study_runs_reports_and_fills_a_gap(tmp_path, capsys):
     command = [
         "reproduce",

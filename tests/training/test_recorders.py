@@ -142,6 +142,7 @@ def test_recorders_may_change_from_one_fit_to_the_next(tmp_path):
     trainer(tmp_path, record=()).fit()
 
 
+@pytest.mark.usefixtures("drawn")
 def test_pictures_are_drawn_when_a_run_is_done_and_only_then(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         trainer(tmp_path, [Seen(4)], record=("pictures",)).fit()

@@ -17,6 +17,8 @@ from bptt_trainers.records.files import RunFolderError
 from bptt_trainers.training.callbacks import Callback, ProgressBar
 from bptt_trainers.training.config import TrainConfig
 from bptt_trainers.training.ensemble import Ensemble, variations
+from bptt_trainers.training.pretrained import load_pretrained, pretrained_env
+from bptt_trainers.training.ranks import LostRankError, join_ranks
 from bptt_trainers.training.recorders import register_recorder
 from bptt_trainers.training.run import NonFiniteError
 from bptt_trainers.training.run_folder import RunFolder
@@ -38,6 +40,7 @@ __all__ = [
     "Feedback",
     "Gaussian",
     "GradientCheck",
+    "LostRankError",
     "NonFiniteError",
     "Plan",
     "PolicyGradient",
@@ -57,9 +60,12 @@ __all__ = [
     "draw_noise",
     "from_preset",
     "held_out_states",
+    "join_ranks",
+    "load_pretrained",
     "losses",
     "plan",
     "policy_gradient",
+    "pretrained_env",
     "register_recorder",
     "rollout",
     "training_states",

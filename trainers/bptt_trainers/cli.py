@@ -25,9 +25,13 @@ from bptt_trainers.commands.exits import Failed, Interrupted, Misuse, checking_a
 from bptt_trainers.commands.shell import Ended, ended_in_order, safe_output, wide_enough
 from bptt_trainers.host.user_code import raised_by_user, told
 from bptt_trainers.records.files import RunFolderError
+from bptt_trainers.training.ranks import LostRankError, launched
 from bptt_trainers.training.run import NonFiniteError
 
-IN_WORDS = (Failed, ContractError, RunFolderError, NonFiniteError, CompilerError, DependencyNotInstalled, OSError)
+IN_WORDS = (
+    *(Failed, ContractError, RunFolderError, NonFiniteError, LostRankError),
+    *(CompilerError, DependencyNotInstalled, OSError),
+)
 """Errors whose message says all that a user needs."""
 
 
@@ -45,6 +49,9 @@ class Entry(NamedTuple):
     summary: str
 
 
+TOGETHER = ("train", "resume")
+"""Commands that several processes, started by torchrun, do together."""
+
 STUDIES = "bptt_studies"
 """The package of what was found out: in the repository, not in what is installed from a wheel."""
 
@@ -54,9 +61,12 @@ COMMANDS = {
     "resume": Entry("bptt_trainers.commands.train:Resume", "continue a training run"),
     "evaluate": Entry("bptt_trainers.commands.evaluate:Evaluate", "judge trained controllers on held-out start states"),
     "compare": Entry("bptt_trainers.commands.compare:Compare", "compare rules with reinforcement learning"),
+    "sweep": Entry("bptt_trainers.commands.sweep:Sweep", "train methods over a grid of settings and options"),
     "plan": Entry("bptt_trainers.commands.plan:PlanCommand", "plan held-out episodes: the best that anyone knows"),
     "tune": Entry("bptt_trainers.commands.tune:Tune", "search for the settings of rules, PPO and SAC, all alike"),
     "render": Entry("bptt_trainers.commands.render:Render", "draw a trained controller: an animation or a picture"),
+    "report": Entry("bptt_trainers.commands.report:Report", "tell of runs and comparisons in one HTML page"),
+    "share": Entry("bptt_trainers.commands.share:Share", "write a trained controller as a model to share"),
     "diagnose": Entry("bptt_trainers.commands.diagnose:Diagnose", "draw how the rules differed in a training run"),
     "fields": Entry("bptt_trainers.commands.fields:Fields", "draw the fields of R, M and C around a run's checkpoints"),
     "envs": Entry("bptt_trainers.commands.envs:Envs", "list the environments and their options"),
@@ -153,6 +163,9 @@ def _run(name: str, arguments: list[str], ended: Ended) -> int:
             "pip install -e . there.",
             1,
         )
+    if launched() > 1 and name not in TOGETHER:
+        several = f"torchrun has started {launched()} processes of it; those that they do together are"
+        return _end(program, f"{name} is for one process, and {several} {' and '.join(TOGETHER)}.", 2)
     try:
         read_command(name, arguments).run()
     except Misuse as error:

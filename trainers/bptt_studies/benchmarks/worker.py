@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import pickle
 import signal
@@ -15,10 +14,11 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from bptt_envs.program import CACHE_VARIABLE
-from bptt_envs.registration import ENTRIES, register
+from bptt_envs.registration import ENTRIES
 from bptt_studies.benchmarks.config import BenchmarkConfig
 from bptt_trainers.host.processes import end_with_parent
 from bptt_trainers.host.threads import available_cores
+from bptt_trainers.host.user_code import take_over_ids
 from bptt_trainers.records.tables import Row
 
 
@@ -100,10 +100,7 @@ def main() -> None:
 
         answer: tuple[str, Any]
         try:
-            for env_id, entry in entries.items():
-                importlib.import_module(entry.system.partition(":")[0])  # which may register it itself
-                if env_id not in ENTRIES:
-                    register(env_id, entry.system, entry.summary, **entry.defaults)
+            take_over_ids(entries)
             answer = ("rows", PARTS[part].measure(config, cell))
         except Exception:  # noqa: BLE001  # told to the other process, which raises it
             answer = ("error", traceback.format_exc())

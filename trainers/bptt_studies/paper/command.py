@@ -12,7 +12,7 @@ from bptt_studies.paper.report import report
 from bptt_studies.paper.work import missing, runs_of, train_missing
 from bptt_trainers.commands.exits import Interrupted, checking_arguments
 from bptt_trainers.commands.output import aligned
-from bptt_trainers.host.threads import available_cores
+from bptt_trainers.host.executors import LOCAL, ExecutorName, executor_name
 from bptt_trainers.records.page import fill, read_page
 
 
@@ -54,7 +54,10 @@ class Reproduce:
     """Train nothing: make figures and tables of what is there."""
 
     jobs: int | None = None
-    """Processes that train at once, with one thread each. None: as many as there are cores."""
+    """Processes that train at once, with one thread each. None: as many as there are cores, or workers."""
+
+    executor: ExecutorName = LOCAL
+    """Who trains: local (the processes above), dask:ADDRESS or slurm (docs/scaling-out.md)."""
 
     together: int = 24
     """Runs that are trained as one ensemble, at most."""
@@ -72,7 +75,8 @@ class Reproduce:
         with checking_arguments():
             chosen = choose(self.experiments)
             positive_integer("together", self.together)
-            jobs = positive_integer("jobs", self.jobs or len(available_cores()))
+            jobs = None if self.jobs is None else positive_integer("jobs", self.jobs)
+            executor = executor_name("executor", self.executor)
             runs = {
                 experiment.name: runs_of(experiment, self.tier, folder, compile=self.compile) for experiment in chosen
             }
@@ -93,7 +97,7 @@ class Reproduce:
                 print(f"left out, as nothing is tuned there yet: {', '.join(later)}.", file=sys.stderr)
             try:
                 every = [run for name, of_one in runs.items() if name not in later for run in of_one]
-                train_missing(every, results, folder=folder, jobs=jobs, together=self.together)
+                train_missing(every, results, folder=folder, jobs=jobs, together=self.together, executor=executor)
             except KeyboardInterrupt:
                 raise Interrupted("stopped; every finished run and epoch is kept") from None
         where = self.report or self.out / "report"

@@ -9,12 +9,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import EngFormatter, StrMethodFormatter
+from numpy.typing import ArrayLike
 
 from bptt_envs.canvas import INK, MUTED
 from bptt_studies.paper.across_tasks import profile
 from bptt_studies.paper.algorithm_tables import FAMILIES
 from bptt_studies.paper.results import Point, Result
-from bptt_studies.paper.statistics import ENOUGH, FEW, Improvement, quantile
+from bptt_studies.paper.statistics import ENOUGH, FEW, SMOOTHED, Improvement, Values, quantile, trailing_mean
 from bptt_studies.paper.study import PLAIN, RULES, TaskResults, at_rate, change, plain
 from bptt_studies.paper.tables import PAIRS, by_learning_rate, improvement_of, measured_losses
 from bptt_studies.paper.tuned_tables import COMPARED, scores_of, whole_tasks
@@ -53,6 +54,27 @@ def rules_figure(task: TaskResults) -> Figure:
         axes.set_xlabel("epochs", fontsize=9)
     panels[0].set_ylabel(task.loss, fontsize=9)
     return _finished(figure, panels, f"{task.title}: {_runs(task.results)}, median and quartiles", _beyond([task]))
+
+
+def budget_figure(task: TaskResults) -> Figure:
+    """Held-out loss, smoothed as the paper's, and the sizes of the updates, over epochs: a column for each clipping."""
+    clips = task.clips()
+    figure = _figure(WIDTH if len(clips) > 1 else 0.7 * WIDTH, 5.6)
+    panels = figure.subplots(2, len(clips), sharex=True, sharey="row", squeeze=False)
+    for clip, (losses, sizes) in zip(clips, panels.T, strict=True):
+        _rule_curves(losses, task, clip, _smoothed)
+        losses.set_title(CLIP_TITLES[clip], fontsize=9, loc="left", color=rgb(INK))
+        _log_axes(sizes, "y")
+        for rule in RULES:
+            curves = _curves(task, task.methods().get(plain(rule, clip), []))
+            series = series_of(curves, "epoch", value="direction_norm")
+            if series:
+                draw_band(sizes, series, Look(COLORS[rule], "-"), rule)
+        sizes.set_xlabel("epochs", fontsize=9)
+    panels[0, 0].set_ylabel(f"{task.loss},\nmeans over {SMOOTHED} epochs", fontsize=9)
+    panels[1, 0].set_ylabel("norm of the direction\nbefore clipping", fontsize=9)
+    title = f"{task.title}: {_runs(task.results)}, median and quartiles"
+    return _finished(figure, panels.ravel(), title, _beyond([task]))
 
 
 def overview_figure(tasks: Sequence[TaskResults]) -> Figure:
@@ -338,12 +360,20 @@ def improvement_figure(tasks: Sequence[TaskResults]) -> Figure:
 # Parts of figures
 
 
-def _rule_curves(axes: Axes, task: TaskResults, clip: str) -> None:
+def _smoothed(losses: Sequence[float]) -> Values:
+    """A curve as the paper has it: the untrained loss, then trailing means; a loss that is no number is infinite."""
+    untrained, *trained = np.nan_to_num(losses, nan=math.inf, posinf=math.inf)
+    return np.append(untrained, trailing_mean(trained))
+
+
+def _rule_curves(
+    axes: Axes, task: TaskResults, clip: str, smooth: Callable[[Sequence[float]], ArrayLike] = np.asarray
+) -> None:
     """The rules under a clipping, over epochs."""
     _log_axes(axes, "y")
     methods, top = task.methods(), _top(task.results)
     for rule in RULES:
-        series = series_of(_curves(task, methods.get(plain(rule, clip), [])), "epoch", top, start=True)
+        series = series_of(_curves(task, methods.get(plain(rule, clip), [])), "epoch", top, start=True, smooth=smooth)
         if series:
             draw_band(axes, series, Look(COLORS[rule], "-"), rule)
     _untrained(axes, task.results)

@@ -9,11 +9,13 @@ from matplotlib.figure import Figure
 
 from bptt_envs.checks import one_of
 from bptt_studies.paper.algorithm_tables import algorithm_table, choice_table, questions_table, scores_table
+from bptt_studies.paper.budget_tables import kinds_table
 from bptt_studies.paper.experiments import EXPERIMENTS, Experiment, Task
 from bptt_studies.paper.figures import (
     ablation_figure,
     algorithm_figure,
     algorithms_figure,
+    budget_figure,
     continued_figure,
     improvement_figure,
     overview_figure,
@@ -71,6 +73,7 @@ OF_TASK: Mapping[str, Mapping[str, Callable[[TaskResults], Table]]] = {
     "memory": {"": method_table, "-claims": memory_table},
     "systems": {"": tuned_table},
     "algorithms": {"": algorithm_table},
+    "budget": {"": method_table, "-claims": comparison_table},
 }
 """The tables of each task of a study, named STUDY-TASK and a suffix."""
 
@@ -87,6 +90,7 @@ OF_STUDY: Mapping[str, Mapping[str, Callable[[Sequence[TaskResults]], Table]]] =
         "algorithms-scores": scores_table,
         "algorithms-questions": questions_table,
     },
+    "budget": {"budget-tasks": overview_table, "budget-kinds": kinds_table},
 }
 """The tables of a whole study, by name."""
 
@@ -100,6 +104,7 @@ FIGURES: Mapping[str, Callable[[TaskResults], Figure]] = {
     "memory": ablation_figure,
     "systems": reinforcement_figure,
     "algorithms": algorithm_figure,
+    "budget": budget_figure,
 }
 """The figure of each task of a study, named STUDY-TASK."""
 

@@ -299,13 +299,18 @@ def mean_cell(results: Sequence[Result]) -> str:
 
 def smoothed_cell(task: TaskResults, results: Sequence[Result]) -> str:
     """Median [first to third quartile] of where the curves end, smoothed as the paper's; a dash if one has no curve."""
-    curves = [task.curves.get(result.member.name) for result in results if result.member.epochs]
-    if not curves or not all(curves):
+    learned = [result for result in results if result.member.epochs]
+    if not learned or not all(result.member.name in task.curves for result in learned):
         return NONE
-    losses = [[point.test_loss for point in curve[1:]] for curve in curves if curve]
-    of = spread([trailing_mean(np.nan_to_num(curve, nan=math.inf, posinf=math.inf))[-1] for curve in losses])
+    of = spread(smoothed_losses(task, learned))
     middle, lower, upper = (number(str(value), DIGITS) for value in (of.median, of.lower, of.upper))
     return middle if of.runs == 1 else f"{middle} [{lower} to {upper}]"
+
+
+def smoothed_losses(task: TaskResults, results: Sequence[Result]) -> list[float]:
+    """Where the curve of each run ends, smoothed as the paper's."""
+    curves = [[point.test_loss for point in task.curves[result.member.name][1:]] for result in results]
+    return [float(trailing_mean(np.nan_to_num(curve, nan=math.inf, posinf=math.inf))[-1]) for curve in curves]
 
 
 def to_level_cell(task: TaskResults, results: Sequence[Result], loss: float) -> str:

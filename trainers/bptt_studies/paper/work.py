@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import re
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, as_completed
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import as_completed
+from contextlib import ExitStack
 from dataclasses import dataclass, fields
-from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from bptt_envs import System
@@ -28,19 +24,20 @@ from bptt_studies.paper.results import (
     write,
 )
 from bptt_trainers.comparison.methods import BPTT, RL, Budget
+from bptt_trainers.host.executors import LOCAL, opened
 from bptt_trainers.host.machine import versions
-from bptt_trainers.host.processes import end_with_parent, out_of_reach_of_the_terminal, pool
+from bptt_trainers.host.threads import available_cores
+from bptt_trainers.host.work import Job, Workers
 from bptt_trainers.presets.presets import tuned_row
 from bptt_trainers.records.claim import locked
 from bptt_trainers.records.files import RunFolderError
 from bptt_trainers.records.options import write_options
-from bptt_trainers.records.progress import progress_bar
-from bptt_trainers.training.callbacks import Callback
 from bptt_trainers.training.config import TrainConfig
 from bptt_trainers.training.ensemble import SHARED, Ensemble
 from bptt_trainers.training.metrics import EpochMetrics, read_csv
 from bptt_trainers.training.run_folder import RunFolder
 from bptt_trainers.training.trainer import Trainer
+from bptt_trainers.training.watch import watching
 
 NAN = float("nan")
 
@@ -165,22 +162,33 @@ def missing(runs: Sequence[Run], results: Path) -> list[Run]:
 
 
 def train_missing(
-    runs: Sequence[Run], results: Path, *, folder: Path, jobs: int, together: int, progress: bool = True
+    runs: Sequence[Run],
+    results: Path,
+    *,
+    folder: Path,
+    jobs: int | None = None,
+    together: int,
+    executor: str = LOCAL,
+    progress: bool = True,
 ) -> None:
     """Train those of the runs that the files in `results` do not hold, and add each to them as it is finished.
 
-    Every run has a folder of its own, from which it goes on after an interruption.
+    Every run has a folder of its own, from which it goes on after an interruption. The files are written here only,
+    whoever trains.
 
     Args:
         runs: of any experiments.
         results: folder of the files; only one process at a time writes them.
         folder: of the run folders; only one process at a time trains into it.
-        jobs: processes, each with one thread.
+        jobs: processes, each with one thread; of another executor, its workers that are to be made use of. None: as
+            many as there are.
         together: members of an ensemble at most.
+        executor: who trains, see `opened`.
         progress: whether to show a bar.
 
     Raises:
         RunFolderError: if a file or run folder is of other settings, in use, or cannot be written.
+        ChildProcessError: if the process of a run was ended from outside again and again; the message names the run.
     """
     order = _by_experiment(runs)
     if not any(missing(of_one, results) for of_one in order.values()):
@@ -189,25 +197,41 @@ def train_missing(
         for path in {one.resolve(): one for one in (folder, results)}.values():
             locks.enter_context(locked(path))
         todo = [run for of_one in order.values() for run in missing(of_one, results)]  # now that nobody adds any
-        _train_all(todo, order, results, jobs, together, progress)
+        workers = locks.enter_context(opened(executor, jobs or len(available_cores()), folder))
+        _train_all(todo, order, results, workers, jobs or workers.at_once, together, progress)
 
 
 def _train_all(
-    todo: Sequence[Run], order: Mapping[str, Sequence[Run]], results: Path, jobs: int, together: int, progress: bool
+    todo: Sequence[Run],
+    order: Mapping[str, Sequence[Run]],
+    results: Path,
+    workers: Workers,
+    jobs: int,
+    together: int,
+    progress: bool,
 ) -> None:
     """Train, and add each run to the files as it is finished; those first from which others start."""
     starts = {run.start.member: run.start for run in todo if run.start is not None}
     first = [start for start in starts.values() if not start.trained]
     now = {run.member for run in first}
     waves = (first, [run for run in todo if run.member not in now])
-    with _workers(jobs, [run for wave in waves for run in wave], progress) as submit:
+    steps = {run.folder: run.member.steps for wave in waves for run in wave}
+    with watching(f"{len(steps)} runs", steps, progress) as finish:
         for wave in waves:
             units = [unit for group in _groups(wave) for unit in _parts(group, together, jobs)]
-            waiting: dict[Future[list[list[Point]]], Sequence[Run]] = {submit(unit): unit for unit in units}
+            waiting = {workers.submit(Job(_in_words(unit), _train, unit)): unit for unit in units}
             for done in as_completed(waiting):
                 unit = waiting[done]
                 for run, curve in zip(unit, done.result(), strict=True):
                     _add(order.get(run.member.experiment, []), run, curve, len(unit), results)
+                    finish(run.folder)
+
+
+def _in_words(unit: Sequence[Run]) -> str:
+    """What a process trains, for messages."""
+    first = unit[0].member
+    others = f" and {len(unit) - 1} more" if len(unit) > 1 else ""
+    return f"{first.experiment}, {first.name}{others}"
 
 
 def _by_experiment(runs: Sequence[Run]) -> dict[str, list[Run]]:
@@ -253,7 +277,6 @@ def _train(unit: Sequence[Run]) -> list[list[Point]]:
     first = unit[0]
     if first.config is None:
         curve = first.variant.method.run(first.budget, {}, first.member.seed, first.folder, None)
-        _report(first.member.steps)
         return [
             [
                 Point(i, one.simulator_steps, one.seconds, NAN, one.test_loss, NAN, NAN, NAN, 0)
@@ -265,9 +288,9 @@ def _train(unit: Sequence[Run]) -> list[list[Point]]:
     configs = [run.config for run in unit if run.config is not None]
     controllers = [_controller(run, env.system) for run in unit]
     if len(unit) == 1:
-        return [_curve(Trainer(env, controllers[0], first.config, [_Reporter()]).fit())]
+        return [_curve(Trainer(env, controllers[0], first.config).fit())]
     given = [one for one in controllers if one is not None]
-    return [_curve(history) for history in Ensemble(env, configs, [_Reporter()], given or None).fit()]
+    return [_curve(history) for history in Ensemble(env, configs, controllers=given or None).fit()]
 
 
 def _controller(run: Run, system: System) -> nn.Module | None:
@@ -278,59 +301,6 @@ def _controller(run: Run, system: System) -> nn.Module | None:
 def _curve(history: Iterable[EpochMetrics]) -> list[Point]:
     names = [one.name for one in fields(Point)]
     return [Point(**{name: getattr(metrics, name) for name in names}) for metrics in history]
-
-
-class _Reporter(Callback):
-    """Tells the parent process how many simulator steps are done."""
-
-    def on_fit_start(self, trainer: Trainer) -> None:
-        _report(trainer.history[-1].simulator_steps if trainer.history else 0)
-
-    def on_epoch_end(self, trainer: Trainer, metrics: EpochMetrics) -> None:
-        _report(trainer.config.train_states * trainer.system.horizon)
-
-
-_steps: Queue[int] | None = None  # of a worker: where it reports to
-
-
-def _report(steps: int) -> None:
-    if _steps is not None:
-        _steps.put(steps)
-
-
-def _begin_work(steps: Queue[int]) -> None:
-    global _steps
-    _steps = steps
-    end_with_parent()
-    torch.set_num_threads(1)
-
-
-@contextmanager
-def _workers(
-    jobs: int, todo: Sequence[Run], progress: bool
-) -> Iterator[Callable[[Sequence[Run]], Future[list[list[Point]]]]]:
-    """A pool of processes and a bar of what they report. None of them is left, however this process ends."""
-    context = multiprocessing.get_context("spawn")
-    with out_of_reach_of_the_terminal():  # it starts a process, too
-        steps: Queue[Any] = context.Queue()
-    bar = progress_bar(
-        f"{len(todo)} runs", sum(run.member.steps for run in todo), "step", unit_scale=True, disable=not progress
-    )
-
-    def show() -> None:
-        for done in iter(steps.get, None):
-            bar.update(done)
-
-    watcher = threading.Thread(target=show, daemon=True)
-    watcher.start()
-    try:
-        with pool(jobs, _begin_work, (steps,)) as submit:
-            yield lambda unit: submit(_train, unit)
-    finally:
-        steps.cancel_join_thread()  # a process that was ended as it wrote may have left the queue locked for good
-        steps.put(None)
-        watcher.join(timeout=2.0)
-        bar.close()
 
 
 def _file_name(label: str) -> str:

@@ -15,7 +15,8 @@ from bptt_envs.checks import positive
 from bptt_trainers.commands.environment import EnvOptions, Module, parse_options
 from bptt_trainers.commands.exits import Interrupted, checking_arguments
 from bptt_trainers.commands.output import aligned, file_list
-from bptt_trainers.comparison.compare import Comparison, ComparisonConfig, compare, member_folder
+from bptt_trainers.comparison.compare import Comparison, ComparisonConfig, compare
+from bptt_trainers.comparison.runs import member_folder
 from bptt_trainers.directions.rollout import rollout
 from bptt_trainers.figures.animation import save_animation
 from bptt_trainers.host.threads import available_cores

@@ -9,10 +9,10 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from bptt_envs.checks import finite, positive_integer
+from bptt_trainers.analysis.trained import trained
 from bptt_trainers.commands.environment import Module
 from bptt_trainers.commands.exits import Misuse, checking_arguments
 from bptt_trainers.commands.output import aligned
-from bptt_trainers.commands.trained import trained
 from bptt_trainers.directions.rollout import losses
 
 
@@ -57,7 +57,8 @@ class Evaluate:
             print(line)
 
     def _row(self, folder: Path) -> list[str]:
-        found = trained(folder, self.which, **({} if self.objective is None else {"objective": self.objective}))
+        with checking_arguments():
+            found = trained(folder, self.which, **({} if self.objective is None else {"objective": self.objective}))
         loss = losses(found.system, found.episodes(self.states))
         return [
             str(folder),

@@ -9,9 +9,9 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from bptt_envs.checks import positive_integer
+from bptt_trainers.analysis.trained import trained
 from bptt_trainers.commands.environment import Module
 from bptt_trainers.commands.exits import checking_arguments
-from bptt_trainers.commands.trained import trained
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Render:
         out = self.out or self.run_folder / "animation.gif"
         with checking_arguments():
             positive_integer("--episodes", self.episodes)
-        found = trained(self.run_folder, self.which)
+            found = trained(self.run_folder, self.which)
         trajectory = found.episodes(self.episodes)
 
         from bptt_trainers.figures.animation import save_animation  # with it comes matplotlib

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
 
 from bptt_envs.program import cache_folder
+from bptt_trainers.analysis.trained import by_reinforcement
 from bptt_trainers.commands.environment import (
     EnvOptions,
     Module,
@@ -25,13 +26,13 @@ from bptt_trainers.commands.environment import (
 )
 from bptt_trainers.commands.exits import Interrupted, Misuse, checking_arguments
 from bptt_trainers.commands.output import aligned
-from bptt_trainers.commands.trained import by_reinforcement
 from bptt_trainers.directions.switching import Compile
 from bptt_trainers.host.user_code import import_module, split_id
 from bptt_trainers.presets.presets import PresetName, from_preset, row_name, rule_settings
 from bptt_trainers.training.callbacks import Callback, ProgressBar
 from bptt_trainers.training.config import COMPILE_OPTION, Clip, OnNonfinite, TrainConfig
 from bptt_trainers.training.ensemble import CannotStackError, Ensemble, variations
+from bptt_trainers.training.ranks import LostRankError, Ranks, join_ranks, launched
 from bptt_trainers.training.run import NonFiniteError
 from bptt_trainers.training.run_folder import CHANGEABLE, CONFIGS, RunFolder
 from bptt_trainers.training.sapo_config import SAPOConfig
@@ -60,6 +61,9 @@ class Train:
 
     --learner SHAC or SAPO trains in short windows with a critic; their options are
     those of bptt train --learner SHAC --help.
+
+    Several processes train one run together, each on its share of the batches, by
+    torchrun --nproc-per-node 2 -m bptt_trainers train ... (docs/scaling.md).
 
     example: bptt train --env DiffMultiPole-v0 --env-option n_poles=2 --epochs 100
     example: bptt train --rules R C --seeds 0 1 2 3 --epochs 100 --out runs/grid
@@ -134,6 +138,7 @@ class Train:
     def run(self) -> None:
         """Train."""
         with checking_arguments():
+            ranks = join_ranks(self.training.device)
             options = parse_options(self.env, self.env_option)
             module, env_id = split_id(self.env)
             learner, rule = self.training.learner, self.training.rule
@@ -142,6 +147,10 @@ class Train:
             env = make_environment(self.env, options | chosen.seen)
             module = module or self.module
             several = {name: values for name in VARIED if (values := getattr(self, name))}
+            if several and ranks.count > 1:
+                raise ValueError(
+                    f"--{next(iter(several)).replace('_', '-')} is for one process: torchrun trains one run."
+                )
             if several and self.training.out is not None and RunFolder(self.training.out).exists():
                 raise ValueError(f"--out {self.training.out} holds a single run; several need another folder.")
             out = self.training.out or default_folder(env_id, options, self.training, several)
@@ -154,12 +163,12 @@ class Train:
                 ensemble = Ensemble(env, configs, [ProgressBar()]) if several else None
             trainers = []
             if ensemble is None:
-                trainers = [Trainer(env, config=one, callbacks=[Announce(), ProgressBar()]) for one in configs]
+                trainers = [Trainer(env, config=one, callbacks=said(ranks), ranks=ranks) for one in configs]
         if ensemble is not None:
             fit_together(ensemble, out, module)
         for trainer in trainers:
-            assert trainer.folder is not None
-            fit(trainer, trainer.folder.path, module)
+            assert trainer.config.out is not None
+            fit(trainer, trainer.config.out, module)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,7 +242,8 @@ class Resume:
     """Keep the controller after every so many epochs. None: as the run did."""
 
     record: tuple[str, ...] | None = None
-    """What to keep beside metrics and checkpoints: tensorboard, csv, pictures, diagnostics. None: as the run did."""
+    """What to keep beside metrics and checkpoints: tensorboard, csv, pictures, diagnostics, wandb, mlflow, trackio.
+    None: as the run did."""
 
     module: Module = None
     """Module to import first: one that registers the environment of the run, if that is your own."""
@@ -242,6 +252,8 @@ class Resume:
         """Go on."""
         changes = {name: getattr(self, name) for name in CHANGEABLE if name != "out"}
         if by_reinforcement(self.run_folder):
+            if launched() > 1:
+                raise Misuse(f"a run of reinforcement learning is trained by one process, not by {launched()}.")
             self._resume_rl([name for name, value in changes.items() if value is not None])
             return
         folder = RunFolder(self.run_folder)
@@ -251,7 +263,8 @@ class Resume:
             env = folder.make_env()
             begun = folder.load("last") is not None
             controller = folder.load_controller(env.system, "last")[0] if begun else None
-            trainer = Trainer(env, controller, config, callbacks=[Announce(), ProgressBar()])
+            ranks = join_ranks(config.device)
+            trainer = Trainer(env, controller, config, callbacks=said(ranks), ranks=ranks)
         fit(trainer, self.run_folder, self.module)
 
     def _resume_rl(self, given: list[str]) -> None:
@@ -290,6 +303,11 @@ class Announce(Callback):
             print(f"{folder}: all {epochs} epochs are done{further}", flush=True)
 
 
+def said(ranks: Ranks) -> list[Callback]:
+    """What is said of a run as it goes, by the first of the processes that train it."""
+    return [Announce(), ProgressBar()] if ranks.first else []
+
+
 def announce_compiling(config: TrainConfig) -> None:
     """Say why nothing happens for a while."""
     if config.compile:
@@ -316,12 +334,19 @@ def _short(value: Any) -> str:
 
 
 def fit(trainer: Trainer, out: Path, module: str | None) -> None:
-    """Train, and say what came of it and how to go on.
+    """Train, and say what came of it and how to go on; of several processes the first says it.
 
     Raises:
         Interrupted: at Ctrl-C.
-        NonFiniteError: as `Trainer.fit`, with the command that goes on.
+        NonFiniteError, LostRankError: as `Trainer.fit`, with the command that goes on.
+        SystemExit: in another process than the first, where that one says why.
     """
+    if not trainer.ranks.first:
+        try:
+            trainer.fit()
+        except (KeyboardInterrupt, NonFiniteError, LostRankError) as error:
+            raise SystemExit(1) from error
+        return
     run = shlex.quote(str(out)) + with_module(module)
     try:
         trainer.fit()
@@ -333,6 +358,8 @@ def fit(trainer: Trainer, out: Path, module: str | None) -> None:
         ) from None
     except NonFiniteError as error:
         raise NonFiniteError(f"{error} To skip such updates:\n  bptt resume {run} --on-nonfinite skip") from error
+    except LostRankError as error:
+        raise LostRankError(f"{error}; to go on from epoch {trainer.epoch}:\n  bptt resume {run}") from error
     print(summary(trainer, out, run))
 
 

@@ -2,56 +2,40 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import re
 from collections.abc import Mapping
-from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 from tyro.conf import Suppress
 
-from bptt_envs import DifferentiableEnv
 from bptt_envs.checks import each_once
-from bptt_envs.registration import ENTRIES, system_class
+from bptt_envs.registration import system_class
 from bptt_envs.settings import Count, Positive, Seed, read
 from bptt_trainers.comparison.figure import curves_figure
-from bptt_trainers.comparison.methods import (
-    BPTT,
-    Budget,
-    MethodName,
-    by_rule,
-    get_method,
-    method_name,
-    settings_of_today,
-)
+from bptt_trainers.comparison.methods import Budget, MethodName, by_rule, method_name, settings_of_today
+from bptt_trainers.comparison.runs import Cell, train
 from bptt_trainers.comparison.summary import RunSummary, method_rows, run_rows, summarize, to_markdown
 from bptt_trainers.figures.style import plain_text, save_figure
-from bptt_trainers.host.processes import end_with_parent, pool
+from bptt_trainers.host.executors import LOCAL, ExecutorName
 from bptt_trainers.host.threads import threads
 from bptt_trainers.host.user_code import imported_id
 from bptt_trainers.planning.plan import PLANNERS
 from bptt_trainers.presets.presets import PresetName, defaults_seen
 from bptt_trainers.records.claim import Claim, in_words, locked, same
-from bptt_trainers.records.curve import Curve, curve_to_csv, read_curve
-from bptt_trainers.records.files import RunFolderError, exists, understanding, write_atomic
+from bptt_trainers.records.curve import Curve
+from bptt_trainers.records.files import understanding, write_atomic
 from bptt_trainers.records.plain import plain
-from bptt_trainers.records.progress import progress_bar
 from bptt_trainers.records.tables import to_csv
-from bptt_trainers.training.callbacks import ProgressBar
 from bptt_trainers.training.config import Record, TrainConfig
-from bptt_trainers.training.ensemble import SHARED, CannotStackError, Ensemble
-from bptt_trainers.training.metrics import learning_curve
 
 # Settings that do not change a run: a comparison may be continued with others. (What a preset amounts to is compared.)
-CHANGEABLE = ("methods", "seeds", "losses", "together", "jobs", "preset", "record")
+CHANGEABLE = ("methods", "seeds", "grid", "env_grid", "losses", "together", "jobs", "executor", "preset", "record")
 
 DEFAULTS = json.loads(json.dumps(asdict(TrainConfig())))  # of settings that are younger than a folder
 
-FINISHED = "curve.csv"  # written into the folder of a run when it is done
+COMPARISON = "comparison.json"  # in the folder of a comparison: what it is of
 
 
 @dataclass(frozen=True)
@@ -103,10 +87,14 @@ class ComparisonConfig:
     trained alone."""
 
     jobs: Count = 1
-    """Processes that train single runs at once, with so many threads each."""
+    """Processes that train at once, with so many threads each; each takes a single run or an ensemble."""
+
+    executor: ExecutorName = LOCAL
+    """Who trains: local (the processes above), dask:ADDRESS or slurm (docs/scaling-out.md)."""
 
     record: Record = ("pictures",)
-    """What each run keeps beside metrics and checkpoints: tensorboard, csv, pictures; diagnostics, of the rules."""
+    """What each run keeps beside metrics and checkpoints: tensorboard, csv, pictures, wandb, mlflow, trackio;
+    diagnostics, of the rules."""
 
     out: Path = Path("runs/comparison")
     """Folder of the comparison."""
@@ -122,6 +110,11 @@ class ComparisonConfig:
         self.settings()
 
     @property
+    def cells(self) -> list[Cell]:
+        """What is run with every seed: the methods."""
+        return [Cell(name, name, self.overrides.get(name, {}), self.budget) for name in self.methods]
+
+    @property
     def budget(self) -> Budget:
         """What every run has in common."""
         return Budget(
@@ -129,8 +122,8 @@ class ComparisonConfig:
         )
 
     def settings(self) -> dict[str, dict[str, Any]]:
-        """All settings of each method, by name."""
-        return {name: get_method(name).settings(self.budget, self.overrides.get(name, {})) for name in self.methods}
+        """All settings of each cell, by its label."""
+        return {cell.label: cell.settings() for cell in self.cells}
 
 
 @dataclass(frozen=True)
@@ -163,94 +156,14 @@ def compare(config: ComparisonConfig, progress: bool = True) -> Comparison:
 
     Raises:
         RunFolderError: if the folder holds a comparison of another configuration, is in use, or cannot be written.
-        ChildProcessError: if a process of several was ended from outside.
+        ChildProcessError: if the process of a run was ended from outside again and again; the message names the run.
+        DependencyNotInstalled: if the library of the executor is not there.
     """
-    curves: dict[tuple[str, int], Curve] = {}
     with locked(config.out), threads(config.threads):
-        _begin(config)
-        if config.together:
-            _train_together(config, progress)
-        if config.jobs > 1:
-            _train_in_processes(config, progress)
-        for seed in config.seeds:  # the outer loop, so that a comparison cut short has all methods
-            for method in config.methods:
-                curves[method, seed] = _run(config, method, seed, progress)
-        ordered = {(m, s): curves[m, s] for m in config.methods for s in config.seeds}
-        runs = tuple(summarize(m, s, curve, config.losses) for (m, s), curve in ordered.items())
-        return _write(config, ordered, runs)
-
-
-def member_folder(out: Path, method: str, seed: int) -> Path:
-    """The folder of one run in the comparison `out`."""
-    return out / "runs" / f"{re.sub(r'[^A-Za-z0-9_.+-]', '-', method)}-seed{seed}"
-
-
-def _train_together(config: ComparisonConfig, progress: bool) -> None:
-    """Train what is missing of the update rules, in as few ensembles as their settings allow."""
-    groups: dict[tuple[Any, ...], list[tuple[str, Path, TrainConfig]]] = {}
-    envs: dict[tuple[Any, ...], DifferentiableEnv] = {}
-    for method in config.methods:
-        rule = get_method(method)
-        if isinstance(rule, BPTT) and rule.TOGETHER:
-            for seed in config.seeds:
-                folder = member_folder(config.out, method, seed)
-                if not exists(folder / FINISHED):
-                    overrides = config.overrides.get(method, {})
-                    training = rule.config(config.budget, overrides, seed=seed, out=folder)
-                    seen = rule.seen(config.budget, overrides)
-                    shared = (*(getattr(training, name) for name in SHARED), *seen.items())
-                    groups.setdefault(shared, []).append((method, folder, training))
-                    envs.setdefault(shared, config.budget.make_env(**seen))
-    for shared, group in groups.items():
-        methods, folders, trainings = zip(*group, strict=True)
-        title = f"{', '.join(dict.fromkeys(methods))}, {len(group)} runs"
-        try:
-            ensemble = Ensemble(envs[shared], trainings, [ProgressBar(title)] if progress else [])
-        except CannotStackError:
-            continue  # they are trained one by one
-        for i, (folder, history) in enumerate(zip(folders, ensemble.fit(), strict=True)):
-            if i not in ensemble.errors:
-                write_atomic(folder / FINISHED, curve_to_csv(learning_curve(history)).encode())
-
-
-def _together(method: str) -> bool:
-    """Whether runs of a method are trained as one ensemble."""
-    trained = get_method(method)
-    return isinstance(trained, BPTT) and trained.TOGETHER
-
-
-def _train_in_processes(config: ComparisonConfig, progress: bool) -> None:
-    """Train what is missing, each run alone, several at once."""
-    todo = [(m, s) for s in config.seeds for m in config.methods]
-    todo = [(m, s) for m, s in todo if not exists(member_folder(config.out, m, s) / FINISHED)]
-    module = ENTRIES[config.env].system.partition(":")[0]
-    bar = progress_bar("runs", len(todo), "run", disable=not progress)
-    with bar, pool(config.jobs, _begin_work, (module, config.threads)) as submit:
-        for done in as_completed([submit(_run, config, method, seed, False) for method, seed in todo]):
-            done.result()
-            bar.update()
-
-
-def _begin_work(module: str, count: int) -> None:
-    """In a process that works for another: end with it, know its environment, use so many threads."""
-    end_with_parent()
-    importlib.import_module(module)
-    torch.set_num_threads(count)
-
-
-def _run(config: ComparisonConfig, method: str, seed: int, progress: bool) -> Curve:
-    folder = member_folder(config.out, method, seed)
-    finished = folder / FINISHED
-    if exists(finished):
-        done = read_curve(finished)
-        books = folder / "metrics.csv"  # of an update rule; it has these columns too
-        if exists(books) and not same([vars(one) for one in read_curve(books)], [vars(one) for one in done]):
-            raise RunFolderError(f"{finished} and {books.name} disagree. Deleted, {finished.name} is made anew.")
-        return done
-    title = f"{method} seed {seed}" if progress else None
-    curve = get_method(method).run(config.budget, config.overrides.get(method, {}), seed, folder, title)
-    write_atomic(finished, curve_to_csv(curve).encode())
-    return curve
+        begin(config, COMPARISON, "comparison")
+        curves = train(config.cells, config.seeds, config, progress)
+        runs = tuple(summarize(m, s, curve, config.losses) for (m, s), curve in curves.items())
+        return _write(config, curves, runs)
 
 
 def _write(
@@ -261,7 +174,7 @@ def _write(
     ]
     rows = method_rows(runs, PLANNERS)
     table = to_markdown(rows, config.losses)
-    if config.together and sum(_together(run.method) for run in runs) > 1:
+    if config.together and sum(cell.together for cell in config.cells) * len(config.seeds) > 1:
         table += "Runs of the update rules are trained together; the seconds of one are its share of all.\n"
     write_atomic(config.out / "curves.csv", to_csv(points).encode())
     write_atomic(config.out / "runs.csv", to_csv(run_rows(runs)).encode())
@@ -277,29 +190,39 @@ def _title(config: ComparisonConfig) -> str:
     return f"{config.env}{options}, judged by the {objective} loss: median and range over {len(config.seeds)} seeds"
 
 
-def _begin(config: ComparisonConfig) -> None:
-    """Claim the folder, or check that what is there belongs to the same comparison."""
+def begin(config: ComparisonConfig, name: str, kind: str) -> None:
+    """Claim the folder of a comparison, or check that what is there belongs to the same one.
+
+    Args:
+        config: every setting.
+        name: of the file that says so.
+        kind: what the folder holds, for messages.
+
+    Raises:
+        RunFolderError: if it holds something else, or settings have changed.
+    """
     named = {one.name: getattr(config, one.name) for one in fields(config) if one.name not in ("out", "overrides")}
     wanted = plain(named | {"settings": config.settings()})
-    claim = Claim(config.out / "comparison.json", "comparison", _differences)
+    methods = {cell.label: cell.method for cell in config.cells}
+    claim = Claim(config.out / name, kind, lambda stored, now: _differences(methods, stored, now))
     stored = claim.check(wanted)
     if stored is not None:
-        wanted["settings"] = stored["settings"] | wanted["settings"]  # methods left out now may come back
+        wanted["settings"] = stored["settings"] | wanted["settings"]  # what is left out now may come back
     claim.take(wanted)
 
 
-def _differences(stored: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
-    with understanding(Path("comparison.json")):
+def _differences(methods: Mapping[str, str], stored: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    with understanding(Path(COMPARISON)):
         before_of = dict(stored["settings"])
         younger = DEFAULTS | defaults_seen(wanted["env"], wanted["env_options"])
         pairs = [(name, stored.get(name), value) for name, value in wanted.items() if name not in _APART]
-        for method, settings in wanted["settings"].items():
-            before = before_of.get(method)
-            if before is not None:
-                before = settings_of_today(method, before)
-                defaults = younger if by_rule(method) else {}
+        for label, settings in wanted["settings"].items():
+            before = before_of.get(label)
+            if before is not None and label in methods:  # else it is left as it was
+                before = settings_of_today(methods[label], before)
+                defaults = younger if by_rule(methods[label]) else {}
                 names = dict.fromkeys([*before, *settings])
-                pairs += [(f"{method} {n}", before.get(n, defaults.get(n)), settings.get(n)) for n in names]
+                pairs += [(f"{label} {n}", before.get(n, defaults.get(n)), settings.get(n)) for n in names]
     return [in_words(name, old, new) for name, old, new in pairs if not same(old, new)]
 
 

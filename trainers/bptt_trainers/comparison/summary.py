@@ -16,6 +16,11 @@ plan": the loss at the end minus the least of theirs."""
 
 CLIMB = 3.0  # a run climbed back if its loss at the end is more than this times its best
 
+READING = f"""Losses are means over the held-out start states, then the median over the runs (least to largest). Seconds
+are of training, without evaluation. "Best" is the lowest of a run's evaluations, seen in hindsight. A run climbed back
+if its loss at the end is more than {CLIMB:g} times its best. "To 0.1": simulator steps and seconds until the first
+evaluation with at most this loss, the median over all runs, those that never reached it counted as infinite."""
+
 
 class Evaluation(Protocol):
     """A point of a learning curve, as a `CurvePoint` is one."""
@@ -133,27 +138,27 @@ def method_rows(runs: Iterable[RunSummary], planners: Collection[str] = ()) -> l
     return rows
 
 
+def worded(rows: Sequence[Row], losses: Sequence[float]) -> list[Row]:
+    """The rows of the methods in words and round numbers, for readers."""
+    return [_worded(row, losses) for row in rows]
+
+
 def to_markdown(rows: Sequence[Row], losses: Sequence[float]) -> str:
     """The rows of the methods as a Markdown table for readers."""
-    planned = "above_best" in rows[0]
-    head = ["method", "runs", "simulator steps", "seconds", "loss at the end", "best loss"]
-    head += [*["above the best plan"] * planned, "climbed back"]
-    head += [f"to {loss:g}" for loss in losses]
-    lines: list[Sequence[object]] = [head, ["---"] + ["---:"] * (len(head) - 1)]
-    for row in rows:
-        line = [row["method"], row["runs"], _steps(row["simulator_steps"]), _seconds(row["seconds"])]
-        line += [_spread(row, name) for name in ("final_loss", "best_loss")]
-        line += [f"{row['above_best']:.2g}"] if planned else []
-        line += [f"{row['climbed_back']}/{row['runs']}", *(_reached(row, f"{loss:g}") for loss in losses)]
-        lines.append(line)
-    note = f"\n{PLANNED}" if planned else ""
-    return f"""{piped(lines)}
+    shown = worded(rows, losses)
+    note = f"\n{PLANNED}" if "above_best" in rows[0] else ""
+    lines: list[Sequence[object]] = [list(shown[0]), ["---"] + ["---:"] * (len(shown[0]) - 1)]
+    lines += [list(row.values()) for row in shown]
+    return f"{piped(lines)}\n\n{READING}{note}\n"
 
-Losses are means over the held-out start states, then the median over the runs (least to largest). Seconds are of
-training, without evaluation. "Best" is the lowest of a run's evaluations, seen in hindsight. A run climbed back
-if its loss at the end is more than {CLIMB:g} times its best. "To 0.1": simulator steps and seconds until the first
-evaluation with at most this loss, the median over all runs, those that never reached it counted as infinite.{note}
-"""
+
+def _worded(row: Row, losses: Sequence[float]) -> Row:
+    words: Row = {"method": row["method"], "runs": row["runs"], "simulator steps": _steps(row["simulator_steps"])}
+    words |= {"seconds": _seconds(row["seconds"]), "loss at the end": _spread(row, "final_loss")}
+    words |= {"best loss": _spread(row, "best_loss")}
+    words |= {"above the best plan": f"{row['above_best']:.2g}"} if "above_best" in row else {}
+    words |= {"climbed back": f"{row['climbed_back']}/{row['runs']}"}
+    return words | {f"to {loss:g}": _reached(row, f"{loss:g}") for loss in losses}
 
 
 def _spread(row: Row, name: str) -> str:

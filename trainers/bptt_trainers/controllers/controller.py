@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from bptt_envs.checks import real_array, shape, shown
+from bptt_envs.checks import path, real_array, shape, shown
 from bptt_envs.surroundings import own_surroundings
+from bptt_trainers.controllers import model_folder
 from bptt_trainers.directions.augmented import memory_shape_of, noise_shape_of
 from bptt_trainers.directions.snapshot import evaluating
 
@@ -88,6 +91,42 @@ class Controller(nn.Module):
                 state = (given[1].cpu().numpy(),)
             actions: np.ndarray = given[0].cpu().numpy()
         return (actions[0] if single else actions), state
+
+    def save_pretrained(self, folder: str | Path, env: Any = None) -> None:
+        """Write this controller into a folder to share: weights as safetensors, what it is as JSON, a model card.
+
+        `load_pretrained` reads it. `bptt share` does the same for a run, with its settings, losses and a picture.
+
+        Args:
+            folder: the folder, new or empty; it is written whole or not at all.
+            env: the environment that it is for, made by a registered id; None leaves that unsaid.
+
+        Raises:
+            ValueError: if this is a controller of your own, which no file can name, or not for this environment.
+            RunFolderError: if the folder is not empty, or cannot be written.
+            DependencyNotInstalled: if safetensors is missing: pip install "stable-bptt[models]".
+        """
+        model_folder.save(self, path("folder", folder), env)
+
+    def push_to_hub(self, repo_id: str, env: Any = None, *, private: bool = False, token: str | None = None) -> str:
+        """Put on the Hugging Face hub what `save_pretrained` writes.
+
+        Args:
+            repo_id: where to, such as "name/cart-pole"; made if need be.
+            env: as that of `save_pretrained`.
+            private: whether only you see one that is made.
+            token: of the hub; None: that of `hf auth login`.
+
+        Returns:
+            Its address there.
+
+        Raises:
+            ValueError, DependencyNotInstalled: as `save_pretrained`.
+            Exception: of huggingface_hub, if the hub refuses.
+        """
+        with TemporaryDirectory() as folder:
+            model_folder.save(self, Path(folder), env)
+            return model_folder.upload(Path(folder), repo_id, private=private, token=token)
 
     def _noise(self, count: int, deterministic: bool) -> torch.Tensor | None:
         """What so many episodes are handed, (N, *noise_shape), zeros if `deterministic`; None without a noise_shape."""

@@ -141,7 +141,7 @@ class Gaussian(Controller):
         if self.deviation == "state":
             mean, spread = mean.unbind(1)
         else:
-            spread = self.spread(mean.new_ones(len(mean), 1)).view(-1, *self.action_shape)
+            spread = self.spread(mean.new_ones(mean.shape[0], 1)).view(-1, *self.action_shape)
         return mean, self.log_start + REACH * self.tanh(spread / REACH), *remembered
 
     def sample(self, mean: Tensor, log_deviation: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:

@@ -289,12 +289,15 @@ class _SigmoidTanh(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
         ctx.save_for_backward(output)
+        ctx.save_for_forward(output)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (y,) = ctx.saved_tensors
         slope: Tensor = torch.ops.aten.tanh_backward(grad, y)
         return slope
+
+    jvp = backward  # the slope is diagonal
 
 
 def _patches(x: Tensor) -> Tensor:
@@ -325,6 +328,10 @@ class _Patches(torch.autograd.Function):
         for tap, part in enumerate(by_tap):
             slope[:, tap : tap + ConvNet.STRIDE * (grad.shape[1] - 1) + 1 : ConvNet.STRIDE] += part
         return slope
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
+        return _Patches.forward(tangent)  # it is linear
 
 
 def widths(name: str, value: Any, wanted: str = "a tuple of widths, such as (100, 100)") -> tuple[int, ...]:

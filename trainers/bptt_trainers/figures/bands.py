@@ -44,6 +44,7 @@ def series_of(
     largest: float = LARGEST,
     start: bool = False,
     smooth: Callable[[Sequence[float]], ArrayLike] = np.asarray,
+    value: str = "test_loss",
 ) -> list[Series]:
     """The curves of runs against the attribute `of` of their evaluations.
 
@@ -53,11 +54,12 @@ def series_of(
         largest: losses above it, infinite or no number are drawn there.
         start: whether the evaluation before training is drawn too; a log axis has no 0.
         smooth: gives from the losses of a run those that are drawn, as many, such as a trailing mean.
+        value: the attribute of their evaluations that is drawn in the place of the loss.
     """
     found = []
     for curve in runs:
         places = np.array([float(getattr(point, of)) for point in curve])
-        losses = drawable(smooth([point.test_loss for point in curve]), largest)
+        losses = drawable(smooth([float(getattr(point, value)) for point in curve]), largest)
         shown = np.array([start or point.simulator_steps > 0 for point in curve], dtype=bool)
         if shown.any():
             found.append((places[shown], losses[shown]))

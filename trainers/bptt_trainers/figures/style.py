@@ -194,11 +194,16 @@ def save_figure(figure: Figure, path: str | Path, *, vector: bool = False) -> No
     suffix = checked_suffix(path, FIGURE_FORMATS)
     files = {path: suffix} | ({path.with_suffix(".pdf"): "pdf"} if vector else {})
     for file, kind in files.items():
-        buffer = io.BytesIO()
-        # Fonts that publishers take, and the same names in every SVG
-        with matplotlib.rc_context({"pdf.fonttype": 42, "svg.hashsalt": "bptt"}):
-            figure.savefig(buffer, format=kind, dpi=DPI, metadata=UNDATED[kind])
-        write_atomic(file, buffer.getvalue())
+        write_atomic(file, figure_bytes(figure, kind))
+
+
+def figure_bytes(figure: Figure, kind: str) -> bytes:
+    """A figure as the content of a file of one of `FIGURE_FORMATS`; the same figure gives the same bytes."""
+    buffer = io.BytesIO()
+    # Fonts that publishers take, and the same names in every SVG
+    with matplotlib.rc_context({"pdf.fonttype": 42, "svg.hashsalt": "bptt"}):
+        figure.savefig(buffer, format=kind, dpi=DPI, metadata=UNDATED[kind])
+    return buffer.getvalue()
 
 
 def checked_suffix(path: Path, known: Sequence[str]) -> str:

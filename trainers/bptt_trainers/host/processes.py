@@ -9,15 +9,15 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import CancelledError, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
 from typing import Any
 
-PR_SET_PDEATHSIG = 1  # of Linux' prctl
+from bptt_trainers.host.work import TRIES, Workers, died
 
-Submit = Callable[..., "Future[Any]"]
-"""From a function and its arguments to what will be its answer."""
+PR_SET_PDEATHSIG = 1  # of Linux' prctl
 
 
 @contextmanager
@@ -38,36 +38,79 @@ def out_of_reach_of_the_terminal() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-@contextmanager
-def pool(jobs: int, begin: Callable[..., None], arguments: tuple[Any, ...] = ()) -> Iterator[Submit]:
-    """Processes that work for this one, as a function that submits work; none is left, however this process ends.
+class Processes(Workers):
+    """Processes of this machine, each of which ends with this one, however that ends.
+
+    Each takes one piece of work at a time; one that dies is replaced, and its work is begun again.
 
     Args:
-        jobs: how many processes.
-        begin: called first in each, with `arguments`; should call `end_with_parent`.
-        arguments: what `begin` is called with.
-
-    Raises:
-        ChildProcessError: if one of them was ended from outside.
+        jobs: how many.
     """
-    executor = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), begin, arguments)
 
-    def submit(work: Callable[..., Any], *arguments: Any) -> Future[Any]:
-        with out_of_reach_of_the_terminal():  # it may start a process
-            return executor.submit(work, *arguments)
+    def __init__(self, jobs: int) -> None:
+        self.at_once = jobs
+        self._threads = ThreadPoolExecutor(jobs)  # each minds a process of its own
+        self._mine = threading.local()
+        self._all: list[ProcessPoolExecutor] = []
+        self._children: set[BaseProcess] = set()
+        self._lock = threading.Lock()
+        self._ended = False
 
+    def submit(self, work: Callable[[], Any], /) -> Future[Any]:  # type: ignore[override]
+        """As `Workers.submit`."""
+        return self._threads.submit(self._done, work)
+
+    def abandon(self) -> None:
+        """End all processes."""
+        with self._lock:
+            self._ended = True
+            for child in self._children:
+                child.terminate()
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = True) -> None:
+        """Let the processes end what they have begun, then end them."""
+        with self._lock:
+            self._ended = True
+        for pool in self._all:
+            pool.shutdown(wait)
+        self._threads.shutdown(wait, cancel_futures=cancel_futures)  # last: a process ends with its thread
+
+    def _done(self, work: Callable[[], Any]) -> Any:
+        """What work returns, in a thread that minds a process."""
+        for _ in range(TRIES):
+            try:
+                return self._begun(work).result()
+            except BrokenProcessPool:
+                self._mine.pool = None
+        raise died(work, "its process was ended from outside")
+
+    def _begun(self, work: Callable[[], Any]) -> Future[Any]:
+        with self._lock:
+            if self._ended:
+                raise CancelledError
+            pool: ProcessPoolExecutor | None = getattr(self._mine, "pool", None)
+            if pool is None:
+                pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), end_with_parent)
+                self._mine.pool = pool
+                self._all.append(pool)
+            before = set(multiprocessing.active_children())  # the caller may have some of its own
+            with out_of_reach_of_the_terminal():  # it may start a process
+                future = pool.submit(work)
+            self._children |= set(multiprocessing.active_children()) - before
+            return future
+
+
+def is_running(process: int) -> bool:
+    """Whether there is a process of that number on this machine; always, on Windows, where to ask is to kill."""
+    if os.name == "nt":
+        return True
     try:
-        yield submit
-    except BrokenProcessPool as error:
-        raise ChildProcessError(
-            "a training process was ended from outside, perhaps for want of memory; the same command goes on."
-        ) from error
-    except BaseException:
-        for child in multiprocessing.active_children():
-            child.terminate()
-        raise
-    finally:
-        executor.shutdown(cancel_futures=True)
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def end_with_parent(wait: Callable[[], object] | None = None) -> None:

@@ -12,7 +12,7 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +154,33 @@ def write_atomic(path: Path, data: bytes) -> None:
         raise RunFolderError(f"cannot write {path}: {error.strerror or error}. {_what_stands(path)}") from error
 
 
+def write_folder(path: Path, content: Mapping[str, bytes]) -> None:
+    """Make a folder of these files, by name, durably: after a crash it is there with all of them, or is not.
+
+    Raises:
+        RunFolderError: if there is one that is not empty, or it cannot be written.
+    """
+    path = Path(os.path.abspath(path))  # noqa: PTH100
+    if list_names(path):
+        raise RunFolderError(f"{path} is there and not empty: name another folder, or delete it. Nothing was written.")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
+    try:
+        make_folder(temporary)
+        for name, data in content.items():
+            descriptor = os.open(temporary / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_LINK, 0o666)
+            try:
+                _write_all(descriptor, data)
+            finally:
+                os.close(descriptor)
+        os.replace(temporary, path)  # noqa: PTH105
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            for name in os.listdir(temporary):  # noqa: PTH208
+                os.unlink(temporary / name)  # noqa: PTH108
+            os.rmdir(temporary)  # noqa: PTH106
+        raise RunFolderError(f"cannot write {path}: {error.strerror or error}. Nothing was written.") from error
+
+
 def append(path: Path, data: bytes, at: int) -> int:
     """Add `data` to a file of `at` bytes, durably; what it holds beyond, as a failed call leaves it, is dropped.
 
@@ -180,6 +207,41 @@ def append(path: Path, data: bytes, at: int) -> int:
         finally:
             os.close(descriptor)
     return at + len(data)
+
+
+def create(path: Path, data: bytes) -> bool:
+    """Make a file that was not there; False if it is. Of several processes that try, one makes it.
+
+    Raises:
+        OSError: if it cannot be made.
+    """
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_LINK, 0o666)
+    except FileExistsError:
+        return False
+    try:
+        _write_all(descriptor, data)
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def renew(path: Path) -> None:
+    """Let a file be as if it were written now.
+
+    Raises:
+        OSError: if that cannot be done, as there is none.
+    """
+    os.utime(path)
+
+
+def move(path: Path, to: Path) -> None:
+    """Give a file another name in its folder.
+
+    Raises:
+        OSError: if there is none, or it cannot be moved.
+    """
+    os.rename(path, to)  # noqa: PTH104, by a name of `os`, as every operation here
 
 
 def remove(path: Path) -> None:

@@ -7,6 +7,7 @@ import os
 import sys
 import types
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from bptt_envs.checks import as_array
 
 OBJECT = "object"  # the name under which config.json names what it cannot hold
 EVAL = " in eval mode"  # said of a part that is
@@ -203,13 +206,20 @@ class _Digest:
             self.add(value.__self__)
         elif isinstance(value, partial):
             self.add((value.func, value.args, value.keywords))
+        elif hasattr(kind, "__array__") and (array := as_array(value)) is not None:  # such as JAX's
+            self._say(qualified(kind))
+            self.add(array)
         else:
             self._say(qualified(value if isinstance(value, types.BuiltinFunctionType) else kind))
             held = getattr(value, "__dict__", None)
             if isinstance(held, dict) and not isinstance(value, types.ModuleType):
                 self._each(held)
             slots = [name for base in kind.__mro__ for name in getattr(base, "__slots__", ()) if isinstance(name, str)]
-            self._each({name: getattr(value, name) for name in slots if hasattr(value, name)})
+            filled = {}
+            for name in slots:
+                with suppress(AttributeError, TypeError):  # empty, or another class's
+                    filled[name] = getattr(value, name)
+            self._each(filled)
         return None
 
     def own(self, module: nn.Module) -> None:

@@ -21,6 +21,7 @@ from bptt_trainers.controllers.normalized import acting_part
 from bptt_trainers.directions.augmented import draw_noise
 from bptt_trainers.directions.estimators import EstimatorEngine
 from bptt_trainers.directions.memory import refuse_memory
+from bptt_trainers.directions.parameter_hooks import hooked
 from bptt_trainers.directions.policy_gradient import Choice, check_parameters, choose_engine
 from bptt_trainers.directions.rollout import Trajectory, rollout
 from bptt_trainers.directions.rules import MODIFIED, REGULAR, Directions, Feedback, get_rule
@@ -32,6 +33,7 @@ from bptt_trainers.training.learner import Learner, Update
 from bptt_trainers.training.loss_terms import Regularizer, regularizer_gradient, with_extra_cost
 from bptt_trainers.training.optimizer import Optimizer, Schedule
 from bptt_trainers.training.queries import DirectionQuery, Query, answer_comparisons, answer_directions, flattened
+from bptt_trainers.training.ranks import ALONE, Ranks
 from bptt_trainers.training.start_states import (
     MASKS,
     NOISE,
@@ -73,10 +75,14 @@ class BPTTLearner(Learner):
         regularizer: Regularizer | None = None,
         optimizer: Make | None = None,
         schedule: Schedule | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.system = system
         self.config = config
-        self.device = available_device(config.device)
+        self._ranks = ranks
+        if ranks.count > 1:
+            _check_shared(config, ranks.count)
+        self.device = available_device(config.device) if ranks.device is None else ranks.device
         self._on_cuda = self.device.type == "cuda"
         if controller is None:
             controller = initial_controller(system, config)
@@ -215,7 +221,8 @@ class BPTTLearner(Learner):
         """Let the engine compute the direction that a query asks for."""
         begin = time.perf_counter()
         if self._estimator is None:
-            batch_losses, passes = self._passes(query, query.rule.passes, look=query.compare)
+            with self._alike_in_all(query):
+                batch_losses, passes = self._passes(query, query.rule.passes, look=query.compare)
         else:
             batch_losses, passes = self._estimated(self._estimator, query)
         answer_directions([query], batch_losses, passes, begin)
@@ -232,14 +239,42 @@ class BPTTLearner(Learner):
         look: bool,
         show: Callable[[Trajectory], object] | None = None,
         seldom: bool = False,
-    ) -> tuple[Tensor, dict[Feedback, Tensor]]:
-        """Losses (1, B), and directions (1, n) of each pass."""
+    ) -> tuple[Tensor, Mapping[Feedback, Tensor]]:
+        """Losses (1, B), or their mean (1, 1), and directions (1, n) of each pass."""
+        batch = len(query.states)
+        mine = self._ranks.share(batch)
+        noise = None if query.noise is None else query.noise[:, mine]
         batch_losses, passes = self.choice.engine(
-            query.states, wanted, noise=query.noise, look=look, show=show, seldom=seldom
+            query.states[mine], wanted, noise=noise, look=look, show=show, seldom=seldom
         )
-        return batch_losses.unsqueeze(0), self._of_one(passes)
+        return self._ranks.joined(batch, batch_losses.unsqueeze(0), self._of_one(passes))
 
-    def _estimated(self, engine: EstimatorEngine, query: DirectionQuery) -> tuple[Tensor, dict[Feedback, Tensor]]:
+    @contextmanager
+    def _alike_in_all(self, query: DirectionQuery) -> Iterator[None]:
+        """Around the passes of an update: where processes share it, what they do not exchange must stay the same.
+
+        Looked at once an epoch, at the update that also compares R and M.
+        """
+        if self._ranks.count == 1 or not query.compare:
+            yield
+            return
+        before = {name: buffer.clone() for name, buffer in self.controller.named_buffers()}
+        random = self.random_state()
+        yield
+        changed = [name for name, one in self.controller.named_buffers() if not torch.equal(one, before[name])]
+        drawn = any(not torch.equal(one, random[name]) for name, one in self.random_state().items())
+        found = [
+            *([f"its episodes change the buffers {', '.join(changed)}"] if changed else []),
+            *(["it draws random numbers of its own; one with a noise_shape is handed them"] if drawn else []),
+            *(["hooks of its parameters would see shares of a direction"] if hooked(self.controller) else []),
+        ]
+        if found:
+            raise ValueError(
+                f"a {type(self.controller).__name__} cannot be trained by several processes as by one: "
+                f"{'; '.join(found)}. Train it in one process."
+            )
+
+    def _estimated(self, engine: EstimatorEngine, query: DirectionQuery) -> tuple[Tensor, Mapping[Feedback, Tensor]]:
         """Losses (1, B), and the estimate (1, n) in the place of the pass R."""
         batch_losses, direction = engine(query.states, noise=query.noise, look=query.compare)
         return batch_losses.unsqueeze(0), self._of_one({REGULAR: direction})
@@ -320,6 +355,24 @@ class BPTTLearner(Learner):
         super().set_random_state(state)
         if self._on_cuda and "cuda_rng_state" in state:  # not if the run was on the CPU so far
             torch.cuda.set_rng_state(state["cuda_rng_state"], self.device)
+
+
+def _check_shared(config: TrainConfig, count: int) -> None:
+    """Raise ValueError if so many processes cannot train one run together by these settings."""
+    smallest = config.train_states % config.batch_size or config.batch_size
+    if config.learner != TrainConfig.learner:
+        raise ValueError(f"a run of {config.learner} is trained by one process, not by {count}.")
+    if config.estimator != "pathwise":
+        raise ValueError(
+            f"estimator {config.estimator!r} compares the episodes of a whole batch: it is for one process, not for "
+            f"{count}."
+        )
+    if min(smallest, config.test_states) < count:
+        raise ValueError(
+            f"each of the {count} processes needs a start state of every batch and of test_states "
+            f"({config.test_states}); the smallest batch has {smallest}, as batch_size is {config.batch_size} and "
+            f"train_states {config.train_states}."
+        )
 
 
 def initial_controller(system: System, config: TrainConfig) -> Controller:

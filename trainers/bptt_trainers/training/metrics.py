@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 
 from bptt_trainers.records.curve import Curve, CurvePoint
@@ -54,6 +55,15 @@ def read_csv(path: Path) -> list[EpochMetrics]:
         RunFolderError: if it cannot be read or has other columns.
     """
     return read_rows(path, reader_of(EpochMetrics), columns=COLUMNS, cut_short=True)
+
+
+def scalars(row: EpochMetrics) -> dict[str, float]:
+    """The numbers of an epoch that are any, by the tags that TensorBoard and trackers know them by."""
+    values = {name: value for name, value in asdict(row).items() if name != "epoch" and not math.isnan(value)}
+    return {
+        f"{'loss' if name.endswith('_loss') else 'train'}/{name.removesuffix('_loss')}": value
+        for name, value in values.items()
+    }
 
 
 def learning_curve(history: Sequence[EpochMetrics]) -> Curve:

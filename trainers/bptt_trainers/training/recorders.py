@@ -29,10 +29,16 @@ RECORDERS = {
     "csv": "bptt_trainers.training.updates_csv:UpdatesCSV",
     "pictures": "bptt_trainers.figures.run_pictures:RunPictures",
     "diagnostics": "bptt_trainers.analysis.diagnostics:Diagnostics",
+    "wandb": "bptt_trainers.training.wandb:WandbTracker",
+    "mlflow": "bptt_trainers.training.mlflow:MLflowTracker",
+    "trackio": "bptt_trainers.training.trackio:TrackioTracker",
 }
 """MODULE:NAME of what makes each, a callable from a run to a `Callback`; loaded when a run asks for it."""
 
 BY_DEFAULT = ("tensorboard", "pictures")
+
+TRACKERS = ("wandb", "mlflow", "trackio")
+"""They hand on what the other recorders have drawn, so they are called after these."""
 
 _PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 _WANTED = "MODULE:NAME, such as 'my_recorders:Log', of a callable from a run to a Callback"
@@ -42,14 +48,14 @@ def register_recorder(name: str, path: str) -> None:
     """Give a recorder of your own a name, for `TrainConfig.record` and --record.
 
     Args:
-        name: a word, such as "wandb".
+        name: a word, such as "log".
         path: MODULE:NAME of a callable from a run to a `Callback`, such as a class; imported when a run asks for it.
 
     Raises:
         ValueError: if one of the two is of another form, or the name is another recorder's.
     """
     if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+", name):
-        raise ValueError(f"name must be a word, such as 'wandb'; got {checks.shown(name)}.")
+        raise ValueError(f"name must be a word, such as 'log'; got {checks.shown(name)}.")
     if not isinstance(path, str) or not _PATH.fullmatch(path):
         raise ValueError(f"path must be {_WANTED}; got {checks.shown(path)}.")
     if RECORDERS.setdefault(name, path) != path:
@@ -72,7 +78,7 @@ def recorders(run: Recorded) -> list[Callback]:
     Raises:
         ValueError: if one cannot be had, or does not suit the run.
     """
-    names = run.config.record
+    names = sorted(run.config.record, key=lambda name: name in TRACKERS)
     return [_made(name, run) for name in names if run.folder is not None or name not in BY_DEFAULT]
 
 

@@ -17,6 +17,7 @@ from bptt_trainers.training.callbacks import Callback
 from bptt_trainers.training.learner import Learner, Update
 from bptt_trainers.training.metrics import EpochMetrics
 from bptt_trainers.training.queries import LossQuery, Query
+from bptt_trainers.training.ranks import ALONE, Ranks
 from bptt_trainers.training.recorders import recorders
 
 _NAN = float("nan")
@@ -58,11 +59,13 @@ class Run:
         folder: where the books are kept; None keeps everything in memory.
         description: what config.json is to say; a folder that says something else is refused.
         callbacks: called as the run goes, before the recorders that `config` names.
+        ranks: the processes that train it together, each of which has such a run; the first has folder and recorders.
 
     Attributes:
         history: the metrics of every epoch, epoch 0 (untrained) first.
         seconds: spent on updates so far.
         best_train_loss: of all epochs so far.
+        interrupted: whether the last training ended by Ctrl-C or an error.
 
     Raises:
         TypeError, ValueError: if a callback or a recorder cannot be used.
@@ -75,16 +78,19 @@ class Run:
         folder: Books | None,
         description: Config,
         callbacks: Sequence[Callback] = (),
+        ranks: Ranks = ALONE,
     ) -> None:
         self.learner = learner
         self.config = config
-        self.folder = folder
+        self.folder = folder if ranks.first else None
+        self.ranks = ranks
         self.history: list[EpochMetrics] = []
         self.seconds = 0.0
         self.best_train_loss = math.inf
+        self.interrupted = False
         self._description = description
         self._last: Checkpoint = {}
-        self.callbacks = [*callbacks, *recorders(self)]
+        self.callbacks = [*callbacks, *(recorders(self) if ranks.first else ())]
 
     @property
     def system(self) -> System:
@@ -175,6 +181,7 @@ class Run:
             NonFiniteError, RunFolderError: as `fit`.
         """
         self.learner.begin()
+        self.interrupted = False
         yield from self._restore_or_start()
         try:
             self._call("on_fit_start")
@@ -183,6 +190,7 @@ class Run:
                 if not self._finish_epoch(metrics):
                     break
         except BaseException:
+            self.interrupted = True
             self._load(self._last)
             raise
         finally:
@@ -192,7 +200,7 @@ class Run:
     def answer(self, query: Query) -> None:
         """Compute what a query of this run's `training` asks for, within a `session`."""
         if isinstance(query, LossQuery):
-            query.loss = self.evaluate(query.states)
+            query.loss = self.ranks.mean(query.states, self.evaluate)
         else:
             self.learner.answer(query)
 
@@ -254,7 +262,7 @@ class Run:
     # Where a run stands: `_last` holds the state after the last finished epoch
 
     def _restore_or_start(self) -> Generator[Query, None, None]:
-        standing = self.check_folder()
+        standing = self._agreed(self.check_folder())
         if standing is not None:
             self.history, self._last = standing.rows, standing.last
         if self.history:
@@ -266,6 +274,15 @@ class Run:
             train_loss = yield from self._loss(self.learner.train_states)
             test_loss = yield from self._loss(self.test_states)
             self._finish_epoch(EpochMetrics(0, train_loss, test_loss, _NAN, _NAN, _NAN, 0, 0, 0.0))
+
+    def _agreed(self, standing: Standing | None) -> Standing | None:
+        """Where the run stands for all processes that train it: where the first has found it."""
+        if self.ranks.count == 1:
+            return standing
+        if self.ranks.told(self._description) != self._description:
+            raise ValueError("all processes must train the same run; this one's settings are others than the first's.")
+        self.learner.load_state_dict(self.ranks.told(self.learner.state_dict()))
+        return self.ranks.told(standing)
 
     def _state(self, metrics: EpochMetrics) -> Checkpoint:
         """The state after an epoch, as last.pt holds it."""
@@ -301,7 +318,7 @@ class Run:
         if metrics.epoch == 0:
             return True
         answers = [callback.on_epoch_end(self, metrics) for callback in self.callbacks]
-        return all(answer is not False for answer in answers)
+        return self.ranks.all(all(answer is not False for answer in answers))
 
     def _load(self, state: Checkpoint) -> None:
         self.best_train_loss = state["best_train_loss"]

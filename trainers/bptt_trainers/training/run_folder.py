@@ -17,10 +17,12 @@ from bptt_envs import DifferentiableEnv, System, Task, make_env
 from bptt_envs.checks import one_of
 from bptt_envs.registration import ENTRIES, system_class
 from bptt_envs.system import MADE_WITH
-from bptt_trainers.controllers.defaults import CONTROLLERS
+from bptt_trainers.controllers.described import described, identified
+from bptt_trainers.controllers.model_folder import is_model
+from bptt_trainers.controllers.rebuilt import KNOWN, check_size, rebuilt, take_weights
 from bptt_trainers.directions.policy_gradient import system_of
 from bptt_trainers.records.claim import in_words, plain_differences, same
-from bptt_trainers.records.files import DATA_LIMIT, RunFolderError
+from bptt_trainers.records.files import RunFolderError
 from bptt_trainers.records.plain import EVAL, code_line, content, objects_in, parts, plain, tensor_line, tensors
 from bptt_trainers.training.books import Books, Checkpoint, Config
 from bptt_trainers.training.config import ANY_TIME, TrainConfig, marked
@@ -45,7 +47,6 @@ YOUNGER = (("environment", "content"), ("controller", "dtypes"), ("controller", 
 # How much a folder, which may be a stranger's, may ask for: a layer or state of more would fill the memory
 LARGEST = {"train_states": 2**24, "test_states": 2**24, "horizon": 2**20, "seed": 2**63}
 LARGEST_OPTION = 2**12  # of the other whole numbers among the options of this package's systems
-LAYERS = 1000
 
 
 def describe(env: Any, controller: nn.Module, config: TrainConfig, own: Mapping[str, Any]) -> Config:
@@ -57,8 +58,6 @@ def describe(env: Any, controller: nn.Module, config: TrainConfig, own: Mapping[
     the same shapes is another run.
     """
     system = system_of(env)
-    spec = getattr(getattr(env, "unwrapped", None), "spec", None)  # a wrapper's is a deep copy
-    given = {} if spec is None else spec.kwargs
     asked = system.asked if isinstance(system, Task) else {}
     system = system.system if isinstance(system, Task) else system
     options = type(system).env_options()
@@ -67,22 +66,16 @@ def describe(env: Any, controller: nn.Module, config: TrainConfig, own: Mapping[
         if settings.get(name) == options.get(name):
             settings.pop(name, None)
     environment: Config = {
-        "id": None if spec is None else spec.id,
-        "options": {k: plain(v) for k, v in given.items() if k in options},
+        **identified(env),
         "system": type(system).__name__,
         "settings": settings | {k: plain(v) for k, v in asked.items()},
         "content": content(system, apart=(*settings, MADE_WITH)),
     }
-    parameters = dict(controller.named_parameters())
     description: Config = {
-        "type": type(controller).__name__,
-        "parameters": {name: list(p.shape) for name, p in parameters.items()},
-        "dtypes": {name: str(p.dtype).removeprefix("torch.") for name, p in parameters.items()},
+        **described(controller),
         "parts": _parts(controller),
         "tensors": tensors(controller),
     }
-    if type(controller) in CONTROLLERS:
-        description["settings"] = controller.settings
     return {
         "environment": environment,
         "controller": description,
@@ -152,6 +145,37 @@ def epochs_count(config: Mapping[str, Any]) -> bool:
     return training["final_learning_rate"] is not None or training["warmup"] > 0.0 or "schedule" in config["own"]
 
 
+def described_env(stored: Mapping[str, Any], whose: str, **kwargs: Any) -> DifferentiableEnv:
+    """Build the environment that a file of a stranger's may describe.
+
+    Args:
+        stored: its id and options.
+        whose: the beginning of a message, such as "runs/two was trained on".
+        kwargs: what else `make_env` takes.
+
+    Raises:
+        RunFolderError: if it was not made by a registered id.
+        ValueError: if an option is unknown, out of range or larger than a file may ask for.
+    """
+    env_id, options = stored["id"], dict(stored["options"])
+    objects = objects_in(options)
+    if objects:
+        raise RunFolderError(
+            f"{whose} {env_id} with {', '.join(objects)} among its options, which no file "
+            "holds; build the environment in Python, and hand the controller's system to load_controller."
+        )
+    if env_id not in ENTRIES or env_id not in gym.registry:
+        raise RunFolderError(
+            f"{whose} {env_id or stored['system']}, which is not registered here; import "
+            "the module that registers it (bptt: --module), or use the Python API with your own environment."
+        )
+    system_class(env_id).check_options(options, env_id)  # options only: no other system, no other code
+    if ENTRIES[env_id].system.startswith("bptt_envs."):
+        for name, value in options.items():
+            check_size(name, value, LARGEST.get(name, LARGEST_OPTION))
+    return make_env(env_id, **{**options, **kwargs})
+
+
 class RunFolder(Books):
     """Reads and writes the files of a run of `Trainer` (see `Books`), and builds from them what was trained.
 
@@ -169,6 +193,8 @@ class RunFolder(Books):
             RunFolderError: if there is none or it cannot be read.
         """
         config = super().read_config()
+        if is_model(config):
+            raise RunFolderError(f"{self.path} holds a model to share (load_pretrained), not a run.")
         parts = ("environment", "controller", "training")
         if not set(parts) <= config.keys():
             raise RunFolderError(f"{self.path} is not a run folder of the trainer: its config.json is another's.")
@@ -212,7 +238,7 @@ class RunFolder(Books):
             kind = _config_of(self.read_config())
             tuples = {one.name: tuple(stored[one.name]) for one in fields(kind) if type(stored.get(one.name)) is list}
             for name, largest in LARGEST.items():
-                _check_size(name, stored.get(name), largest)
+                check_size(name, stored.get(name), largest)
             config = kind(**(stored | tuples | {"hidden": hidden, "record": record, "out": self.path}))
         return replace(config, **changes)
 
@@ -246,24 +272,7 @@ class RunFolder(Books):
             RunFolderError: if it was not made by a registered id, or config.json cannot be used.
         """
         with self.understanding("config.json"):
-            stored = self.read_config()["environment"]
-            env_id, options = stored["id"], dict(stored["options"])
-            objects = objects_in(options)
-            if objects:
-                raise RunFolderError(
-                    f"{self.path} was trained on {env_id} with {', '.join(objects)} among its options, which no file "
-                    "holds; build the environment in Python, and hand the controller's system to load_controller."
-                )
-            if env_id not in ENTRIES or env_id not in gym.registry:
-                raise RunFolderError(
-                    f"{self.path} was trained on {env_id or stored['system']}, which is not registered here; import "
-                    "the module that registers it (bptt: --module), or use the Python API with your own environment."
-                )
-            system_class(env_id).check_options(options, env_id)  # options only: no other system, no other code
-            if ENTRIES[env_id].system.startswith("bptt_envs."):
-                for name, value in options.items():
-                    _check_size(name, value, LARGEST.get(name, LARGEST_OPTION))
-            return make_env(env_id, **options, **kwargs)
+            return described_env(self.read_config()["environment"], f"{self.path} was trained on", **kwargs)
 
     def make_controller(self, system: System) -> nn.Module:
         """Build the untrained controller of the run.
@@ -273,24 +282,16 @@ class RunFolder(Books):
         """
         with self.understanding("config.json"):
             stored = self.read_config()["controller"]
-            known = {kind.__name__: kind for kind in CONTROLLERS}
-            if stored["type"] in known and "settings" not in stored:
+            if stored["type"] in KNOWN and "settings" not in stored:
                 raise RunFolderError(
                     f"{self.path} was made by an earlier version; its controller cannot be rebuilt here."
                 )
-            if stored["type"] not in known:
+            if stored["type"] not in KNOWN:
                 raise RunFolderError(
                     f"{self.path} holds a controller of its own type, {stored['type']}; build it in Python and hand it "
                     "to load_controller(system, controller=...)."
                 )
-            kind, settings = known[stored["type"]], dict(stored["settings"])
-            _check_size("the number of hidden layers", len(settings["hidden"]), LAYERS)
-            with torch.device("meta"):  # of a stranger's widths, first how much they are
-                sketch = kind(system.observation_shape, system.action_shape, **settings)
-            if {name: list(p.shape) for name, p in sketch.named_parameters()} != stored["parameters"]:
-                raise ValueError("its controller's settings and parameters are not of the same shapes")
-            _check_size("the size of the controller", 4 * sum(p.numel() for p in sketch.parameters()), DATA_LIMIT)
-            return kind(system.observation_shape, system.action_shape, **settings)
+            return rebuilt(stored, system.observation_shape, system.action_shape)
 
     def load_controller(
         self, system: System, which: str = "best", controller: nn.Module | None = None
@@ -313,7 +314,7 @@ class RunFolder(Books):
         controller = self.make_controller(system) if controller is None else controller
         with self.understanding(f"{which}.pt"):
             weights = checkpoint["controller"]
-            _load_weights(controller, weights)
+            take_weights(controller, weights)
         if given:
             self._check_same(controller, weights)
         return controller, checkpoint
@@ -334,27 +335,6 @@ class RunFolder(Books):
                 f"{self.path} was trained with another network than the controller that is to take its weights:\n  "
                 + "\n  ".join(different)
             )
-
-
-def _load_weights(controller: nn.Module, weights: Mapping[str, Any]) -> None:
-    """Take over weights in the dtypes that they have."""
-    own = {name: one for name, one in controller.state_dict(keep_vars=True).items() if isinstance(one, Tensor)}
-    stored = {name: one for name, one in weights.items() if isinstance(one, Tensor)}
-    for name in own.keys() & stored.keys():
-        if own[name].is_floating_point() != stored[name].is_floating_point():
-            raise ValueError(f"{name} is {stored[name].dtype}, not {own[name].dtype}")
-    floating = [{one.dtype for one in of.values() if one.is_floating_point()} for of in (own, stored)]
-    if [len(dtypes) for dtypes in floating] == [1, 1]:
-        controller.to(floating[1].pop())  # with what is not in its state_dict
-    for name, one in controller.state_dict(keep_vars=True).items():
-        if name in stored and one.dtype != stored[name].dtype:
-            one.data = one.data.to(stored[name].dtype)
-    controller.load_state_dict(weights)
-
-
-def _check_size(name: str, value: Any, largest: int) -> None:
-    if type(value) is int and value > largest:
-        raise ValueError(f"{name} is {value:.3g}, more than the {largest} that a run folder may ask for")
 
 
 def _is_scalar(value: Any) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -154,7 +154,7 @@ class SHACLearner(BPTTLearner):
         look: bool,
         show: Callable[[Trajectory], object] | None = None,
         seldom: bool = False,
-    ) -> tuple[Tensor, dict[Feedback, Tensor]]:
+    ) -> tuple[Tensor, Mapping[Feedback, Tensor]]:
         return super()._passes(query, wanted, look, show if seldom else self._keep, seldom)
 
     def _keep(self, trajectory: Trajectory) -> None:

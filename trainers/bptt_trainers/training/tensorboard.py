@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import io
-import math
 import os
 import socket
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from bptt_trainers.records.files import RunFolderError, append, list_names, remove, write_atomic
 from bptt_trainers.training.callbacks import Callback
-from bptt_trainers.training.metrics import EpochMetrics
+from bptt_trainers.training.metrics import EpochMetrics, scalars
 from bptt_trainers.training.recorders import folder_of
 
 if TYPE_CHECKING:
@@ -54,14 +52,8 @@ class TensorBoardLog(Callback):
         from tensorboard.compat.proto.event_pb2 import Event  # slow to import, and not always wanted
         from tensorboard.compat.proto.summary_pb2 import Summary
 
-        values = asdict(metrics)
-        epoch = values.pop("epoch")
-        scalars = []
-        for name, value in values.items():
-            if not math.isnan(value):
-                tag = f"{'loss' if name.endswith('_loss') else 'train'}/{name.removesuffix('_loss')}"
-                scalars.append(Summary.Value(tag=tag, simple_value=value))
-        return [Event(wall_time=time.time(), step=epoch, summary=Summary(value=scalars))]
+        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars(metrics).items()]
+        return [Event(wall_time=time.time(), step=metrics.epoch, summary=Summary(value=values))]
 
     def _write(self, events: Sequence[Any], first: bool = False) -> None:
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog

@@ -19,6 +19,7 @@ from bptt_trainers.training.callbacks import Callback
 from bptt_trainers.training.config import TrainConfig
 from bptt_trainers.training.loss_terms import Regularizer
 from bptt_trainers.training.optimizer import Schedule
+from bptt_trainers.training.ranks import ALONE, Ranks
 from bptt_trainers.training.run import Run
 from bptt_trainers.training.run_folder import RunFolder, describe, epochs_count
 from bptt_trainers.training.sapo import SAPOLearner
@@ -55,6 +56,8 @@ class Trainer(Run):
         optimizer: a class of torch's kind, such as torch.optim.SGD or your own, or a callable from parameters to an
             instance, such as functools.partial(torch.optim.SGD, momentum=0.9). None: that which `config` names.
         schedule: from the share of the updates that is done, 0 <= s < 1, to a step size. None: as `config` says.
+        ranks: the processes that train this run together, from `join_ranks`: each makes such a trainer, and gets the
+            history. The first keeps the books; all call `callbacks`.
 
     Config.json records what of these is given; another set or another function is another run.
 
@@ -78,6 +81,7 @@ class Trainer(Run):
         regularizer: Regularizer | None = None,
         optimizer: Make | None = None,
         schedule: Schedule | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         config = TrainConfig() if config is None else config
         instance("config", config, TrainConfig, "a TrainConfig")
@@ -87,6 +91,7 @@ class Trainer(Run):
             config = replace(config, test_states=len(test_states))
         if controller is not None:
             instance("controller", controller, nn.Module, "a torch.nn.Module; settings are passed as config=")
+        instance("ranks", ranks, Ranks, "what join_ranks gives")
         instance("callbacks", callbacks, (list, tuple), "a list of Callback objects")
         for callback in callbacks:
             instance("callbacks", callback, Callback, "a list of Callback objects")
@@ -99,9 +104,9 @@ class Trainer(Run):
             "schedule": schedule,
         }
         given: dict[str, Any] = {name: one for name, one in own.items() if one is not None}
-        learner = LEARNERS[config.learner](system_of(env), controller, config, **given)
+        learner = LEARNERS[config.learner](system_of(env), controller, config, ranks=ranks, **given)
         folder = None if config.out is None else RunFolder(config.out)
-        super().__init__(learner, config, folder, describe(env, learner.controller, config, given), callbacks)
+        super().__init__(learner, config, folder, describe(env, learner.controller, config, given), callbacks, ranks)
 
     # What learns is the learner's
 

@@ -13,6 +13,7 @@ from bptt_envs.checks import each_once, one_of
 from bptt_envs.registration import system_class
 from bptt_envs.settings import By, Count, Positive, Seed, read
 from bptt_trainers.comparison.methods import Budget
+from bptt_trainers.host.executors import LOCAL, ExecutorName
 from bptt_trainers.host.user_code import import_module, split_id
 from bptt_trainers.tuning.space import Choice, Entry, Range, Search, search_of, tunable
 
@@ -32,7 +33,7 @@ class TuneConfig:
     """Options of the environment, the same for every trial; its objective is that which all are judged by."""
 
     module: Annotated[str | None, Suppress] = None
-    """The module that registers the environment, if that is your own; the processes of jobs import it, too."""
+    """The module that registers the environment, if that is your own."""
 
     methods: tuple[Annotated[str, By(tunable)], ...] = ("C", "PPO")
     """Methods, each with a study of its own: the rules R, M, S, C, C-turned, and those whose feedback decays or is cut,
@@ -72,7 +73,10 @@ class TuneConfig:
     learning. Needs a C++ compiler; compiled code is kept on disk."""
 
     jobs: Count = 1
-    """Processes that make trials at once, with one thread each."""
+    """Processes that make trials at once, with one thread each; of another executor, so many of its workers."""
+
+    executor: ExecutorName = LOCAL
+    """Who makes them: local (the processes above), dask:ADDRESS or slurm (docs/scaling-out.md)."""
 
     timeout: Positive | None = None
     """Minutes after which no further trial is begun. None: none."""

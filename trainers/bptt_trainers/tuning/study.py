@@ -3,37 +3,32 @@
 from __future__ import annotations
 
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import as_completed
-from contextlib import contextmanager
-from dataclasses import dataclass
-from multiprocessing import get_context
-from multiprocessing.queues import Queue
+from concurrent.futures import FIRST_COMPLETED, wait
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from bptt_envs.checks import instance
-from bptt_trainers.host.processes import end_with_parent, out_of_reach_of_the_terminal, pool
+from bptt_trainers.host.executors import LOCAL, opened
 from bptt_trainers.host.threads import threads
-from bptt_trainers.host.user_code import import_module, raised_by_user, told
+from bptt_trainers.host.work import Job
 from bptt_trainers.presets.presets import Preset
 from bptt_trainers.records.curve import CurvePoint, Report
 from bptt_trainers.records.progress import progress_bar
 from bptt_trainers.tuning.config import TuneConfig
 from bptt_trainers.tuning.outcome import Best, Study, as_row, write
 from bptt_trainers.tuning.score import LIMIT, area, best_possible, final, mean_score, score, so_far
-from bptt_trainers.tuning.store import CHECKPOINTS, FAILED, OF, SHORT, Store, Work, beating, state_of
+from bptt_trainers.tuning.store import CHECKPOINTS, FAILED, OF, SHORT, Store, Work, again, beating, state_of
 from bptt_trainers.tuning.trials import CONFIRMING, FIRST_CONFIRMING_SEED, FIRST_SEED, RefusedError, learn
 
 if TYPE_CHECKING:
     from optuna import Trial
+    from optuna.trial import FrozenTrial
 
 __all__ = ["Best", "Study", "tune"]
 
-PATIENCE = 2.0  # seconds between two looks for work while others make the last trials
+PATIENCE = 2.0  # seconds between two looks at what others make
 
 
 def tune(config: TuneConfig, progress: bool = True) -> Study:
@@ -51,32 +46,70 @@ def tune(config: TuneConfig, progress: bool = True) -> Study:
     Raises:
         DependencyNotInstalled: if optuna is not there.
         RunFolderError: if the folder holds another study, or cannot be written.
-        ChildProcessError: if a process of several was ended from outside.
+        ChildProcessError: if a process of several was ended from outside again and again.
     """
     instance("config", config, TuneConfig, "a TuneConfig")
     store = Store(config)
     end = None if config.timeout is None else time.time() + 60 * config.timeout
-    with _shown(store, progress) as show:
-        if config.jobs == 1:
+    with closing(_Teller(store, progress)) as teller:
+        if config.executor == LOCAL and config.jobs == 1:
             with threads(1):
-                _work(store, end, show)
+                _work(store, end, teller.tell)
         else:
-            _work_in_processes(config, end, show)
+            _have_made(config, end, teller.look)
     return write(store)
 
 
-@dataclass(frozen=True)
-class Note:
-    """What is said of a finished trial."""
+class _Teller:
+    """Shows a bar over the trials of all methods and a line for each that is finished, and keeps the table of them.
 
-    line: str
-    done: int  # trials of all methods
+    Args:
+        store: the trials.
+        progress: whether to show anything.
+    """
+
+    def __init__(self, store: Store, progress: bool) -> None:
+        self._store = store
+        self._progress = progress
+        self._told = {(study, one.number) for _, study, one in self._finished()}
+        config = store.config
+        total = (config.trials + config.confirm) * len(config.methods)
+        self._bar = progress_bar("trials", total, "trial", initial=len(self._told), disable=not progress)
+
+    def look(self) -> None:
+        """Tell of what was finished since the last look, by whomever."""
+        for method, study, trial in self._finished():
+            if (study, trial.number) not in self._told:
+                self._tell(method, study, trial)
+
+    def tell(self, work: Work) -> None:
+        """Tell of a trial that was finished here."""
+        self._tell(work.method, work.study, self._store.trials(work.study)[work.trial.number])
+
+    def close(self) -> None:
+        """Take the bar away."""
+        self._bar.close()
+
+    def _tell(self, method: str, study: str, trial: FrozenTrial) -> None:
+        write(self._store)
+        self._told.add((study, trial.number))
+        if self._progress:
+            self._bar.write(_line(method, trial, self._store.best(method), again=study != method), file=sys.stderr)
+        done = sum(1 for _ in self._finished())
+        self._bar.update(max(0, done - self._bar.n))
+
+    def _finished(self) -> Iterator[tuple[str, str, FrozenTrial]]:
+        """The trials that are made, of all methods, and those that are run again: with method and study."""
+        for method in self._store.config.methods:
+            yield from ((method, method, one) for one in self._store.done(method))
+            yield from ((method, again(method), one) for one in self._store.confirmed(method).values())
 
 
-Show = Callable[[Note], None]
+Finished = Callable[[Work], None]
+"""Called when a trial of this process is finished."""
 
 
-def _work(store: Store, end: float | None, show: Show) -> None:
+def _work(store: Store, end: float | None, finished: Finished) -> None:
     """Make trials until there are all, or it is time to end."""
     while end is None or time.time() < end:
         work = store.take()
@@ -88,8 +121,7 @@ def _work(store: Store, end: float | None, show: Show) -> None:
         with beating(work.trial):
             made = _make(store, work) if work.study == work.method else _make_again(store, work)
         if store.finish(work, *made):
-            write(store)
-            show(_note(store, work))
+            finished(work)
 
 
 def _make(store: Store, work: Work) -> tuple[float | None, dict[str, Any]]:
@@ -177,86 +209,31 @@ class _Reports:
         return not self.pruned
 
 
-def _note(store: Store, work: Work) -> Note:
-    method, number = work.method, work.trial.number
-    trial, best = store.trials(work.study)[number], store.best(method)
+def _line(method: str, trial: FrozenTrial, best: FrozenTrial | None, again: bool) -> str:
+    """What is said of a finished trial."""
     state = state_of(trial)
     what = {"failed": f"failed: {trial.user_attrs.get(FAILED)}", "complete": f"score {trial.value or 0.0:.3f}"}
     best_words = "none yet" if best is None else f"{best.value:.3f} (trial {best.number})"
     seconds = trial.user_attrs.get("seconds", 0.0)
-    name = f"{method} trial {number}" if work.study == method else f"{method} trial {trial.user_attrs[OF]} again"
-    line = f"{name}: {what.get(state, state)}, {seconds:.1f} s; best {best_words}"
-    return Note(line, _done(store))
-
-
-def _done(store: Store) -> int:
-    """Trials that are made, of all methods, and of those that are run again."""
-    return sum(len(store.done(one)) + len(store.confirmed(one)) for one in store.config.methods)
-
-
-@contextmanager
-def _shown(store: Store, progress: bool) -> Iterator[Show]:
-    """A bar over the trials of all methods, and a line for each that is finished here."""
-    config = store.config
-    bar = progress_bar(
-        "trials",
-        (config.trials + config.confirm) * len(config.methods),
-        "trial",
-        initial=_done(store),
-        disable=not progress,
-    )
-
-    def show(note: Note) -> None:
-        if progress:
-            bar.write(note.line, file=sys.stderr)
-        bar.update(max(0, note.done - bar.n))
-
-    try:
-        yield show
-    finally:
-        bar.close()
+    name = f"{method} trial {trial.user_attrs[OF]} again" if again else f"{method} trial {trial.number}"
+    return f"{name}: {what.get(state, state)}, {seconds:.1f} s; best {best_words}"
 
 
 # Several processes
 
 
-def _work_in_processes(config: TuneConfig, end: float | None, show: Show) -> None:
-    with out_of_reach_of_the_terminal():  # it starts a process, too
-        notes: Queue[Any] = get_context("spawn").Queue()
-
-    def watch() -> None:
-        for note in iter(notes.get, None):
-            show(note)
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        with pool(config.jobs, _begin, (notes, config.module)) as submit:
-            for done in as_completed([submit(_work_of_child, config, end) for _ in range(config.jobs)]):
-                done.result()
-    finally:
-        notes.cancel_join_thread()  # a process that was ended as it wrote may have left the queue locked for good
-        notes.put(None)
-        watcher.join(timeout=2.0)
+def _have_made(config: TuneConfig, end: float | None, look: Callable[[], None]) -> None:
+    """Have trials made by as many workers as are wanted, and look at what they make."""
+    with opened(config.executor, config.jobs, config.out) as workers:
+        names = [f"worker {i + 1} of {config.jobs}" for i in range(config.jobs)]
+        under_way = {workers.submit(Job(name, _make_trials, config, end, env=config.env)) for name in names}
+        while under_way:
+            done, under_way = wait(under_way, PATIENCE, FIRST_COMPLETED)
+            look()
+            for one in done:
+                one.result()
 
 
-_notes: Queue[Note] | None = None  # of a child: where it reports to
-
-
-def _begin(notes: Queue[Note], module: str | None) -> None:
-    global _notes
-    _notes = notes
-    end_with_parent()
-    torch.set_num_threads(1)
-    if module is not None:
-        import_module(module)
-
-
-def _work_of_child(config: TuneConfig, end: float | None) -> None:
-    assert _notes is not None
-    try:
-        _work(Store(config), end, _notes.put)
-    except Exception as error:
-        if raised_by_user(error):  # told here, as its traceback does not reach the parent
-            raise ChildProcessError(told(error)) from None
-        raise
+def _make_trials(config: TuneConfig, end: float | None) -> None:
+    """What a worker does; whoever has sent it tells of it, from the trials."""
+    _work(Store(config), end, lambda work: None)

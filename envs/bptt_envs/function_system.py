@@ -1,0 +1,98 @@
+"""A system whose physics is somebody else's: a function, a world model, an environment of another library."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from bptt_envs import checks
+from bptt_envs.system import Bound, System
+
+Transition = Callable[[Tensor, Tensor], Tensor]
+"""From states (B, *state_shape) and bounded actions (B, *action_shape) to the next states."""
+
+Start = Callable[[int, torch.Generator, torch.dtype], Tensor]
+"""From a number B, a generator and a dtype to start states, (B, *state_shape), drawn from the generator only."""
+
+
+class FunctionSystem(System):
+    """A system made of functions, for physics that is at hand already.
+
+    Its slopes are those that autograd finds in the function: `linearize` and `pullback` are the defaults, a backward
+    pass for each vector. Whatever takes a `System` takes it: environments, trainers, `check_system`, `Task`.
+
+    Args:
+        step: from states (B, *state_shape) and bounded actions (B, *action_shape) to the next states, differentiable.
+            Of an `nn.Module`, such as a world model, the parameters count as constants, as they are at the time, in
+            the dtype of the states: no gradient reaches them through the physics, and whoever trains them goes on
+            doing so.
+        start: draws start states: (number, generator, dtype) -> (number, *state_shape), on the generator's device.
+        cost: what a state costs, (B, *state_shape) -> (B,): at the last step with objective "final", as the mean over
+            the steps with "continuous". A `Task` has costs of other forms.
+        state_shape: shape of one state.
+        action_shape: shape of one action.
+        horizon: steps of an episode.
+        dt: duration of a step.
+        objective: "final" or "continuous".
+        max_action: every action component is clamped to [-max_action, max_action]; None leaves it unbounded.
+        action_low: instead, the least value of every action component, or of each.
+        action_high: the same for the largest.
+
+    Raises:
+        ValueError: if an argument is out of range; the message names it.
+        TypeError: if a function is none.
+    """
+
+    def __init__(
+        self,
+        *,
+        step: Transition,
+        start: Start,
+        cost: Callable[[Tensor], Tensor],
+        state_shape: Sequence[int],
+        action_shape: Sequence[int],
+        horizon: int,
+        dt: float = 1.0,
+        objective: str = "final",
+        max_action: float | None = None,
+        action_low: Bound = None,
+        action_high: Bound = None,
+    ) -> None:
+        for name, function in {"step": step, "start": start, "cost": cost}.items():
+            if not callable(function):
+                raise TypeError(f"{name} must be a function; got {checks.shown(function)}.")
+        self.state_shape = checks.shape("state_shape", state_shape)
+        self.action_shape = checks.shape("action_shape", action_shape)
+        super().__init__(
+            horizon=horizon,
+            dt=dt,
+            objective=objective,
+            max_action=max_action,
+            action_low=action_low,
+            action_high=action_high,
+        )
+        self.transition, self.start, self.cost = step, start, cost
+
+    def step(self, state: Tensor, action: Tensor) -> Tensor:
+        """What the function gives for the states and actions."""
+        if isinstance(self.transition, nn.Module):
+            held = {**dict(self.transition.named_parameters()), **dict(self.transition.named_buffers())}
+            constants = {name: _as_constant(one, state.dtype) for name, one in held.items()}
+            return functional_call(self.transition, constants, (state, action))  # type: ignore[no-any-return]
+        return self.transition(state, action)
+
+    def initial_states(self, batch: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
+        """What `start` draws."""
+        return self.start(batch, generator, dtype)
+
+    def state_cost(self, state: Tensor) -> Tensor:
+        """What `cost` says."""
+        return self.cost(state)
+
+
+def _as_constant(held: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor without gradients; floating-point numbers in the dtype."""
+    return held.detach().to(dtype) if held.is_floating_point() else held

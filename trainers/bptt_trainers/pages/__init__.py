@@ -1,0 +1,1 @@
+"""Pages for a browser: a run or a comparison as one file that needs no other."""
