@@ -33,10 +33,13 @@ from bptt_envs.systems import (
     guidance,
 )
 from bptt_trainers import MLP, TrainConfig, Trainer, default_controller
+from bptt_trainers.directions import perceptron
 from bptt_trainers.directions.adjoint import AdjointEngine
 from bptt_trainers.directions.compiled import CompiledEngine, _length
 from bptt_trainers.directions.policy_gradient import choose_engine, stacked_engine
+from bptt_trainers.directions.rollout import rollout
 from bptt_trainers.directions.rules import MODIFIED, REGULAR, STOPPED, Feedback
+from bptt_trainers.directions.stacked import StackedEngine
 
 PASSES = (REGULAR, MODIFIED)
 NUMBERS = [torch.tensor([0.5, 1.5, 2.0]), torch.tensor([2.0, 1.5, 0.5])]
@@ -155,6 +158,35 @@ def test_compiled_directions_are_those_of_the_adjoint_engine(system, device, mon
     if recorded:  # an operation that is in none of the compiled ones might be one that cannot be compiled
         new = operations(*compiled._programs.values()) - request.getfixturevalue("compiled_operations")
         assert not new, f"{type(system).__name__} needs {new}, which is not compiled yet: add it to of_others"
+
+
+@pytest.mark.parametrize("kept", [2**26, 1])
+@pytest.mark.usefixtures("two_steps")
+def test_closed_forms_in_programs_are_those_of_the_adjoint_engine_alone_and_stacked(kept, monkeypatch):
+    monkeypatch.setattr("bptt_trainers.directions.compiled.Program", Recorded)
+    monkeypatch.setattr(perceptron, "KEPT_NUMBERS", kept)
+    system = QuantumControl(horizon=5, n_points=16)  # of which a step is left over after programs of two
+    controller = default_controller(system, hidden=(5, 4)).double()
+    states = system.initial_states(3, torch.Generator().manual_seed(0), torch.float64)
+    engine = AdjointEngine(system, controller)
+    compiled = CompiledEngine(engine)
+    assert compiled._perceptron is not None
+    for _ in range(2):
+        losses, expected = engine(states, PASSES)
+        found_losses, found = compiled(states, PASSES)
+        torch.testing.assert_close(found_losses, losses)
+        assert_same(found, expected, 1e-10)
+        trajectory = rollout(system, controller, states)  # of which nothing is kept
+        assert_same(compiled.backward(trajectory, PASSES), expected, 1e-10)
+        with torch.no_grad():
+            for parameter in controller.parameters():
+                parameter.mul_(1.1)
+    parameters = {name: torch.stack([p, 0.9 * p]).detach() for name, p in controller.named_parameters()}
+    both = torch.stack([states, states + 0.01])
+    expected = StackedEngine(system, controller)(parameters, both, PASSES)
+    found = StackedEngine(system, controller, compile=True)(parameters, both, PASSES)
+    torch.testing.assert_close(found[0], expected[0])
+    assert_same(found[1], expected[1], 1e-10)
 
 
 @needs_compiler

@@ -130,7 +130,7 @@ class CompiledEngine:
             if perceptron is None or not part.module.keeps:
                 return []
             if buffers is not None:
-                return at(buffers, slice(start, start + steps))
+                return [one.contiguous() for one in at(buffers, slice(start, start + steps))]
             order = RowOrder(steps, engine.members)
             states = order.by_member(trajectory.states[start : start + steps].flatten(0, 1))
             return perceptron.anew().run(engine.system.observe(states))
