@@ -158,7 +158,8 @@ class Program:
                     f"input {i} of a program must be of shape {tuple(shape)}, {dtype}, on {device}, like the one that "
                     f"it was made with; got shape {tuple(one.shape)}, {one.dtype}, on {one.device}."
                 )
-            laid_out.append(one.new_empty_strided(shape, stride).copy_(one.detach()))
+            fits = one.stride() == stride
+            laid_out.append(one if fits else one.new_empty_strided(shape, stride).copy_(one.detach()))
         return laid_out
 
 

@@ -1,5 +1,7 @@
 """Executors: who trains does not change what comes of it, and a worker that dies costs its run's current epoch."""
 
+import importlib
+import multiprocessing
 import os
 import shutil
 import signal
@@ -19,7 +21,7 @@ from bptt_trainers.cli import main
 from bptt_trainers.comparison.compare import ComparisonConfig, compare
 from bptt_trainers.comparison.methods import BPTT
 from bptt_trainers.comparison.runs import member_folder
-from bptt_trainers.host import processes, slurm_jobs
+from bptt_trainers.host import processes, slurm_jobs, user_code
 from bptt_trainers.host.executors import executor_name, opened
 from bptt_trainers.host.work import Job
 from bptt_trainers.tuning.config import TuneConfig
@@ -162,6 +164,80 @@ def test_a_process_that_is_killed_is_replaced_and_its_work_begun_again(monkeypat
     assert not kill.exists()
 
 
+@pytest.fixture
+def theirs(tmp_path, monkeypatch):
+    """Two folders with a module of one name, which a process like a long-lived worker takes work of."""
+    monkeypatch.setattr(user_code, "_taken", {})
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.chdir(tmp_path)
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "their_envs.py").write_text(THEIRS.format(name))
+    yield tmp_path
+    for registry in (ENTRIES, gym.registry):
+        registry.pop("Their-v0", None)
+    sys.modules.pop("their_envs", None)
+
+
+THEIRS = """
+import bptt_envs
+from bptt_envs.systems import Integrator
+
+class Their(Integrator):
+    says = {!r}
+
+bptt_envs.register("Their-v0", "their_envs:Their", "one of theirs", reward_threshold=-0.5)
+"""
+
+
+def job(folder, monkeypatch):
+    """What a process that reads the module of a folder for the first time hands out."""
+    for registry in (ENTRIES, gym.registry):
+        registry.pop("Their-v0", None)
+    sys.modules.pop("their_envs", None)
+    with monkeypatch.context() as here:
+        here.setattr(sys, "path", [str(folder), *sys.path])
+        importlib.invalidate_caches()
+        importlib.import_module("their_envs")
+        made = Job("theirs", says, env="Their-v0")
+        sys.modules.pop("their_envs")
+        return made
+
+
+def says():
+    return gym.make("Their-v0").unwrapped.system.says, gym.spec("Their-v0").reward_threshold
+
+
+def test_a_process_takes_the_code_that_each_work_was_handed_out_with(theirs, monkeypatch):
+    two = job(theirs / "two", monkeypatch)
+    (theirs / "one" / "their_envs.py").write_text(THEIRS.format("edited"))
+    edited = job(theirs / "one", monkeypatch)
+    for registry in (ENTRIES, gym.registry):
+        registry.pop("Their-v0", None)
+    assert two() == ("two", -0.5)
+    assert edited() == ("edited", -0.5)
+    assert edited() == ("edited", -0.5)
+    assert two() == ("two", -0.5)
+
+
+def test_work_that_is_abandoned_leaves_the_processes_of_others_alone(tmp_path):
+    other = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(30,))
+    other.start()
+    try:
+        with opened("local", 1, tmp_path) as workers:
+            assert workers.submit(Job("once", exec, "pass")).result() is None
+            workers.abandon()  # as after Ctrl-C
+        assert other.is_alive()
+    finally:
+        other.kill()
+
+
+def test_a_file_of_a_scheduler_that_is_not_there_is_told_at_once(tmp_path):
+    pytest.importorskip("distributed")
+    with pytest.raises(ConnectionError, match="there is no file nowhere"), opened("dask:nowhere.json", 1, tmp_path):
+        pass
+
+
 @pytest.mark.parametrize(("executor", "module"), [("dask:tcp://there:8786", "distributed"), ("slurm", "submitit")])
 def test_an_executor_without_its_library_is_refused_with_the_extra(executor, module, monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(sys.modules, module, None)
@@ -198,9 +274,10 @@ def test_jobs_of_slurm_are_one_array_with_the_settings_that_were_given(tmp_path,
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setattr(slurm_jobs, "EVERY", 0.05)
     executor = "slurm:partition=cpu,account=us,timeout_min=90,mem_gb=3,cpus_per_task=2,at_once=1"
+    jobs = [Job(f"C seed {number}", print) for number in range(2)]
     with opened(executor, 1, tmp_path) as workers:
-        for number in range(2):
-            workers.submit(Job(f"C seed {number}", print))
+        for work in jobs:  # at once: what is handed in together is one array
+            workers.submit(work)
         deadline = time.monotonic() + 60
         while not list(tmp_path.glob("jobs/12_1_submitted.pkl")) and time.monotonic() < deadline:
             time.sleep(0.05)

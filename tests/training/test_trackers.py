@@ -227,6 +227,23 @@ def test_a_server_that_does_not_answer_is_a_warning(nothing_said, tmp_path, monk
     assert not (tmp_path / "run" / "mlflow.json").exists()
 
 
+def test_one_process_at_a_time_makes_the_file_of_mlflow(nothing_said, stores, tmp_path, monkeypatch):
+    import mlflow
+    from filelock import FileLock, Timeout
+
+    path, make = stores / "mlflow.db", mlflow.MlflowClient
+
+    def alone():
+        with pytest.raises(Timeout):
+            FileLock(f"{path}.lock", timeout=0.0).acquire()
+        return make()
+
+    monkeypatch.setattr(mlflow, "MlflowClient", alone)
+    trainer(tmp_path / "run", "mlflow").fit()
+    assert (tmp_path / "run" / "mlflow.json").exists()
+    FileLock(f"{path}.lock", timeout=0.0).acquire().lock.release()
+
+
 @pytest.mark.parametrize("said", ['{"run": "../another", "epoch": 1}', '{"run": "one"}', "[]", "{"])
 def test_a_damaged_or_hostile_note_of_the_trackers_run_is_a_warning(tmp_path, said):
     trainer(tmp_path).fit()

@@ -147,10 +147,11 @@ class CompiledEngine:
             adjoint, products = sweep.start.contiguous(), [by_name[name] for name in engine.names]
             deviations.append(deviation)
         program = self._program(part)
-        for start in range(horizon - rest - length, -1, -length):
+        for i, start in enumerate(range(horizon - rest - length, -1, -length)):
+            run = program if i < 2 else program.again  # the first adjoint comes from elsewhere
             states, actions = trajectory.states[start : start + length + 1], trajectory.actions[start : start + length]
             given = *open_from(start, length), *kept_from(start, length)
-            adjoint, deviation, *more = program(states, actions, adjoint, *given, *tensors)
+            adjoint, deviation, *more = run(states, actions, adjoint, *given, *tensors)
             deviations.append(deviation)
             if products:
                 torch._foreach_add_(products, more)

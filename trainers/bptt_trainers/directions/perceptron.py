@@ -238,12 +238,15 @@ def _run_of(module: nn.Linear | StackedLinear, weight: Tensor, scale: int) -> Ca
 
 
 def _fused_run_of(module: nn.Linear | StackedLinear, weight: Tensor, scale: int) -> Callable[..., Tensor]:
-    """As `_run_of`, the bias among what a compiler does to each number; torch itself copies it for each row first."""
+    """As `_run_of`, the bias among what a compiler does to each number; torch itself copies it for each row first.
+
+    So is the product with the weights of a single number that is given.
+    """
     shift = None if module.bias is None else scale * module.bias.detach().unsqueeze(-2)
-    weight = weight.mT
 
     def run(given: Tensor, out: None) -> Tensor:
-        met = given @ weight if scale == 1 else scale * (given @ weight)  # torch's compiler would drop an alpha
+        met = (given * weight).sum(-1, keepdim=True) if weight.shape[-2] == 1 else given @ weight.mT
+        met = met if scale == 1 else scale * met  # torch's compiler would drop an alpha
         return met if shift is None else met + shift
 
     return run
