@@ -134,6 +134,16 @@ def test_every_page_has_its_place_on_the_site():
     assert missing == set(), "add these to a toctree of docs/index.md"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_cells_are_in_tutorials_which_the_site_runs_and_only_there(page):
+    cells = [b for b in blocks(page) if b.language == "{code-cell} ipython3"]
+    is_tutorial = page.parent == SITE / "tutorials"
+    assert bool(cells) == is_tutorial
+    assert page.read_text(encoding="utf-8").startswith("---\njupytext:") == is_tutorial
+    for cell in cells:
+        compile(re.sub(r"^%.*", "", cell.code, flags=re.M), str(page), "exec")
+
+
 @pytest.mark.parametrize("package", [bptt_envs, bptt_trainers, bptt_envs.systems], ids=lambda package: package.__name__)
 def test_every_public_name_has_its_place_in_the_reference(package):
     text = "".join(page.read_text() for page in (SITE / "reference").glob("*.md"))

@@ -57,6 +57,7 @@ from bptt_trainers import (
     default_controller,
     diagnose,
     held_out_states,
+    join_ranks,
     losses,
     policy_gradient,
     rollout,
@@ -265,22 +266,10 @@ def assert_same(stored, given):
 
 
 CONFIGS = (TrainConfig, BenchmarkConfig, ScalingConfig, FieldsConfig, StudyConfig, *PLANNERS.values())
-SYSTEMS = (CartPole, MultiPole, ChainedPendulum, Integrator, LQR, Quadrotor, QuantumControl, Guidance)
-SYSTEMS = (CartPole, MultiPole, ChainedPendulum, Integrator, LQR, QuantumControl, Guidance, Hopper)
 SYSTEMS = (
-    CartPole,
-    MultiPole,
-    ChainedPendulum,
-    Integrator,
-    LQR,
-    QuantumControl,
-    Guidance,
-    Heat,
-    Burgers,
-    KuramotoSivashinsky,
+    *(CartPole, MultiPole, ChainedPendulum, Quadrotor, Hopper, BouncingBall, Pusher, QuantumControl, Guidance),
+    *(Integrator, LQR, Heat, Burgers, KuramotoSivashinsky),
 )
-SYSTEMS = (CartPole, MultiPole, ChainedPendulum, BouncingBall, Pusher, Integrator, LQR, QuantumControl, Guidance)
-SYSTEMS = (CartPole, MultiPole, ChainedPendulum, Integrator, LQR, Quadrotor, QuantumControl, Guidance, Hopper)
 SETTINGS = [(config, one.name) for config in CONFIGS for one in fields(config)]
 OPTIONS = [(system, name) for system in SYSTEMS for name in system.options()]
 WIDER = ("max_force", "max_control")  # kept as max_action
@@ -301,7 +290,8 @@ def test_an_option_of_a_system_is_a_plain_value_of_its_type_or_refused_by_name(v
     for system, name in OPTIONS:
         given = HOSTILE[value]()
         no, made = refused(lambda: system(**{name: given}), name)  # noqa: B023, called at once
-        if not no and not (system is LQR and name in "A B Q R Q_T"):
+        by_default = given is None and system.options()[name] is None  # which may stand for a number
+        if not no and not by_default and not (system is LQR and name in "A B Q R Q_T"):
             assert_same(getattr(made, "max_action" if name in WIDER else name), given)
 
 
@@ -466,6 +456,8 @@ DOORS = [
     ("callbacks", lambda v: Trainer(cart_pole(), None, TINY, v), {"[]", "()"}),
     ("optimizer", lambda v: Trainer(cart_pole(), None, TINY, optimizer=v), {"None"}),
     ("schedule", lambda v: Trainer(cart_pole(), None, TINY, schedule=v), {"None", "lambda", "type"}),
+    ("ranks", lambda v: Trainer(cart_pole(), None, TINY, ranks=v), set()),
+    ("device", lambda v: join_ranks(v), set()),
     ("callbacks", lambda v: Ensemble(cart_pole(), [TINY], v), {"[]", "()"}),
     ("system", lambda v: RLView(v), set()),
     ("system", lambda v: Task(v), set()),

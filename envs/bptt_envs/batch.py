@@ -104,7 +104,12 @@ class Batch(Differentiable):
         ended = self._over.copy()
         restarts = _any(ended)
         step = stepped if self._compiled is None else self._compiled
-        self._state, reward, observed, over = step(self.system, self._current_state(), actions)
+        before, starts = self._current_state(), None
+        if restarts:  # next-step autoreset: this step is the reset of the episodes that ended before it, and what the
+            assert self._generator is not None  # physics makes of them is dropped; an end may be where it has no slope
+            starts = self._drawn(self.num_envs, self._generator)
+            before = torch.where(self._rows(ended), starts, before)
+        self._state, reward, observed, over = step(self.system, before, actions)
         self._steps += 1
         terminated = self._steps == self.horizon
         terminated = terminated if over is None else terminated | over.cpu().numpy()
@@ -113,8 +118,8 @@ class Batch(Differentiable):
             last = self._rows(terminated, 1)
             (paying,) = while_going_on(~last, self._state)  # no slope of the cost where it is not paid
             reward = torch.where(last, reward + self.final_reward(paying), reward)
-        if restarts:  # next-step autoreset: this step is the reset of the episodes that ended before it
-            self._restart(ended)
+        if restarts:
+            self._restart(ended, starts)
             observed = self.observe(self._current_state())
             reward = reward.masked_fill(self._rows(ended, 1), 0.0)
             terminated[ended] = False
@@ -132,9 +137,12 @@ class Batch(Differentiable):
                 'reset them first, with reset(options={"reset_mask": ...}).'
             )
 
-    def _restart(self, mask: np.ndarray) -> None:
-        assert self._generator is not None
-        self._state = torch.where(self._rows(mask), self._drawn(self.num_envs, self._generator), self._current_state())
+    def _restart(self, mask: np.ndarray, starts: Tensor | None = None) -> None:
+        """Begin new episodes where a mask holds, from `starts`, (N, *state_shape); None: from states drawn now."""
+        if starts is None:
+            assert self._generator is not None
+            starts = self._drawn(self.num_envs, self._generator)
+        self._state = torch.where(self._rows(mask), starts, self._current_state())
         self._steps[mask] = 0
         self._over[mask] = False
 

@@ -45,6 +45,10 @@ COMPILER_SETTINGS = {
     "compile_threads": 1,
 }
 
+# The way from a recorded function to a library goes through what torch keeps to itself, as it is from this version on;
+# what runs uncompiled, or as a CUDA graph, needs none of it.
+OLDEST_TORCH = (2, 13)
+
 ENTRY = "inductor_entry_cpp"  # the function of a compiled library
 SUFFIX = importlib.machinery.EXTENSION_SUFFIXES[-1]  # of its file
 
@@ -169,10 +173,11 @@ class Order:
         constants: further inputs of the recorded graph.
 
     Raises:
-        CompilerError: if it cannot be recorded, or somebody else could put code into the folder.
+        CompilerError: if torch is too old, it cannot be recorded, or somebody else could put code into the folder.
     """
 
     def __init__(self, function: Callable[..., Tensors], inputs: Sequence[Tensor]) -> None:
+        _check_torch()
         self.folder = cache_folder()
         _make_own(self.folder)
         inputs = [one.detach().clone() for one in inputs]  # without gaps, as a program has them laid out
@@ -237,6 +242,16 @@ def _forms(tensors: Sequence[Tensor]) -> tuple[list[Any], ...]:
     """Shapes, strides, dtypes and devices: a list of each is faster than a tuple for each tensor."""
     shapes, strides = [one.shape for one in tensors], [one.stride() for one in tensors]
     return shapes, strides, [one.dtype for one in tensors], [one.device for one in tensors]
+
+
+def _check_torch() -> None:
+    """Raise CompilerError if this torch is older than what compiling was written for."""
+    found = tuple(map(int, torch.__version__.split("+")[0].split(".")[:2]))
+    if found < OLDEST_TORCH:
+        raise CompilerError(
+            f"compile=True needs torch {'.'.join(map(str, OLDEST_TORCH))} or a later one; this is torch "
+            f"{torch.__version__}. Install a newer one, or use compile=False."
+        )
 
 
 def _make_own(path: Path) -> None:

@@ -107,7 +107,7 @@ class TorchVectorEnv(Batch):
         with own_surroundings(self.dtype, self.device), self._gradients():
             observed, reward, terminated, ends = self._advance(actions.to(self.dtype))
             self._losses = self._losses - reward.detach()
-            infos = {"loss": self._losses}
+            infos = {"loss": self._losses.clone()}
             if ends and self.autoreset_mode is AutoresetMode.SAME_STEP:
                 infos["final_obs"] = observed
                 self._restart(terminated)
@@ -132,8 +132,8 @@ class TorchVectorEnv(Batch):
             )
         return begun.clone() if self.differentiable else begun.detach().clone()
 
-    def _restart(self, mask: Any) -> None:
-        super()._restart(mask)
+    def _restart(self, mask: Any, starts: Tensor | None = None) -> None:
+        super()._restart(mask, starts)
         self._losses = self._losses.masked_fill(self._rows(mask, 1), 0.0)
 
 
@@ -163,6 +163,8 @@ def make_torch(
         TypeError: if it is none with a differentiable system.
         ValueError: if an argument or an option is unknown or out of range.
     """
+    for name in {"compile", "render_mode"} & options.keys():
+        raise ValueError(f"options must be those of the environment: in tensors it takes no {name}.")
     return TorchVectorEnv(
         make_env(env_id, **options).system,
         num_envs,

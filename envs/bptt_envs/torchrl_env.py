@@ -91,6 +91,9 @@ class TorchRLEnv(EnvBase):  # type: ignore[misc]
             options["reset_mask"] = mask.reshape(-1)
         if isinstance(options.get("state"), Tensor):
             states = options["state"]
+            if states.shape[: len(self.batch_size)] != self.batch_size:
+                wanted = (*self.batch_size, *self.batch.system.state_shape)
+                raise ValueError(f"state must be {wanted}, one for each environment; got {tuple(states.shape)}.")
             options["state"] = states.reshape(self.batch.num_envs, *states.shape[len(self.batch_size) :])
         seed, self._seed = self._seed, None
         observed, _ = self.batch.reset(seed=seed, options=options)

@@ -190,8 +190,8 @@ class DifferentiableVectorEnv(Batch, VectorEnv[np.ndarray, np.ndarray, np.ndarra
     def _given_states(self, states: Any, generator: torch.Generator) -> Tensor:
         return as_states(states, self.system, generator, self.num_envs)
 
-    def _restart(self, mask: np.ndarray) -> None:
-        super()._restart(mask)
+    def _restart(self, mask: np.ndarray, starts: Tensor | None = None) -> None:
+        super()._restart(mask, starts)
         if self._action is not None:  # the action of the episode before is not drawn into the new one
             self._action = self._action.masked_fill(self._rows(mask, self._action.dim()), 0.0)
         self._losses[mask] = 0.0

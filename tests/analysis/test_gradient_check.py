@@ -17,7 +17,7 @@ from bptt_trainers.analysis.gradient_figure import gradient_figure
 from bptt_trainers.analysis.growth import feedback, stretches
 from bptt_trainers.analysis.influence import influence
 from bptt_trainers.analysis.update_cost import update_costs
-from bptt_trainers.directions import adjoint
+from bptt_trainers.directions import perceptron
 from bptt_trainers.directions.adjoint import AdjointEngine
 from bptt_trainers.figures.style import save_figure
 
@@ -453,7 +453,7 @@ def test_stretches_are_singular_values_of_the_steps(episode):
 
 
 def test_bytes_of_autograd_grow_with_the_horizon_and_those_of_the_adjoint_engine_to_a_bound(monkeypatch):
-    monkeypatch.setattr(adjoint, "KEPT_NUMBERS", 1024 * 32 * 10)
+    monkeypatch.setattr(perceptron, "KEPT_NUMBERS", 1024 * 32 * 10)
     peaks = {}
     for horizon in (50, 100):
         system = Integrator(horizon=horizon)

@@ -528,14 +528,13 @@ def test_demo_compares_and_animates(bptt, monkeypatch):
 # Ctrl-C and kill
 
 
-def test_ctrl_c_in_a_comparison_names_the_same_command(bptt):
-    command = COMPARE.replace("1600", "1600000") + " --methods C --seeds 0"
-    process = start(command)
-    wait_for_epochs(Path("runs/comparison/runs/C-seed0"), 1, process)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "Traceback" not in said
+def test_ctrl_c_in_a_comparison_names_the_same_command(bptt, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bptt_trainers.training.ensemble.Ensemble.fit", interrupted)
+    command = f"{COMPARE} --methods C --seeds 0"
+    said = bptt(command, code=130)
     assert shlex.split(said.splitlines()[-1]) == ["bptt", *shlex.split(command)]
 
 

@@ -119,3 +119,17 @@ def test_a_run_of_reinforcement_learning_is_refused_in_words(tmp_path, capsys):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text('{"method": "PPO"}')
     assert "huggingface_sb3" in bptt(f"share {tmp_path / 'run'} --out {tmp_path / 'model'}", capsys, 2)
+
+
+@pytest.mark.parametrize("name", ["", "bad name/x y", "a/b/c"])
+def test_a_name_that_the_hub_does_not_take_is_refused_before_anything_is_written(comparison, tmp_path, capsys, name):
+    line = f"share {comparison / 'runs' / 'M-seed0'} --out {tmp_path / 'model'} --push-to {shlex.quote(name)}"
+    assert "--push-to must be a name on the hub" in bptt(line, capsys, code=2)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_model_is_no_run_and_its_commands_say_so(comparison, tmp_path, capsys):
+    model = tmp_path / "model"
+    bptt(f"share {comparison / 'runs' / 'M-seed0'} --out {model}", capsys)
+    for line in (f"resume {model}", f"report {model}", f"share {model} --out {tmp_path / 'again'}"):
+        assert "holds a model to share" in bptt(line, capsys, code=1)

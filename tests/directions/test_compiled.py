@@ -1,5 +1,6 @@
 """The compiled engine computes what the adjoint engine does; programs are compiled once and kept."""
 
+import math
 import os
 import shutil
 from dataclasses import replace
@@ -32,10 +33,13 @@ from bptt_envs.systems import (
     guidance,
 )
 from bptt_trainers import MLP, TrainConfig, Trainer, default_controller
+from bptt_trainers.directions import perceptron
 from bptt_trainers.directions.adjoint import AdjointEngine
 from bptt_trainers.directions.compiled import CompiledEngine, _length
 from bptt_trainers.directions.policy_gradient import choose_engine, stacked_engine
+from bptt_trainers.directions.rollout import rollout
 from bptt_trainers.directions.rules import MODIFIED, REGULAR, STOPPED, Feedback
+from bptt_trainers.directions.stacked import StackedEngine
 
 PASSES = (REGULAR, MODIFIED)
 NUMBERS = [torch.tensor([0.5, 1.5, 2.0]), torch.tensor([2.0, 1.5, 0.5])]
@@ -55,7 +59,7 @@ def assert_same(found, expected, tolerance):
 
 
 LONG = bool(os.environ.get("BPTT_TEST_LONG"))
-COMPILED = (Guidance,)  # by products; CartPole, by dense Jacobians, is compiled below; each takes some 15 s
+COMPILED = (Guidance,)  # by products; dense Jacobians are compiled in a stack below and in test_tasks.py; each 10 s
 
 
 def is_compiled(system):
@@ -118,7 +122,7 @@ def compiled_operations():
         patch.setattr("bptt_trainers.directions.compiled.Program", Recorded)
         patch.setattr(guidance, "PAIRS_AT_ONCE", 2 * 5**2)
         seen = operations(Recorded(of_others, NUMBERS))
-        cart_pole = CartPole(horizon=2, max_force=3.0, objective="continuous")
+        cart_pole = CartPole(horizon=2, max_force=3.0, objective="continuous")  # that of the stack
         for system in (cart_pole, *filter(is_compiled, each_system.args[1])):
             engine = CompiledEngine(AdjointEngine(system, small(system).double()))
             engine(system.initial_states(3, torch.Generator().manual_seed(0), torch.float64), PASSES)
@@ -156,6 +160,35 @@ def test_compiled_directions_are_those_of_the_adjoint_engine(system, device, mon
         assert not new, f"{type(system).__name__} needs {new}, which is not compiled yet: add it to of_others"
 
 
+@pytest.mark.parametrize("kept", [2**26, 1])
+@pytest.mark.usefixtures("two_steps")
+def test_closed_forms_in_programs_are_those_of_the_adjoint_engine_alone_and_stacked(kept, monkeypatch):
+    monkeypatch.setattr("bptt_trainers.directions.compiled.Program", Recorded)
+    monkeypatch.setattr(perceptron, "KEPT_NUMBERS", kept)
+    system = QuantumControl(horizon=5, n_points=16)  # of which a step is left over after programs of two
+    controller = default_controller(system, hidden=(5, 4)).double()
+    states = system.initial_states(3, torch.Generator().manual_seed(0), torch.float64)
+    engine = AdjointEngine(system, controller)
+    compiled = CompiledEngine(engine)
+    assert compiled._perceptron is not None
+    for _ in range(2):
+        losses, expected = engine(states, PASSES)
+        found_losses, found = compiled(states, PASSES)
+        torch.testing.assert_close(found_losses, losses)
+        assert_same(found, expected, 1e-10)
+        trajectory = rollout(system, controller, states)  # of which nothing is kept
+        assert_same(compiled.backward(trajectory, PASSES), expected, 1e-10)
+        with torch.no_grad():
+            for parameter in controller.parameters():
+                parameter.mul_(1.1)
+    parameters = {name: torch.stack([p, 0.9 * p]).detach() for name, p in controller.named_parameters()}
+    both = torch.stack([states, states + 0.01])
+    expected = StackedEngine(system, controller)(parameters, both, PASSES)
+    found = StackedEngine(system, controller, compile=True)(parameters, both, PASSES)
+    torch.testing.assert_close(found[0], expected[0])
+    assert_same(found[1], expected[1], 1e-10)
+
+
 @needs_compiler
 def test_a_program_is_compiled_once_and_for_the_operations_of_systems_that_are_only_recorded(tmp_path, monkeypatch):
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
@@ -168,9 +201,10 @@ def test_a_program_is_compiled_once_and_for_the_operations_of_systems_that_are_o
             torch.testing.assert_close(found, expected)
 
 
-@needs_compiler
 @pytest.mark.usefixtures("two_steps")
-def test_what_a_controller_holds_besides_its_trained_weights_is_no_part_of_the_program():
+def test_what_a_controller_holds_besides_its_trained_weights_is_no_part_of_the_program(monkeypatch):
+    monkeypatch.setattr("bptt_trainers.directions.compiled.Program", Recorded)
+
     class Scaled(nn.Module):
         def __init__(self):
             super().__init__()
@@ -200,7 +234,7 @@ def test_what_a_controller_holds_besides_its_trained_weights_is_no_part_of_the_p
 
 @needs_compiler
 def test_members_of_a_compiled_stack_are_what_they_are_alone():
-    system = CartPole(horizon=2)
+    system = CartPole(horizon=2, max_force=3.0, objective="continuous")
     controllers = [small(system, seed).double() for seed in range(3)]
     parameters = {
         name: torch.stack([controller.get_parameter(name).detach() for controller in controllers])
@@ -246,6 +280,12 @@ def test_without_a_compiler_the_error_says_so(monkeypatch, tmp_path):
     assert not list((tmp_path / "empty").iterdir())
 
 
+def test_an_older_torch_is_told_which_one_is_needed(monkeypatch):
+    monkeypatch.setattr(torch, "__version__", "2.9.1+cpu")
+    with pytest.raises(CompilerError, match=r"needs torch 2\.13 or a later one; this is torch 2\.9\.1\+cpu"):
+        Program(lambda x: (x + 1.0,), [torch.ones(2)])
+
+
 def test_a_function_that_looks_at_values_is_refused_in_words(tmp_path):
     with pytest.raises(CompilerError, match=r"cannot record.*compile=False"):
         Program(lambda x: (x if x.sum() > 0 else -x,), [torch.ones(2)])
@@ -284,6 +324,22 @@ def test_training_compiled_follows_training_uncompiled(monkeypatch):
         config = TrainConfig(epochs=2, batch_size=3, train_states=6, test_states=3, hidden=(6, 5), compile=compile)
         curves.append([row.test_loss for row in Trainer(CartPole(horizon=2), config=config).fit()])
     assert curves[1] == pytest.approx(curves[0], rel=1e-4)
+
+
+@pytest.mark.parametrize("rule", ["R", "C"])
+def test_the_comparison_of_rules_once_an_epoch_needs_no_program_of_its_own(rule, monkeypatch):
+    made = []
+
+    class Counted(Recorded):
+        def __init__(self, *given):
+            super().__init__(*given)
+            made.append(self)
+
+    monkeypatch.setattr("bptt_trainers.directions.compiled.Program", Counted)
+    config = TrainConfig(rule=rule, epochs=2, batch_size=3, train_states=6, test_states=3, hidden=(4,), compile=True)
+    curve = Trainer(CartPole(horizon=2), config=config).fit()
+    assert len(made) == 2  # there and back
+    assert all(math.isfinite(row.sign_agreement) for row in curve[1:])
 
 
 @gpu

@@ -12,7 +12,7 @@ from torch import nn
 from bptt_envs.systems import CartPole, MultiPole, QuantumControl
 from bptt_trainers import MLP, ConvNet, Gaussian, policy_gradient
 from bptt_trainers.controllers.normalized import Normalized
-from bptt_trainers.directions import adjoint, chosen_engine
+from bptt_trainers.directions import chosen_engine, perceptron
 from bptt_trainers.directions.adjoint import AdjointEngine
 from bptt_trainers.directions.autograd import AutogradEngine
 from bptt_trainers.directions.convolutions import Convolutions
@@ -71,7 +71,7 @@ def test_directions_from_what_was_kept_are_those_of_autograd_and_of_a_second_run
     engine = AdjointEngine(system, controller, segment_samples=8)
     assert_same(engine(states, (*PASSES, STOPPED))[1], expected)
     assert_same(engine.backward(rollout(system, controller, states), (*PASSES, STOPPED)), expected)
-    monkeypatch.setattr(adjoint, "KEPT_NUMBERS", 1)
+    monkeypatch.setattr(perceptron, "KEPT_NUMBERS", 1)
     assert_same(engine(states, (*PASSES, STOPPED))[1], expected)
 
 

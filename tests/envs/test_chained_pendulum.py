@@ -211,9 +211,9 @@ def test_linearize_equals_autograd_also_for_samples_that_differ(n_links):
                 torch.testing.assert_close(found, rows.transpose(0, 1), rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("n_links", LINKS)
-def test_the_system_keeps_its_promises(n_links, dtype):
+def test_the_system_keeps_its_promises(n_links):
+    dtype = torch.float64 if n_links % 2 else torch.float32
     check_system(ChainedPendulum(n_links=n_links, joint_damping=0.01), dtype=dtype)
 
 

@@ -560,8 +560,7 @@ def surroundings():
 
 def episode(kind):
     system = kind()
-    check_system(system)
-    env = DifferentiableEnv(system, render_mode="rgb_array")
+    env = DifferentiableEnv(system, render_mode="rgb_array")  # which checks the system
     envs = bptt_envs.DifferentiableVectorEnv(system, num_envs=2, render_mode="rgb_array")
     action, actions = np.full(env.action_space.shape, 0.3), np.full(envs.action_space.shape, 0.3)
     seen = [env.reset(seed=0)[0], *env.step(action)[:2], env.render(), envs.reset(seed=0)[0], *envs.step(actions)[:2]]

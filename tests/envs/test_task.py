@@ -208,10 +208,9 @@ class Counts(Swing):
 
 @pytest.mark.parametrize("system", [*(system_class(one)() for one in ENTRIES), Swing(), Swing(friction=1)])
 def test_declared_parameters_keep_the_contract_also_all_at_once(system):
-    for dtype in (torch.float32, torch.float64):
-        check_system(system, dtype=dtype)
-        ranges = {name: (0.8 * getattr(system, name), 1.25 * getattr(system, name)) for name in system.parameter_names}
-        check_system(Task(system, randomize=ranges, show_parameters=bool(ranges)), dtype=dtype)
+    check_system(system)
+    ranges = {name: (0.8 * getattr(system, name), 1.25 * getattr(system, name)) for name in system.parameter_names}
+    check_system(Task(system, randomize=ranges, show_parameters=bool(ranges)), dtype=torch.float64)
 
 
 @pytest.mark.parametrize(

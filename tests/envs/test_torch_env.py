@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 import bptt_envs
 from bptt_envs import TorchVectorEnv, make_env, make_torch
-from bptt_envs.systems import CartPole
+from bptt_envs.systems import CartPole, Integrator
 
 MODES = ("NextStep", "SameStep")
 
@@ -61,6 +61,24 @@ def test_gradients_are_finite_where_others_have_ended_beyond_what_is_defined(mod
     (slopes,) = torch.autograd.grad(total, actions)
     assert slopes.isfinite().all()
     assert slopes[:, 2].any()
+
+
+class Root(Integrator):
+    """A system whose physics has no slope at 0, where the episodes of the test below end."""
+
+    def step(self, state, action):
+        return state.clamp_min(0.0).sqrt() + action
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_gradients_are_finite_where_an_episode_has_ended_and_the_physics_has_no_slope(mode):
+    env = TorchVectorEnv(Root(horizon=1), 2, differentiable=True, autoreset_mode=mode)
+    env.reset(seed=0, options={"state": torch.ones(2, 1)})
+    actions = torch.full((4, 2, 1), -1.0, requires_grad=True)
+    total = sum(env.step(action)[1].sum() for action in actions)
+    (slopes,) = torch.autograd.grad(total, actions)
+    assert slopes.isfinite().all()
+    assert slopes[0].all()
 
 
 def episode(env, actions, start=None):
@@ -161,6 +179,8 @@ def test_what_is_returned_is_the_callers_own():
     env.reset(options={"state": start})
     start.fill_(7.0)
     assert not env.state.any()
+    env.step(torch.zeros(2, 1))[-1]["loss"].fill_(7.0)
+    assert not env.step(torch.zeros(2, 1))[-1]["loss"].any()
 
 
 def test_the_callers_surroundings_change_nothing():
@@ -207,6 +227,11 @@ def test_errors_name_the_argument_and_what_would_be_right():
         make_torch("DiffCartPole-v0", differentiable=1)
     with pytest.raises(ValueError, match="has no option 'max_torque'"):
         make_torch("DiffCartPole-v0", max_torque=1.0)
+    for name, value in (("compile", True), ("render_mode", "rgb_array")):
+        with pytest.raises(
+            ValueError, match=f"options must be those of the environment: in tensors it takes no {name}"
+        ):
+            make_torch("DiffCartPole-v0", **{name: value})
     with pytest.raises(gym.error.NameNotFound):
         make_torch("DiffCartPool-v0")
 

@@ -102,6 +102,8 @@ def test_a_reset_starts_where_it_is_told_to():
     env = TorchRLEnv("DiffCartPole-v0", (2, 3))
     states = torch.arange(24.0).reshape(2, 3, 4)
     assert_close(env.reset(state=states)["observation"], states)
+    with pytest.raises(ValueError, match=r"state must be .*, one for each environment; got \(7,"):
+        env.reset(state=states.flatten(0, -2)[:1].expand(7, -1))
 
 
 def test_errors_name_the_argument():

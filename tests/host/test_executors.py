@@ -1,14 +1,19 @@
 """Executors: who trains does not change what comes of it, and a worker that dies costs its run's current epoch."""
 
+import importlib
+import multiprocessing
 import os
 import shutil
 import signal
 import sys
+import time
 from pathlib import Path
 
+import gymnasium as gym
 import pytest
 from gymnasium.error import DependencyNotInstalled
 
+from bptt_envs.registration import ENTRIES
 from bptt_studies.paper.experiments import Amount, Experiment, Task, Variant
 from bptt_studies.paper.results import read_curves
 from bptt_studies.paper.work import runs_of, train_missing
@@ -16,7 +21,7 @@ from bptt_trainers.cli import main
 from bptt_trainers.comparison.compare import ComparisonConfig, compare
 from bptt_trainers.comparison.methods import BPTT
 from bptt_trainers.comparison.runs import member_folder
-from bptt_trainers.host import processes
+from bptt_trainers.host import processes, slurm_jobs, user_code
 from bptt_trainers.host.executors import executor_name, opened
 from bptt_trainers.host.work import Job
 from bptt_trainers.tuning.config import TuneConfig
@@ -59,7 +64,9 @@ def place(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "hit_envs", raising=False)
     Path("hit_envs.py").write_text(SYSTEM)
-    return tmp_path
+    yield tmp_path
+    ENTRIES.pop("Hit-v0", None)
+    gym.registry.pop("Hit-v0", None)
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +111,7 @@ def test_the_run_of_a_dask_worker_that_is_killed_goes_on_elsewhere_and_ends_alik
     assert (Path("out") / "methods.md").exists()
 
 
-def test_experiments_and_studies_of_settings_are_made_by_dask_workers_alike(place, cluster):
+def test_experiments_and_studies_of_settings_are_made_by_dask_workers_alike(place, cluster, monkeypatch):
     executor = f"dask:{cluster.scheduler_address}"
     task = Task("tiny", "a few steps", "DiffIntegrator-v0", {"horizon": 3}, (0.1,))
     tiny = Experiment("rules", task, (Variant("R", BPTT("R")),), Amount(2, 2, train_states=16, test_states=8))
@@ -121,6 +128,12 @@ def test_experiments_and_studies_of_settings_are_made_by_dask_workers_alike(plac
     settings = {"env": "DiffIntegrator-v0", "methods": ("C",), "trials": 2, "steps": 128, "seeds": 1, "confirm": 0}
     study = tune(TuneConfig(**settings, fix=pinned, jobs=2, executor=executor, out=Path("study")), progress=False)
     assert [one["state"] for one in study.trials] == ["complete"] * 2
+
+    monkeypatch.setattr(cluster.scheduler, "allowed_failures", 0)
+    with opened(executor, 1, place) as workers:
+        answer = workers.submit(Job("C seed 3", os._exit, 1))
+        with pytest.raises(ChildProcessError, match="C seed 3: its worker died"):
+            answer.result()
 
 
 def test_a_cluster_that_does_not_answer_is_told_in_words(place, monkeypatch, capsys):
@@ -151,6 +164,80 @@ def test_a_process_that_is_killed_is_replaced_and_its_work_begun_again(monkeypat
     assert not kill.exists()
 
 
+@pytest.fixture
+def theirs(tmp_path, monkeypatch):
+    """Two folders with a module of one name, which a process like a long-lived worker takes work of."""
+    monkeypatch.setattr(user_code, "_taken", {})
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.chdir(tmp_path)
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "their_envs.py").write_text(THEIRS.format(name))
+    yield tmp_path
+    for registry in (ENTRIES, gym.registry):
+        registry.pop("Their-v0", None)
+    sys.modules.pop("their_envs", None)
+
+
+THEIRS = """
+import bptt_envs
+from bptt_envs.systems import Integrator
+
+class Their(Integrator):
+    says = {!r}
+
+bptt_envs.register("Their-v0", "their_envs:Their", "one of theirs", reward_threshold=-0.5)
+"""
+
+
+def job(folder, monkeypatch):
+    """What a process that reads the module of a folder for the first time hands out."""
+    for registry in (ENTRIES, gym.registry):
+        registry.pop("Their-v0", None)
+    sys.modules.pop("their_envs", None)
+    with monkeypatch.context() as here:
+        here.setattr(sys, "path", [str(folder), *sys.path])
+        importlib.invalidate_caches()
+        importlib.import_module("their_envs")
+        made = Job("theirs", says, env="Their-v0")
+        sys.modules.pop("their_envs")
+        return made
+
+
+def says():
+    return gym.make("Their-v0").unwrapped.system.says, gym.spec("Their-v0").reward_threshold
+
+
+def test_a_process_takes_the_code_that_each_work_was_handed_out_with(theirs, monkeypatch):
+    two = job(theirs / "two", monkeypatch)
+    (theirs / "one" / "their_envs.py").write_text(THEIRS.format("edited"))
+    edited = job(theirs / "one", monkeypatch)
+    for registry in (ENTRIES, gym.registry):
+        registry.pop("Their-v0", None)
+    assert two() == ("two", -0.5)
+    assert edited() == ("edited", -0.5)
+    assert edited() == ("edited", -0.5)
+    assert two() == ("two", -0.5)
+
+
+def test_work_that_is_abandoned_leaves_the_processes_of_others_alone(tmp_path):
+    other = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(30,))
+    other.start()
+    try:
+        with opened("local", 1, tmp_path) as workers:
+            assert workers.submit(Job("once", exec, "pass")).result() is None
+            workers.abandon()  # as after Ctrl-C
+        assert other.is_alive()
+    finally:
+        other.kill()
+
+
+def test_a_file_of_a_scheduler_that_is_not_there_is_told_at_once(tmp_path):
+    pytest.importorskip("distributed")
+    with pytest.raises(ConnectionError, match="there is no file nowhere"), opened("dask:nowhere.json", 1, tmp_path):
+        pass
+
+
 @pytest.mark.parametrize(("executor", "module"), [("dask:tcp://there:8786", "distributed"), ("slurm", "submitit")])
 def test_an_executor_without_its_library_is_refused_with_the_extra(executor, module, monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(sys.modules, module, None)
@@ -169,6 +256,46 @@ def test_slurm_that_is_not_there_is_told_in_words(tmp_path):
     pytest.importorskip("submitit")
     with pytest.raises(OSError, match="there is no Slurm here"), opened("slurm:partition=cpu", 1, tmp_path):
         pass
+
+
+SLURM = {
+    "sbatch": 'cp "$1" {place}/script; echo Submitted batch job 12',
+    "scancel": "echo $1 >> {place}/gone",
+    "srun": "",
+    "sacct": "",
+}
+
+
+def test_jobs_of_slurm_are_one_array_with_the_settings_that_were_given(tmp_path, monkeypatch):
+    pytest.importorskip("submitit")
+    for name, text in SLURM.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text.replace('{place}', str(tmp_path))}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(slurm_jobs, "EVERY", 0.05)
+    executor = "slurm:partition=cpu,account=us,timeout_min=90,mem_gb=3,cpus_per_task=2,at_once=1"
+    jobs = [Job(f"C seed {number}", print) for number in range(2)]
+    with opened(executor, 1, tmp_path) as workers:
+        for work in jobs:  # at once: what is handed in together is one array
+            workers.submit(work)
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.glob("jobs/12_1_submitted.pkl")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        workers.abandon()  # as after Ctrl-C
+    script = (tmp_path / "script").read_text()
+    given = ("partition=cpu", "account=us", "time=90", "mem=3GB", "cpus-per-task=2")
+    for line in (*given, "array=0-1%1", "signal=USR2@90"):
+        assert f"#SBATCH --{line}\n" in script
+    assert (tmp_path / "gone").read_text().split() == ["12_0", "12_1"]
+
+
+def test_a_machine_without_the_folder_of_the_command_says_so(place):
+    job = Job("C seed 3", print)
+    place.rename(place.with_name("elsewhere"))
+    os.chdir("/")
+    with pytest.raises(ChildProcessError, match=rf"C seed 3: .* has no folder {place}"):
+        job()
+    place.with_name("elsewhere").rename(place)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """`bptt report` tells of runs and comparisons in one file that loads nothing and shows what it was given as it is."""
 
 import base64
+import json
 import re
 import shutil
 import subprocess
@@ -135,6 +136,35 @@ def test_what_cannot_be_told_is_said_in_words(arguments, said, tmp_path, monkeyp
     assert main(["report", *arguments]) != 0
     assert re.search(said, capsys.readouterr().err)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "change", [{"steps": "x"}, {"steps": None}, {"methods": [1]}, {"seeds": ["0/../../a"]}, {"losses": [{}]}]
+)
+def test_a_damaged_comparison_is_said_in_words(place, tmp_path, capsys, change):
+    stored = json.loads((place / "versus" / "comparison.json").read_text())
+    (tmp_path / "comparison.json").write_text(json.dumps(stored | change))
+    assert main(["report", str(tmp_path)]) == 1
+    assert "comparison.json: it is damaged or of another version" in capsys.readouterr().err
+
+
+def test_folders_of_any_name_are_told(place, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for name in (r"a$\fr$", "b\udcff"):
+        shutil.copytree(place / "a run", tmp_path / name)
+    assert main(["report", r"a$\fr$", "b\udcff", "--out", "told.html"]) == 0
+
+
+def test_a_run_named_twice_is_refused(place, capsys):
+    assert main(["report", str(place / "a run"), f"{place}/versus/../a run"]) == 2
+    assert "RUN must be at least one, each once" in capsys.readouterr().err
+
+
+def test_a_sweep_is_told_with_its_table(tmp_path):
+    (tmp_path / "sweep.json").write_text('{"env": "DiffCartPole-v0", "seeds": [0]}')
+    (tmp_path / "cells.csv").write_text("method,clip,runs,final_loss\nC,norm,3,0.123456\n")
+    said = words(told(tmp_path, "--out", tmp_path / "sweep.html"))
+    assert {"A sweep on DiffCartPole-v0.", "norm", "0.123"} <= set(said)
 
 
 def test_what_is_handed_in_is_shown_letter_for_letter():

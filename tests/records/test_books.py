@@ -5,7 +5,12 @@ import fcntl
 import json
 import os
 import shutil
+import socket
+import subprocess
+import sys
 import tempfile
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +25,8 @@ import bptt_envs
 from bptt_envs.systems import Integrator
 from bptt_trainers import MLP, Callback, RunFolder, RunFolderError, TrainConfig, Trainer
 from bptt_trainers.comparison.compare import ComparisonConfig, compare
-from bptt_trainers.records import files
+from bptt_trainers.records import files, turn
+from bptt_trainers.records.claim import locked
 from bptt_trainers.records.files import write_atomic
 from bptt_trainers.records.options import read_options, write_options
 from bptt_trainers.rl.sb3 import RLConfig, load_rl, train_rl
@@ -426,13 +432,57 @@ def test_a_folder_that_is_moved_while_training_is_an_error_and_not_made_again(tm
 
 
 @pytest.mark.parametrize("code", [errno.ENOTSUP, errno.ENOLCK, errno.EINVAL, errno.ENOSYS])
-def test_a_mount_without_locks_is_trained_into_with_a_warning(tmp_path, monkeypatch, code):
+def test_a_mount_without_locks_has_a_file_for_a_lock(tmp_path, monkeypatch, code):
     def no_locks(descriptor, operation):
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(fcntl, "flock", no_locks)
+    for _ in range(2):
+        with locked(tmp_path / "run"), pytest.raises(RunFolderError, match=r"in use by another process.*\.run\.lock"):
+            trainer(tmp_path / "run").fit()
+    assert trainer(tmp_path / "run").fit()[-1].epoch == TINY.epochs
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    (tmp_path / "closed").touch()
+    monkeypatch.setattr(turn, "create", lambda path, data: os.open(tmp_path / "closed" / "file", os.O_CREAT))
     with pytest.warns(UserWarning, match="file system without locks"):
         trainer(tmp_path / "run").fit()
+
+
+@pytest.mark.parametrize("left", ["gone", "silent", "alive", "another's"])
+def test_a_lock_that_was_left_behind_counts_for_nothing(tmp_path, monkeypatch, left):
+    monkeypatch.setattr(fcntl, "flock", lambda descriptor, operation: os.close(-1))  # an error: no locks
+    path = tmp_path / ".run.lock"
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    host, process = socket.gethostname(), gone.pid if left == "gone" else os.getppid()
+    path.write_text(json.dumps(["elsewhere" if left in ("silent", "another's") else host, process, "token"]))
+    if left == "silent":
+        os.utime(path, (time.time() - turn.SILENCE - 1,) * 2)
+    if left in ("gone", "silent"):
+        with locked(tmp_path / "run"):
+            assert json.loads(path.read_text())[1] == os.getpid()
+        assert not path.exists()
+    else:
+        with pytest.raises(RunFolderError, match="in use"), locked(tmp_path / "run"):
+            pass
+        assert json.loads(path.read_text())[2] == "token"
+
+
+def test_a_lock_that_is_let_go_of_is_waited_for_and_kept_young(tmp_path, monkeypatch):
+    monkeypatch.setattr(fcntl, "flock", lambda descriptor, operation: os.close(-1))
+    monkeypatch.setattr(turn, "BEAT", 0.01)
+    monkeypatch.setattr(turn, "PAUSE", 0.01)
+    path = tmp_path / ".run.lock"
+    with locked(tmp_path / "run"):
+        os.utime(path, (0, 0))
+        deadline = time.monotonic() + 30
+        while path.stat().st_mtime == 0 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert path.stat().st_mtime > 0
+        monkeypatch.setattr(turn, "BEAT", 60.0)
+        threading.Timer(0.1, path.unlink).start()  # as its owner does
+        with locked(tmp_path / "run", wait=30):
+            assert path.exists()
 
 
 def test_a_failed_save_followed_by_fit_leaves_every_epoch_once(tmp_path):

@@ -135,7 +135,7 @@ def test_finished_runs_are_lines_and_a_rerun_trains_exactly_what_is_missing(monk
 
 def test_a_member_is_trained_as_it_is_alone(in_this_process, monkeypatch):
     train(together=4)
-    monkeypatch.setattr(work, "_workers", in_this_process)
+    monkeypatch.setattr(work, "opened", in_this_process)
     together = read_curves(RESULTS, TINY.name)
     for path in (results_path(RESULTS, TINY.name), curves_path(RESULTS, TINY.name)):
         path.unlink()

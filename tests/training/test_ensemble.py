@@ -7,7 +7,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 
 import gymnasium as gym
@@ -634,24 +633,17 @@ def test_a_folder_of_a_single_run_is_refused_for_several(bptt):
     assert "seeds must be at least one, each once" in bptt(f"train {GRID} --seeds 0 0", code=2).err
 
 
-def test_ctrl_c_names_the_same_command(tmp_path):
+def test_ctrl_c_names_the_same_command(bptt, tmp_path, monkeypatch):
+    metrics, advance = tmp_path / "two seeds" / "seed1" / "metrics.csv", Ensemble._advance
+
+    def interrupted(*arguments):
+        if metrics.exists() and metrics.read_text().count("\n") > 3:
+            raise KeyboardInterrupt
+        return advance(*arguments)
+
+    monkeypatch.setattr(Ensemble, "_advance", interrupted)
     command = f"train {GRID} --epochs 5000 --seeds 0 1 --out '{tmp_path}/two seeds'"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "bptt_trainers.cli", *shlex.split(command)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore Ctrl-C
-    )
-    metrics = tmp_path / "two seeds" / "seed1" / "metrics.csv"
-    deadline = time.monotonic() + 60
-    while process.poll() is None and not (metrics.exists() and metrics.read_text().count("\n") > 3):
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 130, said
+    said = bptt(command, code=130).err
     assert "each run stands at its last finished epoch" in said
     assert shlex.split(said.splitlines()[-1]) == ["bptt", *shlex.split(command)]
     for seed in (0, 1):

@@ -138,9 +138,20 @@ def test_what_is_for_one_process_is_refused_in_words(together):
         assert message in together[2]
 
 
-def test_a_device_that_not_every_process_has_is_refused(monkeypatch):
+@pytest.fixture
+def second_of_two(monkeypatch):
+    """What torchrun would have told this process, if it were the second of two."""
     for name, value in zip(VARIABLES, ("1", "2", "1", "127.0.0.1", "1"), strict=True):
         monkeypatch.setenv(name, value)
+
+
+def test_a_run_of_reinforcement_learning_is_for_one_process(second_of_two, tmp_path, capsys):
+    (tmp_path / "config.json").write_text('{"method": "PPO"}')
+    assert main(["resume", str(tmp_path)]) == 2
+    assert "a run of reinforcement learning is trained by one process, not by 2." in capsys.readouterr().err
+
+
+def test_a_device_that_not_every_process_has_is_refused(second_of_two, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     for device in ("cuda", "cuda:0"):
         with pytest.raises(ValueError, match=rf"a GPU of its own \(torch finds 1 here\); got '{device}' for process 1"):

@@ -30,6 +30,7 @@ from bptt_trainers.cli import main
 from bptt_trainers.controllers.normalized import Normalized
 from bptt_trainers.directions.rules import combined
 from bptt_trainers.presets.presets import rule_settings
+from bptt_trainers.training.critic import Critic
 
 TINY = SHACConfig(
     epochs=3,
@@ -462,3 +463,19 @@ def test_a_controller_of_ones_own_sees_what_it_is_shown():
     trainer.fit()
     assert set(dict(controller.named_parameters())) == set(trainer.parameters)
     assert float(trainer.learner.critic.normalizer.count) > 0
+
+
+@pytest.mark.parametrize("hidden", [(), (5,), (6, 5)])
+@pytest.mark.parametrize("count", [1, 2])
+def test_slopes_of_a_critic_in_closed_form_are_those_of_autograd(hidden, count):
+    generator = torch.Generator().manual_seed(0)
+    critic = Critic((3,), 10, hidden, generator, count).double()
+    with torch.no_grad():
+        for parameter in critic.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    inputs = torch.randn(7, 4, generator=generator, dtype=torch.float64)
+    wanted = torch.randn(7, generator=generator, dtype=torch.float64)
+    trained = [one for one in critic.parameters() if one.requires_grad]
+    error = critic.relative(inputs) - wanted
+    expected = torch.autograd.grad(error.square().mean(1).sum(), trained)
+    torch.testing.assert_close(critic.slopes(inputs, wanted), torch.cat([one.flatten() for one in expected]))

@@ -149,8 +149,8 @@ def test_programs_are_ordered_for_every_shape_and_rule_of_an_epoch():
     trainer.learner.choice.engine._switch._maker.make = ordered.extend
     trainer.fit()
     batches = [one.shapes[0] for one in ordered]  # of states: (B, 4) on the way there, (S + 1, B, 4) on the way back
-    # R and, to be compared with it, M; the last batch has one state
-    assert sorted(batches) == sorted([(3, 4), (5, 3, 4)] * 2 + [(1, 4), (5, 1, 4)])
+    # For R alone, as M is compared with it too seldom; the last batch has one state
+    assert sorted(batches) == sorted([(3, 4), (5, 3, 4), (1, 4), (5, 1, 4)])
 
 
 def test_from_python_the_caller_says_when():

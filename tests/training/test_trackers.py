@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import sys
 import time
 import types
@@ -42,6 +43,14 @@ def nothing_said(stores, tmp_path, monkeypatch):
         monkeypatch.setenv(name, str(stores))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{stores / 'mlflow.db'}")
     monkeypatch.chdir(tmp_path)
+    connect = socket.socket.connect
+
+    def connect_here(one, address):
+        if one.family != socket.AF_UNIX and address[0] not in ("127.0.0.1", "::1", "localhost"):
+            raise ConnectionError(f"nothing was said, and yet {address} is connected to")
+        return connect(one, address)
+
+    monkeypatch.setattr(socket.socket, "connect", connect_here)
 
 
 class Stop(Callback):
@@ -216,6 +225,23 @@ def test_a_server_that_does_not_answer_is_a_warning(nothing_said, tmp_path, monk
     with pytest.warns(UserWarning, match="mlflow is told no more of this fit: MlflowException"):
         assert trainer(tmp_path / "run", "mlflow").fit()[-1].epoch == 3
     assert not (tmp_path / "run" / "mlflow.json").exists()
+
+
+def test_one_process_at_a_time_makes_the_file_of_mlflow(nothing_said, stores, tmp_path, monkeypatch):
+    import mlflow
+    from filelock import FileLock, Timeout
+
+    path, make = stores / "mlflow.db", mlflow.MlflowClient
+
+    def alone():
+        with pytest.raises(Timeout):
+            FileLock(f"{path}.lock", timeout=0.0).acquire()
+        return make()
+
+    monkeypatch.setattr(mlflow, "MlflowClient", alone)
+    trainer(tmp_path / "run", "mlflow").fit()
+    assert (tmp_path / "run" / "mlflow.json").exists()
+    FileLock(f"{path}.lock", timeout=0.0).acquire().lock.release()
 
 
 @pytest.mark.parametrize("said", ['{"run": "../another", "epoch": 1}', '{"run": "one"}', "[]", "{"])

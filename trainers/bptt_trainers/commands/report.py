@@ -27,7 +27,7 @@ class Report:
     """
 
     folders: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN [RUN ...]", help_behavior_hint="(required)")]
-    """Folders of runs, of whatever learner, and of comparisons."""
+    """Folders of runs, of whatever learner, of comparisons and of sweeps."""
 
     out: Path | None = None
     """The file, ending in .html. None: report.html in the folder; of several, in the current one."""
@@ -40,20 +40,27 @@ class Report:
         with checking_arguments():
             if not self.folders:
                 raise Misuse("name at least one folder of a run or a comparison, such as runs/two.")
-            each_once("RUN", tuple(str(folder) for folder in self.folders))
+            each_once("RUN", tuple(str(folder.resolve()) for folder in self.folders))
             out = self.out or (self.folders[0] if len(self.folders) == 1 else Path()) / "report.html"
             checked_suffix(out, ("html",))
 
-        from bptt_trainers.pages.comparison_chapter import comparison_chapter, is_comparison  # with it: matplotlib
+        from bptt_trainers.pages.comparison_chapter import (  # with it comes matplotlib
+            comparison_chapter,
+            is_comparison,
+            is_sweep,
+            sweep_chapter,
+        )
         from bptt_trainers.pages.page import to_html
         from bptt_trainers.pages.run_chapter import run_chapter, side_by_side
 
         named = {str(folder).encode(errors="backslashreplace").decode(): folder for folder in self.folders}
-        runs = {title: folder for title, folder in named.items() if not is_comparison(folder)}
+        tell = {
+            title: comparison_chapter if is_comparison(folder) else sweep_chapter if is_sweep(folder) else run_chapter
+            for title, folder in named.items()
+        }
+        runs = {title: folder for title, folder in named.items() if tell[title] is run_chapter}
         chapters = [side_by_side(runs)] if len(runs) > 1 else []
-        chapters += [
-            (run_chapter if title in runs else comparison_chapter)(folder, title) for title, folder in named.items()
-        ]
+        chapters += [tell[title](folder, title) for title, folder in named.items()]
         title = chapters[0].title if len(named) == 1 else f"{len(named)} runs and comparisons"
         write_atomic(out, to_html(title, chapters).encode())
         print(f"{out}: {', '.join(named)}")

@@ -16,7 +16,7 @@ from bptt_trainers.commands.exits import Misuse, checking_arguments
 from bptt_trainers.commands.output import file_list
 from bptt_trainers.commands.training_command import training_command
 from bptt_trainers.controllers.model_card import PICTURE
-from bptt_trainers.controllers.model_folder import CARD, DESCRIPTION, WEIGHTS, save, upload
+from bptt_trainers.controllers.model_folder import CARD, DESCRIPTION, WEIGHTS, check_place, save, upload
 from bptt_trainers.directions.rollout import losses
 from bptt_trainers.records.files import understanding
 from bptt_trainers.records.plain import plain
@@ -61,6 +61,9 @@ class Share:
 
     def run(self) -> None:
         """Write it."""
+        if self.push_to is not None:
+            with checking_arguments():
+                check_place("--push-to", self.push_to)
         if by_reinforcement(self.run_folder):
             raise Misuse(
                 f"{self.run_folder} was trained by stable-baselines3, whose policies it shares itself "

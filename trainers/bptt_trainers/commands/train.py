@@ -32,7 +32,7 @@ from bptt_trainers.presets.presets import PresetName, from_preset, row_name, rul
 from bptt_trainers.training.callbacks import Callback, ProgressBar
 from bptt_trainers.training.config import COMPILE_OPTION, Clip, OnNonfinite, TrainConfig
 from bptt_trainers.training.ensemble import CannotStackError, Ensemble, variations
-from bptt_trainers.training.ranks import LostRankError, Ranks, join_ranks
+from bptt_trainers.training.ranks import LostRankError, Ranks, join_ranks, launched
 from bptt_trainers.training.run import NonFiniteError
 from bptt_trainers.training.run_folder import CHANGEABLE, CONFIGS, RunFolder
 from bptt_trainers.training.sapo_config import SAPOConfig
@@ -242,7 +242,8 @@ class Resume:
     """Keep the controller after every so many epochs. None: as the run did."""
 
     record: tuple[str, ...] | None = None
-    """What to keep beside metrics and checkpoints: tensorboard, csv, pictures, diagnostics. None: as the run did."""
+    """What to keep beside metrics and checkpoints: tensorboard, csv, pictures, diagnostics, wandb, mlflow, trackio.
+    None: as the run did."""
 
     module: Module = None
     """Module to import first: one that registers the environment of the run, if that is your own."""
@@ -251,6 +252,8 @@ class Resume:
         """Go on."""
         changes = {name: getattr(self, name) for name in CHANGEABLE if name != "out"}
         if by_reinforcement(self.run_folder):
+            if launched() > 1:
+                raise Misuse(f"a run of reinforcement learning is trained by one process, not by {launched()}.")
             self._resume_rl([name for name, value in changes.items() if value is not None])
             return
         folder = RunFolder(self.run_folder)

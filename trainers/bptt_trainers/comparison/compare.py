@@ -93,7 +93,8 @@ class ComparisonConfig:
     """Who trains: local (the processes above), dask:ADDRESS or slurm (docs/scaling-out.md)."""
 
     record: Record = ("pictures",)
-    """What each run keeps beside metrics and checkpoints: tensorboard, csv, pictures; diagnostics, of the rules."""
+    """What each run keeps beside metrics and checkpoints: tensorboard, csv, pictures, wandb, mlflow, trackio;
+    diagnostics, of the rules."""
 
     out: Path = Path("runs/comparison")
     """Folder of the comparison."""

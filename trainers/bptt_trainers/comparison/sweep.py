@@ -28,6 +28,8 @@ from bptt_trainers.training.config import Record
 
 SWEEP = "sweep.json"  # in the folder of a sweep: what it is of
 
+CELLS = "cells.csv"  # there, its table
+
 QUARTILES = {"low": 0.25, "high": 0.75}
 
 
@@ -174,7 +176,7 @@ def _write(config: SweepConfig, curves: Mapping[tuple[str, int], Curve]) -> Swee
     ]
     write_atomic(config.out / "curves.csv", to_csv(points).encode())
     write_atomic(config.out / "runs.csv", to_csv(run_rows(runs)).encode())
-    write_atomic(config.out / "cells.csv", to_csv(rows).encode())
+    write_atomic(config.out / CELLS, to_csv(rows).encode())
     write_atomic(config.out / "cells.md", table.encode())
     finals = {(run.method, run.seed): run.final_loss for run in runs}
     title = plain_text(f"{config.env}: loss at the end, median and quartiles over {len(config.seeds)} seeds")

@@ -165,15 +165,36 @@ def upload(folder: Path, repo_id: str, *, private: bool = False, token: str | No
         DependencyNotInstalled: if huggingface_hub is missing.
         Exception: of the hub's, if it refuses.
     """
-    try:
-        from huggingface_hub import HfApi
-    except ImportError as error:
-        raise DependencyNotInstalled('the hub needs huggingface_hub; run pip install "stable-bptt[models]".') from error
     read_description(folder)
-    api = HfApi(token=token)
+    api = _hub().HfApi(token=token)
     made = api.create_repo(repo_id, private=private, exist_ok=True)
     api.upload_folder(repo_id=made.repo_id, folder_path=folder, commit_message="A controller of stable-bptt")
     return str(made)
+
+
+def check_place(name: str, repo_id: str) -> None:
+    """Check before any work that the hub takes a name for a model, else raise ValueError.
+
+    Args:
+        name: of the argument, for messages.
+        repo_id: where a model is to go.
+
+    Raises:
+        DependencyNotInstalled: if huggingface_hub is missing.
+    """
+    try:
+        _hub().utils.validate_repo_id(repo_id)
+    except ValueError as error:
+        raise ValueError(f"{name} must be a name on the hub, such as name/cart-pole; got {repo_id!r}.") from error
+
+
+def _hub() -> Any:
+    try:
+        import huggingface_hub
+        import huggingface_hub.utils
+    except ImportError as error:
+        raise DependencyNotInstalled('the hub needs huggingface_hub; run pip install "stable-bptt[models]".') from error
+    return huggingface_hub
 
 
 def _safetensors() -> Any:

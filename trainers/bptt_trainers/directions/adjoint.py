@@ -52,10 +52,6 @@ from bptt_trainers.directions.snapshot import left_as_it_was
 SEGMENT_SAMPLES = 4096
 SEGMENT_SLOPE_NUMBERS = 2**22
 
-# Numbers that the layers of a perceptron give in a rollout, up to which they are kept for the way back (256 MiB in
-# float32); beyond it the controller runs again, segment by segment.
-KEPT_NUMBERS = 2**26
-
 
 class AdjointEngine:
     """The adjoint form of backpropagation through time.
@@ -133,9 +129,7 @@ class AdjointEngine:
         perceptron, inference = self.perceptron, self.inference
         if perceptron is None:
             return rollout(self.system, self.controller, initial_states, noise=noise, inference=inference)
-        buffers = self.activations.room(
-            perceptron, self.system.horizon, initial_states, most=KEPT_NUMBERS, inference=inference
-        )
+        buffers = self.activations.room(perceptron, self.system.horizon, initial_states, inference=inference)
         act = keeping(perceptron, buffers, inference=inference)
         trajectory = rollout(self.system, self.controller, initial_states, noise=noise, inference=inference, act=act)
         self.activations.settle(perceptron, trajectory)

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from bptt_envs import System
 from bptt_envs.fingerprint import Onlooker, Token, fingerprint
-from bptt_trainers.directions.adjoint import KEPT_NUMBERS, AdjointEngine
+from bptt_trainers.directions.adjoint import AdjointEngine
 from bptt_trainers.directions.agreement import LOOK_EVERY, watched
 from bptt_trainers.directions.augmented import AugmentedSystem, EntropyWeight, augmented, memory_size_of
 from bptt_trainers.directions.autograd import AutogradEngine
 from bptt_trainers.directions.compiled import CompiledEngine
 from bptt_trainers.directions.controller_tape import NotServedError
+from bptt_trainers.directions.perceptron import KEPT_NUMBERS
 from bptt_trainers.directions.probe import Verdict, examine
 from bptt_trainers.directions.recursion import Mix
 from bptt_trainers.directions.rollout import Trajectory, check_noise
@@ -194,6 +195,7 @@ class ChosenEngine(Onlooker):
         look: bool | None = None,
         show: Callable[[Trajectory], object] | None = None,
         mixing: Callable[[Trajectory], Mix] | None = None,
+        seldom: bool = False,
     ) -> tuple[Tensor, dict[Feedback, Directions]]:
         """The loss of each episode, (B,), and the directions of every pass for their mean.
 
@@ -205,6 +207,7 @@ class ChosenEngine(Onlooker):
                 in the first call and then in every 32nd.
             show: is shown what the episodes went through, as `system` has it: noise and memory in its states.
             mixing: from the episodes to what is taken in place of the slopes by the actions, see `estimators.py`.
+            seldom: whether calls with these passes are too few to compile a program for them: this one is not compiled.
         """
         self.choose(initial_states)
         with computing(initial_states):
@@ -215,13 +218,14 @@ class ChosenEngine(Onlooker):
             if noise is not None and noise.is_inference():
                 noise = noise.clone()
             self._aside = self._autograd_is_faster(initial_states, passes)
-            if self._fast is not None and not self._aside:
+            fast = self._fast.uncompiled if seldom and self._fast is not None else self._fast
+            if fast is not None and not self._aside:
                 assert self._judgement is not None
                 due = self._judgement.calls % LOOK_EVERY == 0 if look is None else look
-                if self._switch is not None and not self._compile:
-                    show = self._switch.watching(self._fast.uncompiled, passes, noise, show)
+                if self._switch is not None and not self._compile and not seldom:
+                    show = self._switch.watching(fast.uncompiled, passes, noise, show)
                 try:
-                    answer = watched(self._fast, initial_states, passes, due, noise, show=show, mixing=mixing)
+                    answer = watched(fast, initial_states, passes, due, noise, show=show, mixing=mixing)
                 except NotServedError as error:
                     self.step_aside(str(error))
                 else:

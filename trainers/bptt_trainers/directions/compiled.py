@@ -14,7 +14,7 @@ from bptt_envs.program import Order, Program, Tensors
 from bptt_trainers.directions.adjoint import AdjointEngine, by_pass
 from bptt_trainers.directions.augmented import with_noise
 from bptt_trainers.directions.controller_tape import RowOrder
-from bptt_trainers.directions.perceptron import Perceptron, at, keeping, numbers_given
+from bptt_trainers.directions.perceptron import Perceptron, at, is_kept, keeping
 from bptt_trainers.directions.recursion import where_open
 from bptt_trainers.directions.rollout import Trajectory, check_noise, losses, rollout
 from bptt_trainers.directions.rules import Directions, Feedback
@@ -27,9 +27,6 @@ from bptt_trainers.directions.rules import Directions, Feedback
 STEPS_THERE = 10
 STEPS_BACK = 25
 SLOPE_NUMBERS_BACK = 2**20
-
-# Numbers that the layers of a perceptron give in a rollout, up to which they are kept for the way back.
-KEPT_NUMBERS = 2**22
 
 
 class CompiledEngine:
@@ -85,7 +82,7 @@ class CompiledEngine:
         part = self._part_there(initial_states, noise)
         buffers: list[Tensor] = []
         if perceptron is not None:
-            buffers = self.uncompiled.activations.room(perceptron, horizon, initial_states, most=KEPT_NUMBERS)
+            buffers = self.uncompiled.activations.room(perceptron, horizon, initial_states)
         length, program = part.steps, self._program(part)
 
         def drawn(start: int, steps: int) -> list[Tensor]:
@@ -133,7 +130,7 @@ class CompiledEngine:
             if perceptron is None or not part.module.keeps:
                 return []
             if buffers is not None:
-                return at(buffers, slice(start, start + steps))
+                return [one.contiguous() for one in at(buffers, slice(start, start + steps))]
             order = RowOrder(steps, engine.members)
             states = order.by_member(trajectory.states[start : start + steps].flatten(0, 1))
             return perceptron.anew().run(engine.system.observe(states))
@@ -150,10 +147,11 @@ class CompiledEngine:
             adjoint, products = sweep.start.contiguous(), [by_name[name] for name in engine.names]
             deviations.append(deviation)
         program = self._program(part)
-        for start in range(horizon - rest - length, -1, -length):
+        for i, start in enumerate(range(horizon - rest - length, -1, -length)):
+            run = program if i < 2 else program.again  # the first adjoint comes from elsewhere
             states, actions = trajectory.states[start : start + length + 1], trajectory.actions[start : start + length]
             given = *open_from(start, length), *kept_from(start, length)
-            adjoint, deviation, *more = program(states, actions, adjoint, *given, *tensors)
+            adjoint, deviation, *more = run(states, actions, adjoint, *given, *tensors)
             deviations.append(deviation)
             if products:
                 torch._foreach_add_(products, more)
@@ -202,7 +200,7 @@ class CompiledEngine:
     def _keeps(self, batch: int) -> bool:
         """Whether what the layers give is kept for the way back."""
         perceptron, horizon = self._perceptron, self.uncompiled.system.horizon
-        return perceptron is not None and numbers_given(perceptron, horizon, batch) <= KEPT_NUMBERS
+        return perceptron is not None and is_kept(perceptron, horizon, batch)
 
     def _held(self) -> list[Tensor]:
         """What the controller holds, the weights of a perceptron in the order in which they are met."""

@@ -24,6 +24,10 @@ from bptt_trainers.directions.augmented import Act
 from bptt_trainers.directions.controller_tape import Call, ControllerTape, RowOrder
 from bptt_trainers.directions.linear_layer import LinearLayer, StackedLinear, is_linear, product
 
+# Numbers that layers give in a rollout, up to which they are kept for the way back (256 MiB in float32); beyond it
+# the controller runs again, segment by segment.
+KEPT_NUMBERS = 2**26
+
 
 class Activation(Protocol):
     """A function of each number between two layers whose slope follows from its value."""
@@ -234,12 +238,15 @@ def _run_of(module: nn.Linear | StackedLinear, weight: Tensor, scale: int) -> Ca
 
 
 def _fused_run_of(module: nn.Linear | StackedLinear, weight: Tensor, scale: int) -> Callable[..., Tensor]:
-    """As `_run_of`, the bias among what a compiler does to each number; torch itself copies it for each row first."""
+    """As `_run_of`, the bias among what a compiler does to each number; torch itself copies it for each row first.
+
+    So is the product with the weights of a single number that is given.
+    """
     shift = None if module.bias is None else scale * module.bias.detach().unsqueeze(-2)
-    weight = weight.mT
 
     def run(given: Tensor, out: None) -> Tensor:
-        met = given @ weight if scale == 1 else scale * (given @ weight)  # torch's compiler would drop an alpha
+        met = (given * weight).sum(-1, keepdim=True) if weight.shape[-2] == 1 else given @ weight.mT
+        met = met if scale == 1 else scale * met  # torch's compiler would drop an alpha
         return met if shift is None else met + shift
 
     return run
@@ -304,20 +311,17 @@ class Activations(threading.local):
     def __reduce__(self) -> tuple[type[Activations], tuple[()]]:
         return type(self), ()
 
-    def room(
-        self, perceptron: Perceptron, steps: int, states: Tensor, *, most: int, inference: bool = False
-    ) -> list[Tensor]:
+    def room(self, perceptron: Perceptron, steps: int, states: Tensor, *, inference: bool = False) -> list[Tensor]:
         """Where to write what each layer gives, (*members, steps, B, width); nowhere if that were too much.
 
         Args:
             perceptron: that will act.
             steps: of the rollout.
             states: from which it starts, (B, *state_shape).
-            most: numbers that are kept, at most.
             inference: keep them by tensors of torch's inference mode.
         """
         self._of = None
-        if numbers_given(perceptron, steps, len(states)) > most:
+        if not is_kept(perceptron, steps, len(states)):
             self._buffers = []
             return []
         batch = len(states) // math.prod(perceptron.members)
@@ -340,9 +344,9 @@ class Activations(threading.local):
         return self._buffers if known else None
 
 
-def numbers_given(perceptron: Perceptron, steps: int, batch: int) -> int:
-    """Numbers that the layers of a perceptron give in a rollout."""
-    return steps * batch * sum(perceptron.widths)
+def is_kept(perceptron: Perceptron, steps: int, batch: int) -> bool:
+    """Whether what the layers of a perceptron give in a rollout is not too much to be kept."""
+    return steps * batch * sum(perceptron.widths) <= KEPT_NUMBERS
 
 
 def keeping(perceptron: Perceptron, buffers: Sequence[Tensor], *, inference: bool = False) -> Act:

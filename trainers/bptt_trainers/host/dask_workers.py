@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
+from pathlib import Path
 from typing import Any
 
 from gymnasium.error import DependencyNotInstalled
@@ -34,6 +35,8 @@ class DaskWorkers(Workers):
         except ImportError as error:
             raise DependencyNotInstalled("Dask's workers need distributed: pip install 'stable-bptt[dask]'") from error
         where = {"scheduler_file": address} if address.endswith(".json") else {"address": address}
+        if "scheduler_file" in where and not Path(address).exists():  # which Dask would wait for
+            raise ConnectionError(f"there is no file {address} of a Dask scheduler.")
         try:
             self._client = Client(**where, timeout=PATIENCE, set_as_default=False)
         except (OSError, ValueError) as error:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 from bptt_trainers.host.work import TRIES, Workers, died
@@ -51,6 +52,7 @@ class Processes(Workers):
         self._threads = ThreadPoolExecutor(jobs)  # each minds a process of its own
         self._mine = threading.local()
         self._all: list[ProcessPoolExecutor] = []
+        self._children: set[BaseProcess] = set()
         self._lock = threading.Lock()
         self._ended = False
 
@@ -62,7 +64,7 @@ class Processes(Workers):
         """End all processes."""
         with self._lock:
             self._ended = True
-            for child in multiprocessing.active_children():
+            for child in self._children:
                 child.terminate()
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = True) -> None:
@@ -91,8 +93,24 @@ class Processes(Workers):
                 pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), end_with_parent)
                 self._mine.pool = pool
                 self._all.append(pool)
+            before = set(multiprocessing.active_children())  # the caller may have some of its own
             with out_of_reach_of_the_terminal():  # it may start a process
-                return pool.submit(work)
+                future = pool.submit(work)
+            self._children |= set(multiprocessing.active_children()) - before
+            return future
+
+
+def is_running(process: int) -> bool:
+    """Whether there is a process of that number on this machine; always, on Windows, where to ask is to kill."""
+    if os.name == "nt":
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def end_with_parent(wait: Callable[[], object] | None = None) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import os
 import sys
 import sysconfig
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Literal
+
+from gymnasium.envs.registration import registry
 
 import bptt_envs
 from bptt_envs.registration import ENTRIES, Entry, register
@@ -76,7 +80,38 @@ def take_over_ids(entries: Mapping[str, Entry]) -> None:
     for env_id, entry in entries.items():
         importlib.import_module(entry.system.partition(":")[0])  # which may register it itself
         if env_id not in ENTRIES:
-            register(env_id, entry.system, entry.summary, **entry.defaults)
+            register(env_id, entry.system, entry.summary, reward_threshold=entry.threshold, **entry.defaults)
+
+
+def users_modules() -> dict[str, str]:
+    """A digest of the file of each module of the user's that is imported here, by name."""
+    found = {}
+    for name, module in list(sys.modules.items()):
+        path = getattr(module, "__file__", None)
+        if isinstance(path, str) and name != "__main__" and _whose(path, name) == "user":
+            with suppress(OSError):
+                found[name] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    return found
+
+
+_taken: dict[str, str] = {}  # of the work before, in a process that works for others: what `users_modules` gave there
+
+
+def take_over_modules(digests: Mapping[str, str]) -> None:
+    """Forget the modules that were imported for other work, and their ids, if they are not those of this work.
+
+    Args:
+        digests: what `users_modules` gave where the work comes from.
+    """
+    if any(digests.get(name, digest) != digest for name, digest in _taken.items()):
+        for name in _taken:
+            sys.modules.pop(name, None)
+        for env_id in [one for one, entry in ENTRIES.items() if entry.system.partition(":")[0] in _taken]:
+            del ENTRIES[env_id]
+            registry.pop(env_id, None)
+        _taken.clear()
+    importlib.invalidate_caches()  # of folders in which there are new files
+    _taken.update(digests)
 
 
 def raised_by_user(error: BaseException) -> bool:
@@ -100,7 +135,10 @@ def told(error: BaseException) -> str:
 
 def _owner(frame: FrameType) -> Literal["bptt", "library", "user"]:
     """Whose code a frame runs; a system that is registered is its user's wherever it is installed."""
-    path, module = frame.f_code.co_filename, str(frame.f_globals.get("__name__", ""))
+    return _whose(frame.f_code.co_filename, str(frame.f_globals.get("__name__", "")))
+
+
+def _whose(path: str, module: str) -> Literal["bptt", "library", "user"]:
     if path.startswith(OURS):
         return "bptt"
     theirs = {entry.system.partition(":")[0].partition(".")[0] for entry in ENTRIES.values()}

@@ -17,7 +17,14 @@ import cloudpickle
 
 from bptt_envs.registration import ENTRIES
 from bptt_trainers.host.threads import threads
-from bptt_trainers.host.user_code import raised_by_user, take_over_ids, told
+from bptt_trainers.host.user_code import (
+    LIBRARIES,
+    raised_by_user,
+    take_over_ids,
+    take_over_modules,
+    told,
+    users_modules,
+)
 
 TRIES = 3
 """How often work is begun whose worker dies, after which it has failed."""
@@ -29,8 +36,9 @@ class Job:
     """A function and its arguments, to be called in another process as it would be here.
 
     It takes along the working directory, the Python path and the environment's registration, whose module is imported
-    before the arguments are unpacked; relative paths and code of the user's so mean there what they mean here. Calls in
-    one process are made one after the other, whatever its threads.
+    before the arguments are unpacked; relative paths and code of the user's so mean there what they mean here, also in
+    a process that worked before for other code, or for an earlier state of it. Calls in one process are made one after
+    the other, whatever its threads.
 
     Args:
         name: what is done, for messages.
@@ -47,6 +55,7 @@ class Job:
         self._call = cloudpickle.dumps((function, arguments))
         self._count = count
         self._ids = {} if env is None else {env: ENTRIES[env]}
+        self._modules = users_modules()
         self._place = Path.cwd()
         self._path = [os.path.abspath(one) for one in sys.path]  # noqa: PTH100, "" is the working directory
 
@@ -71,7 +80,9 @@ class Job:
                     "share the file system of whoever hands out the work."
                 ) from error
             try:
-                sys.path += [one for one in self._path if one not in sys.path]
+                theirs = [one for one in self._path if not one.startswith(LIBRARIES)]
+                sys.path[:] = [*theirs, *(one for one in [*sys.path, *self._path] if one not in theirs)]
+                take_over_modules(self._modules)
                 take_over_ids(self._ids)
                 function, arguments = cloudpickle.loads(self._call)
                 return function(*arguments)

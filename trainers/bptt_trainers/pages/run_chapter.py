@@ -15,7 +15,9 @@ from bptt_trainers.analysis.diagnostics_figure import diagnostics_figure
 from bptt_trainers.analysis.metrics_figure import updates_figure
 from bptt_trainers.analysis.trained import Trained, trained
 from bptt_trainers.comparison.figure import curves_figure
+from bptt_trainers.controllers.model_folder import CARD, is_model
 from bptt_trainers.directions.rollout import losses
+from bptt_trainers.figures.style import plain_text
 from bptt_trainers.figures.trajectory import learning_curves_figure, trajectory_figure
 from bptt_trainers.pages.page import Chapter, Picture, Section
 from bptt_trainers.presets.presets import SEEN
@@ -38,7 +40,7 @@ def run_chapter(folder: Path, title: str) -> Chapter:
     Raises:
         RunFolderError: if it is no run folder, has no finished epoch, or cannot be read.
     """
-    config = Books(folder).read_config()
+    config = _config(folder)
     history = history_of(folder)
     found = trained(folder, "best")
     sections = [_losses(history), *_updates(history), episodes_section(found), *_diagnosis(folder, found)]
@@ -64,7 +66,7 @@ def side_by_side(folders: Mapping[str, Path]) -> Chapter:
     columns = list(dict.fromkeys(name for row in rows for name in row))
     sections = [Section("Runs", rows=[{name: row.get(name, "–") for name in columns} for row in rows])]
     if len({_environment(folder, apart=SEEN) for folder in folders.values()}) == 1:
-        curves = {(title, 0): learning_curve(history) for title, history in histories.items()}
+        curves = {(plain_text(title), 0): learning_curve(history) for title, history in histories.items()}
         caption = "The held-out loss of each run."
         sections.append(Section("Held-out loss", picture=Picture(curves_figure(curves), caption)))
     return Chapter("Side by side", f"{len(folders)} runs.", sections=sections)
@@ -77,11 +79,19 @@ def _environment(folder: Path, apart: Collection[str] = ()) -> str:
         folder: of the run.
         apart: options that are left out.
     """
-    config = Books(folder).read_config()
+    config = _config(folder)
     with understanding(folder / "config.json"):
         known = config.get("environment", {"id": config.get("env"), "options": config.get("env_options", {})})
         asked = "".join(f", {name}={value}" for name, value in known["options"].items() if name not in apart)
         return f"{known['id'] or known['system']}{asked}"
+
+
+def _config(folder: Path) -> Config:
+    """What config.json of a run says, of whatever learner."""
+    config = Books(folder).read_config()
+    if is_model(config):
+        raise RunFolderError(f"{folder} holds a model to share, not a run: {CARD} in it tells of it.")
+    return config
 
 
 def history_of(folder: Path) -> list[EpochMetrics]:
@@ -172,5 +182,5 @@ def settings_rows(settings: Mapping[str, Any]) -> list[dict[str, Cell]]:
 
 def _commands(folder: Path) -> str:
     """Words for a terminal, a command a line."""
-    run = shlex.quote(str(folder))
+    run = shlex.quote(str(folder).encode(errors="backslashreplace").decode())
     return "\n".join(f"bptt {command} {run}" for command in ("evaluate", "render", "resume"))

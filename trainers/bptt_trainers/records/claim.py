@@ -22,6 +22,7 @@ from bptt_trainers.records.files import (
     sweep,
     write_atomic,
 )
+from bptt_trainers.records.turn import turn
 
 try:
     import fcntl
@@ -122,7 +123,7 @@ def locked(folder: Path, wait: float = 0.0) -> Iterator[None]:
     """Make the folder if need be, keep other processes from writing into it, and keep to it if it is moved.
 
     The lock is flock's, on the folder itself: unlike a library's lock file it leaves nothing in the folder, and ends
-    with the process. Where the file system has no locks, that is a warning.
+    with the process. Where the file system has no locks, it is a file beside the folder, as long as this process lives.
 
     Args:
         folder: the folder.
@@ -143,11 +144,12 @@ def locked(folder: Path, wait: float = 0.0) -> Iterator[None]:
             except OSError as error:
                 if error.errno in _TAKEN:
                     raise RunFolderError(f"{folder} is in use by another process that trains into it.") from error
-                warnings.warn(
-                    f"{folder} lies on a file system without locks ({error.strerror or error}): see to it that no "
-                    "other process trains into it.",
-                    stacklevel=2,
-                )
+                if not stack.enter_context(turn(folder, wait)):
+                    warnings.warn(
+                        f"{folder} lies on a file system without locks ({error.strerror or error}), in a folder that "
+                        "cannot be written: see to it that no other process trains into it.",
+                        stacklevel=2,
+                    )
         yield
 
 

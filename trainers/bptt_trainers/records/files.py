@@ -209,6 +209,41 @@ def append(path: Path, data: bytes, at: int) -> int:
     return at + len(data)
 
 
+def create(path: Path, data: bytes) -> bool:
+    """Make a file that was not there; False if it is. Of several processes that try, one makes it.
+
+    Raises:
+        OSError: if it cannot be made.
+    """
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_LINK, 0o666)
+    except FileExistsError:
+        return False
+    try:
+        _write_all(descriptor, data)
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def renew(path: Path) -> None:
+    """Let a file be as if it were written now.
+
+    Raises:
+        OSError: if that cannot be done, as there is none.
+    """
+    os.utime(path)
+
+
+def move(path: Path, to: Path) -> None:
+    """Give a file another name in its folder.
+
+    Raises:
+        OSError: if there is none, or it cannot be moved.
+    """
+    os.rename(path, to)  # noqa: PTH104, by a name of `os`, as every operation here
+
+
 def remove(path: Path) -> None:
     """Delete a file, if there is one; of a link, the link.
 

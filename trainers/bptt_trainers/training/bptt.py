@@ -229,7 +229,7 @@ class BPTTLearner(Learner):
         if query.compare:
             if self._estimator is not None or not {REGULAR, MODIFIED} <= passes.keys():
                 with left_as_it_was(self.controller):
-                    _, passes = self._passes(query, (REGULAR, MODIFIED), look=False)
+                    _, passes = self._passes(query, (REGULAR, MODIFIED), look=False, seldom=True)
             answer_comparisons([query], passes)
 
     def _passes(
@@ -238,12 +238,15 @@ class BPTTLearner(Learner):
         wanted: tuple[Feedback, ...],
         look: bool,
         show: Callable[[Trajectory], object] | None = None,
+        seldom: bool = False,
     ) -> tuple[Tensor, Mapping[Feedback, Tensor]]:
         """Losses (1, B), or their mean (1, 1), and directions (1, n) of each pass."""
         batch = len(query.states)
         mine = self._ranks.share(batch)
         noise = None if query.noise is None else query.noise[:, mine]
-        batch_losses, passes = self.choice.engine(query.states[mine], wanted, noise=noise, look=look, show=show)
+        batch_losses, passes = self.choice.engine(
+            query.states[mine], wanted, noise=noise, look=look, show=show, seldom=seldom
+        )
         return self._ranks.joined(batch, batch_losses.unsqueeze(0), self._of_one(passes))
 
     @contextmanager

@@ -35,7 +35,8 @@ OF_BUILT_IN = ("adam_epsilon", "adam_betas", "amsgrad")
 """Settings that are that one's."""
 
 
-def _device(name: str, value: Any) -> str:
+def device_name(name: str, value: Any) -> str:
+    """Return `value` as the name of a device, there or not; else raise ValueError."""
     if not isinstance(value, str) or not re.fullmatch(r"cpu|cuda(:[0-9]{1,2})?", value):
         raise ValueError(f"{name} must be 'cpu', 'cuda' or one such as 'cuda:1'; got {shown(value)}.")
     return str(value)
@@ -101,7 +102,7 @@ def marked(mark: Mark) -> tuple[str, ...]:
     return tuple(one.name for one in fields(TrainConfig) if mark in getattr(kinds[one.name], "__metadata__", ()))
 
 
-Device = Annotated[str, By(_device)]
+Device = Annotated[str, By(device_name)]
 RuleName = Annotated[str, By(lambda name, value: named_rule(name, value).name)]
 Record = Annotated[tuple[str, ...], By(recorder_names)]
 Hidden = Annotated[tuple[int, ...] | None, By(_hidden)]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, ClassVar
+
+from filelock import FileLock
 
 from bptt_trainers.training.trackers import PROJECT, Tracker
 
@@ -26,9 +28,10 @@ class MLflowTracker(Tracker):
 
     def begin(self, identity: str | None, config: dict[str, Any]) -> tuple[str, bool]:
         """See `Tracker`."""
-        self._client = self.package.MlflowClient()
-        self._id = self._new() if identity is None else identity
-        self._client.update_run(self._id, status="RUNNING")
+        with _alone():
+            self._client = self.package.MlflowClient()
+            self._id = self._new() if identity is None else identity
+            self._client.update_run(self._id, status="RUNNING")
         known = self._client.get_run(self._id).data.params
         new = {name: str(value)[:LONGEST] for name, value in _flat(config).items() if name not in known}
         params = [self.package.entities.Param(name, value) for name, value in new.items()]
@@ -60,6 +63,12 @@ class MLflowTracker(Tracker):
     def end(self, finished: bool) -> None:
         """See `Tracker`."""
         self._client.set_terminated(self._id, "FINISHED" if finished else "KILLED")
+
+
+def _alone() -> AbstractContextManager[object]:
+    """Within, no other process of ours makes the file of SQLite, which two at once would spoil; a server needs none."""
+    kind, _, path = os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db").partition(":///")
+    return FileLock(f"{path}.lock") if kind == "sqlite" else nullcontext()
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

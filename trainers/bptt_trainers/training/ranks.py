@@ -14,6 +14,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from bptt_trainers.records.files import first_line
+from bptt_trainers.training.config import device_name
 
 Kind = TypeVar("Kind")
 
@@ -122,13 +123,12 @@ def join_ranks(device: str = "cpu") -> Ranks:
         device: "cpu" or "cuda", as in `TrainConfig`.
 
     Raises:
-        ValueError: if there is not a GPU for each process on this machine.
+        ValueError: if it is no such name, or there is not a GPU for each process on this machine.
         LostRankError: if the others cannot be reached.
     """
-    count = launched()
+    place, count = torch.device(device_name("device", device)), launched()
     if count == 1:
         return ALONE
-    place = torch.device(device)
     if place.type == "cuda":
         local, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
         if place.index is not None or local >= there:

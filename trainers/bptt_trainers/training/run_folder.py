@@ -18,6 +18,7 @@ from bptt_envs.checks import one_of
 from bptt_envs.registration import ENTRIES, system_class
 from bptt_envs.system import MADE_WITH
 from bptt_trainers.controllers.described import described, identified
+from bptt_trainers.controllers.model_folder import is_model
 from bptt_trainers.controllers.rebuilt import KNOWN, check_size, rebuilt, take_weights
 from bptt_trainers.directions.policy_gradient import system_of
 from bptt_trainers.records.claim import in_words, plain_differences, same
@@ -192,6 +193,8 @@ class RunFolder(Books):
             RunFolderError: if there is none or it cannot be read.
         """
         config = super().read_config()
+        if is_model(config):
+            raise RunFolderError(f"{self.path} holds a model to share (load_pretrained), not a run.")
         parts = ("environment", "controller", "training")
         if not set(parts) <= config.keys():
             raise RunFolderError(f"{self.path} is not a run folder of the trainer: its config.json is another's.")

@@ -153,8 +153,9 @@ class SHACLearner(BPTTLearner):
         wanted: tuple[Feedback, ...],
         look: bool,
         show: Callable[[Trajectory], object] | None = None,
+        seldom: bool = False,
     ) -> tuple[Tensor, Mapping[Feedback, Tensor]]:
-        return super()._passes(query, wanted, look, self._keep)
+        return super()._passes(query, wanted, look, show if seldom else self._keep, seldom)
 
     def _keep(self, trajectory: Trajectory) -> None:
         self._trajectory = trajectory
@@ -255,20 +256,17 @@ class SHACLearner(BPTTLearner):
         for critic in (self.critic, self._slow.network):
             critic.measure(found.targets, share)
 
-    @torch.enable_grad()
     def _fit(self, found: Experience, number: int) -> None:
         """Fit the critic to its targets, by steps in the mean square of what is left, in its unit."""
         config, critic = self.config, self.critic
         inputs = critic.inputs(found.observations, found.left)
         wanted = (found.targets - critic.middle) / critic.unit
-        parameters = [one for one in critic.parameters() if one.requires_grad]
         generator = torch.Generator().manual_seed(stream_seed(ORDER, config.seed, number))
         for _ in range(config.critic_iterations):
             order = torch.randperm(len(wanted), generator=generator).to(wanted.device)
-            for rows in order.chunk(config.critic_minibatches):
-                error = critic.relative(inputs[rows]) - wanted[rows]
-                slopes = torch.autograd.grad(error.square().mean(1).sum(), parameters)
-                direction = torch.cat([slope.flatten() for slope in slopes])
+            shuffled = (one[order].chunk(config.critic_minibatches) for one in (inputs, wanted))
+            for some_inputs, some_wanted in zip(*shuffled, strict=True):
+                direction = critic.slopes(some_inputs, some_wanted)
                 norm = float(direction.norm())
                 if self._critic_optimizer.objection(direction, norm) is None:
                     self._critic_optimizer.step(number, direction, norm)

@@ -16,6 +16,7 @@ import numpy as np
 from gymnasium.error import DependencyNotInstalled
 
 from bptt_trainers.comparison.methods import settings_of_today
+from bptt_trainers.host.processes import is_running
 from bptt_trainers.records.claim import Claim, in_words, locked, same
 from bptt_trainers.records.files import append, exists, read_bytes, understanding
 from bptt_trainers.records.plain import plain
@@ -296,17 +297,9 @@ def _lives(attributes: Mapping[str, Any]) -> bool:
     owner = attributes.get("owner")
     if owner is None or time.time() - attributes["beat"] > SILENCE:  # without an owner: killed as it began
         return False
-    if owner["host"] != HOST or os.name == "nt":  # on Windows, to ask is to kill
+    if owner["host"] != HOST:
         return True
-    if owner["process"] == os.getpid():  # it asks for another
-        return False
-    try:
-        os.kill(owner["process"], 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+    return owner["process"] != os.getpid() and is_running(owner["process"])  # this one asks for another
 
 
 def _distributions(search: Search) -> dict[str, BaseDistribution]:
