@@ -181,7 +181,7 @@ def recorded(monkeypatch):
 
 
 def make_system() -> CartPole:
-    return CartPole(horizon=3, objective="continuous")
+    return CartPole(horizon=2, objective="continuous")
 
 
 def states(system) -> torch.Tensor:

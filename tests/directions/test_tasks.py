@@ -124,11 +124,11 @@ def test_compiled_directions_are_those_of_the_fast_engine(monkeypatch):
     task = TASKS["all at once"]()
     controller, states, noise = gaussian(task)
     (losses, directions), (found_losses, found) = (
-        choose_engine(task, controller, states, compile=one, entropy=0.5).engine(states, PASSES, noise=noise)
+        choose_engine(task, controller, states, compile=one, entropy=0.5).engine(states, PASSES[:2], noise=noise)
         for one in (False, True)
     )
     torch.testing.assert_close(found_losses, losses, rtol=1e-10, atol=1e-12)
-    for feedback in PASSES:
+    for feedback in PASSES[:2]:
         close(found[feedback], directions[feedback])
 
 
