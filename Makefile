@@ -49,7 +49,7 @@ release: $(STAMP) ## build wheel and sdist into dist/, check them, try the wheel
 	@$(VENV)/bin/python -m twine check --strict dist/*
 	@$(PYTHON) -m venv build/release/venv
 	@build/release/venv/bin/python -m pip --disable-pip-version-check --quiet install -c constraints.txt \
-	    "$$(ls dist/*.whl)[render,tune]"
+	    "$$(ls dist/*.whl)[models,render,tune]"
 	@cd build/release && ../../scripts/try_wheel.sh venv/bin
 	@echo "dist/ is ready; nothing was uploaded. To upload it: $(VENV)/bin/python -m twine upload dist/*"
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Tries what a user of the wheel has, in the current folder: demo, train, compare, tune, check, render, report.
+# Tries what a user of the wheel has, in the current folder: demo, train, compare, tune, sweep, check, render, share, report.
 #   scripts/try_wheel.sh BIN      (the folder of the environment's programs)
 set -euo pipefail
 bin=$(cd "$1" && pwd)
@@ -19,5 +19,9 @@ bptt compare --methods C PPO zero --seeds 0 --steps 20000 --evaluations 2 --out 
 bptt tune --methods C --trials 2 --steps 6400 --out "$out/tuned"
 bptt check DiffCartPole-v0
 bptt render "$out/run" --out "$out/episode.png"
-bptt report "$out/run" "$out/versus" --out "$out/report.html"
+bptt sweep --methods C --grid clip=none,norm --seeds 0 --steps 6400 --test-states 16 --out "$out/sweep"
+bptt share "$out/run" --out "$out/model"
+bptt evaluate "$out/model"
+"$bin/python" -c 'import sys; from bptt_trainers import load_pretrained; load_pretrained(sys.argv[1])' "$out/model"
+bptt report "$out/run" "$out/versus" "$out/sweep" --out "$out/report.html"
 echo "the wheel does what it should: $out"
