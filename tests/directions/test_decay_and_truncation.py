@@ -154,6 +154,8 @@ class Recorded:
     def __call__(self, *inputs):
         return self.order.graph(*inputs, *self.order.constants)
 
+    again = __call__
+
 
 def test_programs_hold_the_factors_and_are_told_the_window(monkeypatch):
     """tests/directions/test_compiled.py compiles them."""

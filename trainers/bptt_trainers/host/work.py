@@ -81,7 +81,7 @@ class Job:
                 ) from error
             try:
                 theirs = [one for one in self._path if not one.startswith(LIBRARIES)]
-                sys.path[:] = [*theirs, *(one for one in [*sys.path, *self._path] if one not in theirs)]
+                sys.path[:] = dict.fromkeys([*theirs, *sys.path, *self._path])
                 take_over_modules(self._modules)
                 take_over_ids(self._ids)
                 function, arguments = cloudpickle.loads(self._call)
