@@ -125,7 +125,8 @@ def _main(arguments: list[str], ended: Ended) -> int:
 
 
 def _usage() -> str:
-    lines = {name: f"  {name:<10}{entry.summary}" for name, entry in COMMANDS.items()}
+    width = 1 + max(map(len, COMMANDS))
+    lines = {name: f"  {name:<{width}}{entry.summary}" for name, entry in COMMANDS.items()}
     studies = [name for name, entry in COMMANDS.items() if entry.path.startswith(STUDIES)]
     return USAGE.format(
         commands="\n".join(line for name, line in lines.items() if name not in studies),
