@@ -116,6 +116,7 @@ def test_an_interrupted_sweep_goes_on_and_one_with_more_values_adds_them(tmp_pat
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        ("--methods R C", "name an axis of the grid"),
         ("--grid learning_rate", "--grid must be NAME=VALUE"),
         ("--grid learning_rate=", "--grid learning_rate, values with commas between them"),
         ("--grid learning_rat=1", "Did you mean 'learning_rate'?"),

@@ -10,7 +10,7 @@ from tyro.conf import OmitArgPrefixes, arg
 
 from bptt_trainers.commands.compare import Overrides
 from bptt_trainers.commands.environment import EnvOptions, Module, named_texts, parse_options
-from bptt_trainers.commands.exits import Interrupted, checking_arguments
+from bptt_trainers.commands.exits import Interrupted, Misuse, checking_arguments
 from bptt_trainers.commands.output import file_list
 from bptt_trainers.comparison.sweep import SweepConfig, sweep
 from bptt_trainers.presets.presets import parse_overrides
@@ -62,6 +62,8 @@ class Sweep:
     def run(self) -> None:
         """Sweep."""
         with checking_arguments():
+            if not self.grid and not self.grid_env:
+                raise Misuse("name an axis of the grid, as --grid learning_rate=1e-3,1e-2; without one: bptt compare.")
             env = self.sweep.env
             options = {
                 name: tuple(parse_options(env, [f"{name}={_text(value)}"])[name] for value in values)
