@@ -105,9 +105,12 @@ def goes_on_from_what_was_kept(out):
 
 
 def test_the_run_of_a_dask_worker_that_is_killed_goes_on_elsewhere_and_ends_alike(place, cluster):
-    made = comparison("out", f"dask:{cluster.scheduler_address}")
+    learned = {
+        "methods": ("C", "zero")
+    }  # another that learns might be done before by the worker that is hit, and count
+    made = comparison("out", f"dask:{cluster.scheduler_address}", **learned)
     assert goes_on_from_what_was_kept("out")
-    assert numbers(made) == numbers(comparison("alone"))
+    assert numbers(made) == numbers(comparison("alone", **learned))
     assert (Path("out") / "methods.md").exists()
 
 
