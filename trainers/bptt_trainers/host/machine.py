@@ -23,6 +23,14 @@ def machine(device: str) -> str:
     return f"{text}, {torch.cuda.get_device_name()}" if device == "cuda" else text
 
 
+def load_average() -> float | None:
+    """Processes that ran or waited for a core, averaged over the last minute; None where the system does not tell."""
+    try:
+        return round(os.getloadavg()[0], 2)
+    except (AttributeError, OSError):
+        return None
+
+
 def versions(*names: str) -> str:
     """Of stable-bptt, then of packages and of "Python" as named; "none" of a package that is not installed."""
     numbers = {"stable-bptt": bptt_envs.__version__} | {name: _version(name) for name in names}
