@@ -243,6 +243,22 @@ def test_what_is_there_is_not_measured_again(measured):
 
 
 @pytest.mark.usefixtures("two_cores")
+def test_the_settings_of_a_part_say_how_busy_the_machine_was_at_each_go(measured, monkeypatch):
+    loads = iter([0.1, 1.2, 0.3, 2.4, 0.5, 1.6, 1.7])
+    monkeypatch.setattr(run, "load_average", lambda: next(loads))
+
+    def noted():
+        return json.loads(Path("out/limit.json").read_text())["load_average"]
+
+    run.run(ONE, Path("out"))
+    assert noted() == [{"before": 0.1, "after": 1.2}]
+    run.run(BOTH, Path("out"))
+    assert noted() == [{"before": 0.1, "after": 1.2}, {"before": 0.3, "after": 2.4}]
+    run.run(BOTH, Path("out"), redo=True)
+    assert noted() == [{"before": 0.5, "after": 1.7}]
+
+
+@pytest.mark.usefixtures("two_cores")
 def test_numbers_of_another_machine_or_setting_are_not_mixed_in(measured, monkeypatch):
     run.run(ONE, Path("out"))
     written = Path("out/limit.csv").read_bytes()
