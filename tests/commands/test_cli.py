@@ -6,6 +6,7 @@ import importlib
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -300,6 +301,38 @@ def test_a_folder_of_something_else_is_refused(bptt):
 @pytest.mark.parametrize("arguments", ["resume nowhere", "evaluate nowhere", "render nowhere"])
 def test_a_folder_without_a_run_is_named(bptt, arguments):
     assert "nowhere is not a run folder" in bptt(arguments, code=1)
+
+
+def test_a_folder_of_runs_is_judged_run_by_run(bptt, capsys):
+    bptt(f"train {TINY} --epochs 1 --seeds 0 1 --out grid")
+    Path("versus/runs").mkdir(parents=True)
+    for seed, run in enumerate(sorted(Path("grid").iterdir())):
+        shutil.move(run, f"versus/runs/C-seed{9 + seed}")
+    Path("versus/runs/zero-seed9").mkdir()
+    Path("versus/runs/zero-seed9/curve.csv").write_text("epoch\n")
+    rows = [line.split() for line in bptt("evaluate versus").splitlines()[1:]]
+    assert [row[0] for row in rows] == ["versus/runs/C-seed9", "versus/runs/C-seed10"]
+    folders = " ".join(str(path) for path in sorted(Path("versus/runs").iterdir()))
+    capsys.readouterr()
+    assert len(bptt(f"evaluate {folders}").splitlines()) == 3
+    Path("versus/runs/C-seed9/best.pt").unlink()
+    said = bptt("evaluate versus", code=1)
+    assert "1 of 2 runs cannot be judged" in said
+    assert "versus/runs/C-seed9" in said
+
+
+@pytest.mark.parametrize("command", ["resume", "render", "diagnose", "fields", "share --out shared"])
+def test_a_folder_of_several_runs_says_which_there_are(bptt, command):
+    for name in ("one", "two"):
+        Path("grid", name).mkdir(parents=True)
+        Path("grid", name, "config.json").write_text("{}")
+    said = bptt(f"{command} grid", code=1)
+    assert "grid is not a run folder: it has no config.json. Those in it that have one: grid/one, grid/two." in said
+
+
+@pytest.mark.parametrize("command", ["render", "diagnose"])
+def test_a_picture_of_an_unknown_format_is_refused_before_anything_is_read(bptt, command):
+    assert "--out must end in ." in bptt(f"{command} nowhere --out picture.jpg", code=2)
 
 
 def test_a_folder_with_another_run_is_refused_with_the_difference(bptt):

@@ -16,6 +16,7 @@ from bptt_trainers.comparison.figure import curves_figure
 from bptt_trainers.comparison.methods import BPTT, METHODS, Baseline, Budget, get_method
 from bptt_trainers.comparison.runs import member_folder
 from bptt_trainers.comparison.summary import method_rows, run_rows, summarize, to_markdown
+from bptt_trainers.comparison.sweep import SweepConfig
 from bptt_trainers.controllers.baselines import ZeroController
 from bptt_trainers.figures.style import save_figure
 from bptt_trainers.records.curve import CurvePoint, curve_to_csv, read_curve
@@ -385,6 +386,41 @@ def test_threads_are_put_back(finished):
     before = torch.get_num_threads()
     compare(replace(config, threads=1), progress=False)
     assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize(
+    ("methods", "env", "options", "said"),
+    [
+        (
+            ("R", "C", "PPO", "zero"),
+            "DiffCartPole-v0",
+            {},
+            "PPO are -50 to 50, those of R, C any; the option max",
+        ),
+        (
+            ("iLQR", "random"),
+            "DiffCartPole-v0",
+            {"max_force": None},
+            "random are -50 to 50, those of iLQR any",
+        ),
+        (("R", "PPO"), "DiffCartPole-v0", {"max_force": 20.0}, ""),
+        (("R", "C", "zero"), "DiffCartPole-v0", {}, ""),
+        (("PPO", "random"), "DiffCartPole-v0", {}, ""),
+    ],
+)
+def test_methods_that_act_in_ranges_beside_some_that_act_without_bounds_are_named(methods, env, options, said):
+    found = ComparisonConfig(env=env, env_options=options, methods=methods).unequal_actions
+    assert said in found
+    assert bool(found) == bool(said)
+
+
+def test_the_table_says_that_actions_have_no_bounds(finished):
+    config, comparison = finished
+    assert config.unequal_actions
+    assert comparison.table.endswith(f"{config.unequal_actions}\n")
+    points = SweepConfig(methods=("C", "PPO"), env_grid={"max_force": (None, 50.0)})
+    assert "those of PPO are" in points.unequal_actions
+    assert not replace(points, env_grid={"max_force": (20.0, 50.0)}).unequal_actions
 
 
 def test_the_command_line_comes_from_the_configuration(capsys):

@@ -128,7 +128,7 @@ def test_the_same_run_gives_the_same_page(place, alone):
         ((), "name at least one folder"),
         (("nowhere",), "nowhere is not a run folder: it has no config.json"),
         (("a", "a"), "RUN must be at least one, each once"),
-        (("a", "--out", "page.pdf"), r"path must end in \.html; got 'page\.pdf'"),
+        (("a", "--out", "page.pdf"), r"--out must end in \.html; got 'page\.pdf'"),
     ],
 )
 def test_what_cannot_be_told_is_said_in_words(arguments, said, tmp_path, monkeypatch, capsys):
@@ -158,6 +158,12 @@ def test_folders_of_any_name_are_told(place, monkeypatch, tmp_path):
 def test_a_run_named_twice_is_refused(place, capsys):
     assert main(["report", str(place / "a run"), f"{place}/versus/../a run"]) == 2
     assert "RUN must be at least one, each once" in capsys.readouterr().err
+
+
+def test_of_a_folder_of_runs_and_comparisons_all_are_told(place):
+    page = words(told(place, "--out", place / "all.html"))
+    assert "2 runs and comparisons" in page
+    assert {str(place / "a run"), str(place / "versus")} <= set(page)
 
 
 def test_a_sweep_is_told_with_its_table(tmp_path):

@@ -159,14 +159,21 @@ def compare_aloud(config: ComparisonConfig) -> Comparison:
         Interrupted: at Ctrl-C.
     """
     print(
-        f"{config.out}: {', '.join(config.methods)} on {config.env}, {len(config.seeds)} seeds each;\n"
+        f"{config.out}: {', '.join(config.methods)} on {config.env}, {seeds_each(config)};\n"
         f"{config.steps:,} simulator steps a run; what is finished is not computed again",
         flush=True,
     )
+    if config.unequal_actions:
+        print(textwrap.fill(config.unequal_actions, 80), flush=True)
     try:
         return compare(config)
     except KeyboardInterrupt:
         raise Interrupted("stopped; what is finished is kept") from None
+
+
+def seeds_each(config: ComparisonConfig) -> str:
+    """How many runs a method has, in words."""
+    return f"{len(config.seeds)} seed{'s' if len(config.seeds) > 1 else ''} each"
 
 
 def draw(config: ComparisonConfig) -> Path:

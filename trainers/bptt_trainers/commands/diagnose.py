@@ -38,16 +38,17 @@ class Diagnose:
 
     def run(self) -> None:
         """Draw, and print a few lines."""
+        from bptt_trainers.analysis.diagnostics_figure import diagnostics_figure  # with it comes matplotlib
+        from bptt_trainers.figures.style import FIGURE_FORMATS, checked_suffix, plain_text, save_figure
+
+        out = self.out or self.run_folder / "diagnostics.png"
+        with checking_arguments():
+            checked_suffix("--out", out, FIGURE_FORMATS)
         folder = RunFolder(self.run_folder)
         config = folder.read_config()["environment"]
         with checking_arguments():
             system = folder.make_env().system
         diagnoses = read_diagnostics(folder.path / NPZ)
-
-        from bptt_trainers.analysis.diagnostics_figure import diagnostics_figure  # with it comes matplotlib
-        from bptt_trainers.figures.style import plain_text, save_figure
-
-        out = self.out or folder.path / "diagnostics.png"
         with checking_arguments():
             save_figure(diagnostics_figure(diagnoses, system, plain_text(f"{config['id']}: {folder.path.name}")), out)
         head = ["epoch", "cosine", "same sign", "|R|/|M|", "feedback R", "feedback M", "growth R", "growth M"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -11,9 +12,11 @@ from tyro.conf import Positional, arg
 from bptt_envs.checks import finite, positive_integer
 from bptt_trainers.analysis.trained import trained
 from bptt_trainers.commands.environment import Module
-from bptt_trainers.commands.exits import Misuse, checking_arguments
+from bptt_trainers.commands.exits import Failed, Misuse, checking_arguments
 from bptt_trainers.commands.output import aligned
+from bptt_trainers.comparison.runs import FINISHED
 from bptt_trainers.directions.rollout import losses
+from bptt_trainers.records.files import RunFolderError, exists, folders_with
 
 
 @dataclass(frozen=True)
@@ -21,13 +24,14 @@ class Evaluate:
     """Judge trained controllers on the held-out start states: a table, a line a run.
 
     The loss is that of an episode; the table shows its mean, median and largest
-    value over the episodes, and the share of episodes below a given loss.
+    value over the episodes, and the share of episodes below a given loss. Of a
+    folder that holds runs, such as a comparison's, all of them are judged.
 
     example: bptt evaluate runs/one runs/two --which last
     """
 
     runs: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN [RUN ...]", help_behavior_hint="(required)")]
-    """Run folders, of whatever learner."""
+    """Run folders, of whatever learner, and folders of such."""
 
     which: Literal["best", "last"] = "best"
     """The checkpoint: that of the best epoch on the training states, or of the last epoch."""
@@ -52,9 +56,21 @@ class Evaluate:
             finite("--below", self.below)
             if self.states is not None:
                 positive_integer("--states", self.states)
+        runs = [run for folder in self.runs for run in with_controller(folder)]
         head = ["run", "method", "objective", "epoch", "states", "mean", "median", "max", f"< {self.below:g}"]
-        for line in aligned([head, *(self._row(run) for run in self.runs)]):
+        rows: list[list[str]] = []
+        wrong: list[Exception] = []
+        for run in runs:
+            try:
+                rows.append(self._row(run))
+            except (RunFolderError, Misuse) as error:
+                if len(runs) == 1:
+                    raise
+                wrong.append(error)
+        for line in aligned([head, *rows]) if rows else []:
             print(line)
+        if wrong:
+            raise Failed("\n  ".join([f"{len(wrong)} of {len(runs)} runs cannot be judged:", *map(str, wrong)]))
 
     def _row(self, folder: Path) -> list[str]:
         with checking_arguments():
@@ -71,3 +87,12 @@ class Evaluate:
             f"{loss.max():.3g}",
             f"{(loss < self.below).float().mean():.0%}",
         ]
+
+
+def with_controller(folder: Path) -> list[Path]:
+    """The run that a folder is, or those in it; none of a method that leaves no controller, which is said."""
+    runs = folders_with(folder, "config.json")
+    if not runs and exists(folder / FINISHED):
+        print(f"{folder} is left out: its method leaves a learning curve and no controller.", file=sys.stderr)
+        return []
+    return runs or [folder]

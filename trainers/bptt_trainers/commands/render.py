@@ -50,14 +50,15 @@ class Render:
 
     def run(self) -> None:
         """Draw."""
+        from bptt_trainers.figures.animation import ANIMATION_FORMATS, save_animation  # with it comes matplotlib
+        from bptt_trainers.figures.style import checked_suffix
+
         out = self.out or self.run_folder / "animation.gif"
         with checking_arguments():
+            checked_suffix("--out", out, ANIMATION_FORMATS)
             positive_integer("--episodes", self.episodes)
             found = trained(self.run_folder, self.which)
         trajectory = found.episodes(self.episodes)
-
-        from bptt_trainers.figures.animation import save_animation  # with it comes matplotlib
-
         with checking_arguments():
             save_animation(
                 found.system,

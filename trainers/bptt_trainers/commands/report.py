@@ -12,7 +12,7 @@ from bptt_envs.checks import each_once
 from bptt_trainers.commands.environment import Module
 from bptt_trainers.commands.exits import Misuse, checking_arguments
 from bptt_trainers.figures.style import checked_suffix
-from bptt_trainers.records.files import write_atomic
+from bptt_trainers.records.files import folders_with, write_atomic
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Report:
 
     Losses, updates, episodes, diagnosis and settings of each, as far as it went.
     The page is one file that needs no other and loads nothing: it can be mailed,
-    kept or printed.
+    kept or printed. Of a folder that holds several of these, it tells of all.
 
     example: bptt report runs/two --out two.html
     """
@@ -40,10 +40,11 @@ class Report:
         with checking_arguments():
             if not self.folders:
                 raise Misuse("name at least one folder of a run or a comparison, such as runs/two.")
-            each_once("RUN", tuple(str(folder.resolve()) for folder in self.folders))
             out = self.out or (self.folders[0] if len(self.folders) == 1 else Path()) / "report.html"
-            checked_suffix(out, ("html",))
+            checked_suffix("--out", out, ("html",))
 
+        from bptt_trainers.comparison.compare import COMPARISON
+        from bptt_trainers.comparison.sweep import SWEEP
         from bptt_trainers.pages.comparison_chapter import (  # with it comes matplotlib
             comparison_chapter,
             is_comparison,
@@ -53,7 +54,11 @@ class Report:
         from bptt_trainers.pages.page import to_html
         from bptt_trainers.pages.run_chapter import run_chapter, side_by_side
 
-        named = {str(folder).encode(errors="backslashreplace").decode(): folder for folder in self.folders}
+        known = ("config.json", COMPARISON, SWEEP)
+        told = [one for folder in self.folders for one in folders_with(folder, *known) or [folder]]
+        with checking_arguments():
+            each_once("RUN", tuple(str(folder.resolve()) for folder in told))
+        named = {str(folder).encode(errors="backslashreplace").decode(): folder for folder in told}
         tell = {
             title: comparison_chapter if is_comparison(folder) else sweep_chapter if is_sweep(folder) else run_chapter
             for title, folder in named.items()

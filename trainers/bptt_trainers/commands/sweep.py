@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 from tyro.conf import OmitArgPrefixes, arg
 
-from bptt_trainers.commands.compare import Overrides
+from bptt_trainers.commands.compare import Overrides, seeds_each
 from bptt_trainers.commands.environment import EnvOptions, Module, named_texts, parse_options
 from bptt_trainers.commands.exits import Interrupted, Misuse, checking_arguments
 from bptt_trainers.commands.output import file_list
@@ -78,10 +79,12 @@ class Sweep:
             )
         print(
             f"{config.out}: {', '.join(config.methods)} on {config.env}, {len(config.cells)} cells, "
-            f"{len(config.seeds)} seeds each;\n"
+            f"{seeds_each(config)};\n"
             f"{config.steps:,} simulator steps a run; what is finished is not computed again",
             flush=True,
         )
+        if config.unequal_actions:
+            print(textwrap.fill(config.unequal_actions, 80), flush=True)
         try:
             made = sweep(config)
         except KeyboardInterrupt:

@@ -8,13 +8,25 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 from tyro.conf import Suppress
 
+from bptt_envs import System
 from bptt_envs.checks import each_once
 from bptt_envs.registration import system_class
 from bptt_envs.settings import Count, Positive, Seed, read
 from bptt_trainers.comparison.figure import curves_figure
-from bptt_trainers.comparison.methods import Budget, MethodName, by_rule, method_name, settings_of_today
+from bptt_trainers.comparison.methods import (
+    BPTT,
+    RL,
+    Budget,
+    MethodName,
+    Planned,
+    by_rule,
+    get_method,
+    method_name,
+    settings_of_today,
+)
 from bptt_trainers.comparison.runs import Cell, train
 from bptt_trainers.comparison.summary import RunSummary, method_rows, run_rows, summarize, to_markdown
 from bptt_trainers.figures.style import plain_text, save_figure
@@ -110,6 +122,24 @@ class ComparisonConfig:
         self.settings()
 
     @property
+    def unequal_actions(self) -> str:
+        """Which methods act without bounds beside which that keep to a range, in words; "" if all act alike."""
+        free = [name for name in self.methods if isinstance(get_method(name), (BPTT, Planned))]
+        kept = [name for name in self.methods if name == "random" or isinstance(get_method(name), RL)]
+        systems = map(Budget.make_system, {repr(cell.budget): cell.budget for cell in self.cells}.values())
+        system = next((one for one in systems if not _is_bounded(one)), None)
+        if system is None or not free or not kept:
+            return ""
+        low, high = system.action_range
+        options = system_class(self.env).options()
+        option = next((name for name, value in options.items() if name.startswith("max_") and value is None), None)
+        way = "" if option is None else f"; the option {option} gives all the same"
+        return (
+            f"The actions have no bounds: those of {', '.join(kept)} are {float(low.min()):g} to "
+            f"{float(high.max()):g}, those of {', '.join(free)} any{way}."
+        )
+
+    @property
     def cells(self) -> list[Cell]:
         """What is run with every seed: the methods."""
         return [Cell(name, name, self.overrides.get(name, {}), self.budget) for name in self.methods]
@@ -176,6 +206,7 @@ def _write(
     table = to_markdown(rows, config.losses)
     if config.together and sum(cell.together for cell in config.cells) * len(config.seeds) > 1:
         table += "Runs of the update rules are trained together; the seconds of one are its share of all.\n"
+    table += f"{config.unequal_actions}\n" if config.unequal_actions else ""
     write_atomic(config.out / "curves.csv", to_csv(points).encode())
     write_atomic(config.out / "runs.csv", to_csv(run_rows(runs)).encode())
     write_atomic(config.out / "methods.csv", to_csv(rows).encode())
@@ -188,6 +219,12 @@ def _title(config: ComparisonConfig) -> str:
     options = "".join(f", {name}={value}" for name, value in config.env_options.items())
     objective = config.budget.make_env().system.objective
     return f"{config.env}{options}, judged by the {objective} loss: median and range over {len(config.seeds)} seeds"
+
+
+def _is_bounded(system: System) -> bool:
+    """Whether each component of an action has a least and a largest value."""
+    ends = (system.action_low, system.action_high)
+    return all(end is not None and bool(torch.as_tensor(end).isfinite().all()) for end in ends)
 
 
 def begin(config: ComparisonConfig, name: str, kind: str) -> None:

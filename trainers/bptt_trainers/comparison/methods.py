@@ -48,7 +48,11 @@ class Budget:
     @property
     def horizon(self) -> int:
         """Steps of an episode, from the options alone: the system is not tried."""
-        return build_system(self.env, self.env_options, self.env).horizon
+        return self.make_system().horizon
+
+    def make_system(self) -> System:
+        """The physics, from the options alone: it is not tried."""
+        return build_system(self.env, self.env_options, self.env)
 
     def make_env(self, **seen: Any) -> DifferentiableEnv:
         """The environment on whose objective every method is judged.

@@ -202,9 +202,12 @@ def _markdown(rows: list[Row], config: SweepConfig) -> str:
         line["climbed back"] = f"{row['climbed_back']}/{row['runs']}"
         lines.append(line)
     best = min(config.cells, key=lambda cell: float(rows[config.cells.index(cell)]["final_loss"])).label
-    return f"""{markdown(lines)}
+    return (
+        f"""{markdown(lines)}
 
 Losses are means over the held-out start states, then the median over the runs (quartiles). "Best" is the lowest of a
 run's evaluations, seen in hindsight. A run climbed back if its loss at the end is more than {CLIMB:g} times its best.
 The least median at the end is that of: {best}.
-"""
+{config.unequal_actions}""".rstrip()
+        + "\n"
+    )

@@ -68,7 +68,7 @@ def save_animation(
         RunFolderError: if the file cannot be written.
     """
     path = Path(path)
-    suffix = checked_suffix(path, ANIMATION_FORMATS)
+    suffix = checked_suffix("path", path, ANIMATION_FORMATS)
     speed, hold, width = positive("speed", speed), positive("hold", hold), positive_integer("width", width)
     named = {"": trajectory} if isinstance(trajectory, Trajectory) else trajectory
     panels = _panels(system, named, positive_integer("episodes", episodes))

@@ -191,7 +191,7 @@ def save_figure(figure: Figure, path: str | Path, *, vector: bool = False) -> No
         RunFolderError: if a file cannot be written.
     """
     path = Path(path)
-    suffix = checked_suffix(path, FIGURE_FORMATS)
+    suffix = checked_suffix("path", path, FIGURE_FORMATS)
     files = {path: suffix} | ({path.with_suffix(".pdf"): "pdf"} if vector else {})
     for file, kind in files.items():
         write_atomic(file, figure_bytes(figure, kind))
@@ -206,9 +206,9 @@ def figure_bytes(figure: Figure, kind: str) -> bytes:
     return buffer.getvalue()
 
 
-def checked_suffix(path: Path, known: Sequence[str]) -> str:
-    """The suffix of `path` without its dot, if it is one of `known`; else raise ValueError."""
+def checked_suffix(name: str, path: Path, known: Sequence[str]) -> str:
+    """The suffix of `path` without its dot, if it is one of `known`; else raise ValueError that names the argument."""
     suffix = path.suffix.lower().removeprefix(".")
     if suffix not in known:
-        raise ValueError(f"path must end in {' or '.join(f'.{name}' for name in known)}; got {str(path)!r}.")
+        raise ValueError(f"{name} must end in {' or '.join(f'.{name}' for name in known)}; got {str(path)!r}.")
     return suffix

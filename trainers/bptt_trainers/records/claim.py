@@ -15,6 +15,7 @@ from typing import Any
 from bptt_trainers.records.files import (
     RunFolderError,
     exists,
+    folders_with,
     held,
     is_leftover,
     list_names,
@@ -30,6 +31,8 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 Settings = dict[str, Any]
+
+SHOWN = 8  # folders that an error names
 
 _TAKEN = (errno.EWOULDBLOCK, errno.EAGAIN)
 
@@ -61,7 +64,10 @@ class Claim:
             stored = read_json(self.path)
         except FileNotFoundError:
             folder, name = self.path.parent, self.path.name
-            raise RunFolderError(f"{folder} is not a {self.kind} folder: it has no {name}.") from None
+            below = folders_with(folder, name)
+            more = f" and {len(below) - SHOWN} more" if len(below) > SHOWN else ""
+            have = f" Those in it that have one: {', '.join(map(str, below[:SHOWN]))}{more}." if below else ""
+            raise RunFolderError(f"{folder} is not a {self.kind} folder: it has no {name}.{have}") from None
         if not isinstance(stored, dict):
             raise RunFolderError(f"cannot read {self.path}: it holds no settings.")
         return stored

@@ -291,6 +291,27 @@ def list_names(folder: Path) -> list[str]:
             return []
 
 
+def folders_with(folder: Path, *names: str) -> list[Path]:
+    """A folder itself, if it holds something of one of these names; else those of its folders that do, two deep.
+
+    In the order of their paths, with numbers by size: seed2 before seed10. What cannot be read has none.
+    """
+
+    def found(place: Path, depth: int) -> list[Path]:
+        if any(exists(place / name) for name in names):
+            return [place]
+        with contextlib.suppress(OSError):
+            inner = [entry for entry in place.iterdir() if depth and entry.is_dir()]
+            return [one for entry in sorted(inner, key=_by_numbers) for one in found(entry, depth - 1)]
+        return []
+
+    return found(folder, 2)
+
+
+def _by_numbers(path: Path) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path.name)]
+
+
 def is_leftover(path: Path) -> bool:
     """Whether a write that a kill cut short left this, or somebody planted it in that place."""
     if not _LEFTOVER.fullmatch(path.name):
