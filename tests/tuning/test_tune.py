@@ -20,10 +20,12 @@ from bptt_envs.registration import ENTRIES, Entry
 from bptt_trainers import RunFolderError, held_out_states, training_states
 from bptt_trainers.cli import main, read_command
 from bptt_trainers.commands.environment import parse_options
+from bptt_trainers.comparison.compare import ComparisonConfig
 from bptt_trainers.comparison.methods import BPTT, BY_ESTIMATOR, METHODS, get_method
 from bptt_trainers.presets.presets import parse_overrides
 from bptt_trainers.records.claim import locked
 from bptt_trainers.records.curve import CurvePoint
+from bptt_trainers.records.plain import plain
 from bptt_trainers.rl.sb3 import RLConfig, train_rl
 from bptt_trainers.training.start_states import validation_states
 from bptt_trainers.tuning import store as storing
@@ -124,9 +126,21 @@ def test_the_command_searches_rules_and_reinforcement_learning_alike(tmp_path, m
     assert "PPO trial 1: " in captured.err
     assert "new study" not in captured.err
     told = captured.out.splitlines()
-    for name in ("train", "compare"):  # what it prints can be run
-        (said,) = (one for one in told if one.startswith(f"  bptt {name}"))
-        read_command(name, shlex.split(said)[2:])
+    (train, compare_one, compare_all) = (shlex.split(one)[1:] for one in told if one.startswith("  bptt "))
+    for name, *arguments in (train, compare_one):  # what it prints can be run
+        read_command(name, arguments)
+    assert main([*compare_all, "--seeds", "0", "--evaluations", "1", "--test-states", "8", "--out", "versus"]) == 0
+    settings = json.loads(Path("versus/comparison.json").read_text())["settings"]
+    for method, one in rows.items():
+        assert {name: settings[method][name] for name in one["row"]} == one["row"]
+    paper = ComparisonConfig(env="DiffIntegrator-v0", methods=("C",), preset="paper").settings()["C"]
+    left = {name: value for name, value in plain(paper).items() if name not in rows["C"]["row"]}
+    assert {name: settings["C"][name] for name in left} == left
+    capsys.readouterr()
+    assert main(shlex.split("compare --tuning study --env DiffIntegrator-v0 --methods R C")) == 2
+    assert "study has no row of R: it has those of C, PPO" in capsys.readouterr().err
+    assert main(shlex.split("sweep --tuning nowhere --env DiffIntegrator-v0 --grid clip=none,norm")) == 1
+    assert "nowhere is not a tuning folder: it has no preset.json" in capsys.readouterr().err
 
 
 def test_the_printed_command_names_the_options_of_an_optimizer_one_by_one(tmp_path):

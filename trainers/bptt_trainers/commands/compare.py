@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,11 +11,12 @@ from typing import Annotated, Any
 from tyro.conf import OmitArgPrefixes, UseAppendAction, arg
 
 from bptt_envs import Task
-from bptt_envs.checks import positive
+from bptt_envs.checks import path, positive
 from bptt_trainers.commands.environment import EnvOptions, Module, parse_options
 from bptt_trainers.commands.exits import Interrupted, checking_arguments
 from bptt_trainers.commands.output import aligned, file_list
 from bptt_trainers.comparison.compare import Comparison, ComparisonConfig, compare
+from bptt_trainers.comparison.methods import BPTT, RL, get_method
 from bptt_trainers.comparison.runs import member_folder
 from bptt_trainers.directions.rollout import rollout
 from bptt_trainers.figures.animation import save_animation
@@ -35,6 +36,8 @@ FILES = {
     "curves.pdf": "the same for print",
     "runs": "a folder for each run",
 }
+
+Tuning = Annotated[Path | None, arg(metavar="FOLDER")]
 
 Overrides = Annotated[tuple[str, ...], UseAppendAction, arg(metavar="METHOD.NAME=VALUE")]
 
@@ -58,6 +61,9 @@ class Compare:
     env_option: EnvOptions = ()
     """An option of the environment, such as max_force=50 (N); 'none' for none. bptt envs ID lists them."""
 
+    tuning: Tuning = None
+    """A folder of bptt tune: every method that learns has the best row found there, the rest as the paper has it."""
+
     override: Overrides = ()
     """A setting of one method that is to differ from its default, such as PPO.num_envs=32 or C.clip=norm."""
 
@@ -67,13 +73,36 @@ class Compare:
             config = replace(
                 self.comparison,
                 env_options=parse_options(self.comparison.env, self.env_option),
-                overrides=parse_overrides(self.override),
+                **settings_of(self.comparison, self.tuning, self.override),
             )
-            for method in config.overrides:
-                if method not in config.methods:
-                    raise ValueError(f"--override is for {method}, which is not among the methods that are compared.")
         comparison = compare_aloud(config)
         print(f"{table_for_terminal(comparison.table)}\n\n{file_list(config.out, FILES)}")
+
+
+def settings_of(config: ComparisonConfig, tuning: Path | None, texts: Sequence[str]) -> dict[str, Any]:
+    """The `preset` and `overrides` of a comparison whose settings are those of a study and of the command line.
+
+    Raises:
+        ValueError: if an override is of another form or method, or the study has no row of a method.
+        RunFolderError: as `best_rows`.
+    """
+    overrides = parse_overrides(texts)
+    for method in overrides:
+        if method not in config.methods:
+            raise ValueError(f"--override is for {method}, which is not among the methods that are compared.")
+    if tuning is None:
+        return {"overrides": overrides}
+    from bptt_trainers.tuning.outcome import best_rows
+
+    rows = best_rows(path("--tuning", tuning))
+    learning = [method for method in config.methods if isinstance(get_method(method), (BPTT, RL))]
+    missing = [method for method in learning if method not in rows]
+    if missing:
+        raise ValueError(f"{tuning} has no row of {', '.join(missing)}: it has those of {', '.join(rows) or 'none'}.")
+    return {
+        "preset": "paper",  # all that differs from it is in a row
+        "overrides": {method: rows[method] | overrides.get(method, {}) for method in learning},
+    }
 
 
 @dataclass(frozen=True)

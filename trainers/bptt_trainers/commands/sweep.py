@@ -9,12 +9,11 @@ from typing import Annotated, Any
 
 from tyro.conf import OmitArgPrefixes, arg
 
-from bptt_trainers.commands.compare import Overrides, seeds_each
+from bptt_trainers.commands.compare import Overrides, Tuning, seeds_each, settings_of
 from bptt_trainers.commands.environment import EnvOptions, Module, named_texts, parse_options
 from bptt_trainers.commands.exits import Interrupted, Misuse, checking_arguments
 from bptt_trainers.commands.output import file_list
 from bptt_trainers.comparison.sweep import SweepConfig, sweep
-from bptt_trainers.presets.presets import parse_overrides
 from bptt_trainers.records.files import exists
 from bptt_trainers.tuning.space import Choice, read_entry
 
@@ -57,6 +56,9 @@ class Sweep:
     env_option: EnvOptions = ()
     """An option of the environment that is the same for all, such as max_force=50 (N). bptt envs ID lists them."""
 
+    tuning: Tuning = None
+    """A folder of bptt tune: every method that learns has the best row found there, the rest as the paper has it."""
+
     override: Overrides = ()
     """A setting of one method that is the same for all and differs from its default, such as C.clip=norm."""
 
@@ -73,7 +75,7 @@ class Sweep:
             config = replace(
                 self.sweep,
                 env_options=parse_options(env, self.env_option),
-                overrides=parse_overrides(self.override),
+                **settings_of(self.sweep, self.tuning, self.override),
                 grid=dict(_axes("--grid", self.grid)),
                 env_grid=options,
             )

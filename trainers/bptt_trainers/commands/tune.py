@@ -13,7 +13,7 @@ from bptt_trainers.commands.exits import Interrupted, checking_arguments
 from bptt_trainers.commands.output import file_list
 from bptt_trainers.presets.presets import parse_overrides
 from bptt_trainers.tuning.config import TuneConfig
-from bptt_trainers.tuning.outcome import ROWS, TABLE, Study, preset_line
+from bptt_trainers.tuning.outcome import ROWS, TABLE, Study, comparing, preset_line
 from bptt_trainers.tuning.space import read_searches
 from bptt_trainers.tuning.store import JOURNAL, need_optuna
 from bptt_trainers.tuning.study import tune
@@ -83,7 +83,7 @@ class Tune:
 
 
 def in_words(config: TuneConfig, study: Study) -> str:
-    """The best row of each method, and how to train with it."""
+    """The best row of each method, how to train with it, and how to compare them."""
     parts = []
     for method in config.methods:
         made = [one for one in study.trials if one["method"] == method]
@@ -100,4 +100,6 @@ def in_words(config: TuneConfig, study: Study) -> str:
             f"{count}\nbest is trial {best.trial}, score {best.score:.3f}{again}: {losses}\n"
             f"  {preset_line(config, best)}\n  {best.command}"
         )
+    if study.best:
+        parts.append(f"on the held-out states:\n  {comparing(config, list(study.best))}")
     return "\n\n".join(parts)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from bptt_envs.checks import string
 from bptt_trainers.comparison.methods import BPTT, get_method
 from bptt_trainers.presets.presets import Preset
-from bptt_trainers.records.claim import locked
-from bptt_trainers.records.files import write_atomic
+from bptt_trainers.records.claim import Claim, locked
+from bptt_trainers.records.files import understanding, write_atomic
 from bptt_trainers.records.options import write_options
 from bptt_trainers.records.plain import plain
 from bptt_trainers.records.tables import to_csv
@@ -85,6 +86,20 @@ def write(store: Store) -> Study:
     return study
 
 
+def best_rows(folder: Path) -> dict[str, Preset]:
+    """The best row of each method that a study has found one of, as `ComparisonConfig(preset="paper")` overrides it.
+
+    Raises:
+        RunFolderError: if the folder is of no study, or its preset.json cannot be read.
+    """
+    stored = Claim(folder / ROWS, "tuning").read()
+    with understanding(folder / ROWS):
+        rows = {string("method", method): as_row(dict(one["row"])) for method, one in stored["rows"].items()}
+        for method in rows:
+            get_method(method)
+    return rows
+
+
 def study_of(store: Store) -> Study:
     """A study, from its trials."""
     trials, best = [], {}
@@ -128,6 +143,15 @@ def command(config: TuneConfig, method: str, row: Preset) -> str:
         words += ["--methods", method, "--steps", str(config.steps)]
         words += [word for name, value in row.items() for word in ("--override", f"{method}.{name}={value}")]
     words += [word for name, value in options.items() for word in ("--env-option", f"{name}={value}")]
+    return shlex.join(words)
+
+
+def comparing(config: TuneConfig, methods: Sequence[str]) -> str:
+    """The command that compares methods, each with its best row, on the held-out states."""
+    words = ["bptt", "compare", "--tuning", str(config.out)]
+    words += ["--module", config.module] if config.module is not None else []
+    words += ["--env", config.env, "--methods", *methods, "--steps", str(config.steps)]
+    words += [word for name, value in config.env_options.items() for word in ("--env-option", f"{name}={value}")]
     return shlex.join(words)
 
 
