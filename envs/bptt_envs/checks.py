@@ -45,12 +45,33 @@ def shown(value: object) -> str:
     return words if len(words) <= 500 else f"{words[:500]}..."
 
 
+ALSO_CALLED = {
+    **dict.fromkeys(("lr", "step_size"), "learning_rate"),
+    **dict.fromkeys(("net_arch", "hidden_sizes", "hidden_layers", "layers"), "hidden"),
+    **dict.fromkeys(("timesteps", "total_timesteps"), "steps"),
+    **dict.fromkeys(("iterations", "n_epochs"), "epochs"),
+    **dict.fromkeys(("n_envs", "envs"), "num_envs"),
+    "activation_fn": "activation",
+    "max_grad_norm": "clip_threshold",
+}
+"""What stable-baselines3, torch and others call a setting of ours."""
+
+
 def nearest(word: object, choices: Iterable[str]) -> str:
-    """Return `` Did you mean 'choice'?`` for the choice nearest to `word`, or nothing."""
+    """Return `` Did you mean 'choice'?`` for the choice nearest to `word`, or nothing.
+
+    Upper and lower case count as the same, and what other libraries call a choice is near to it. Of several choices in
+    one word, with commas, it says that they are given one by one.
+    """
     if not isinstance(word, str) or len(word) > 100:  # such as a whole file
         return ""
-    matches = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
-    return f" Did you mean {matches[0]!r}?" if matches else ""
+    folded = {choice.casefold(): choice for choice in reversed(list(choices))}
+    words = [part.strip().casefold() for part in word.split(",")]
+    if len(words) > 1 and all(part in folded for part in words):
+        return f" Several are given one by one: {', '.join(repr(folded[part]) for part in words)}."
+    called = ALSO_CALLED.get(words[0], words[0])
+    matches = difflib.get_close_matches(called if called in folded else words[0], folded, n=1, cutoff=0.5)
+    return f" Did you mean {folded[matches[0]]!r}?" if matches else ""
 
 
 def one_of(name: str, value: Any, choices: Iterable[str]) -> str:

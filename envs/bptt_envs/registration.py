@@ -96,7 +96,8 @@ def system_class(env_id: str) -> type[System]:
     if not isinstance(env_id, str) or env_id not in ENTRIES:
         raise ValueError(
             f"unknown environment id {shown(env_id)}.{nearest(env_id, ENTRIES)} Registered: {', '.join(ENTRIES)}. "
-            "One of your own is registered by importing its module (bptt: --module)."
+            "One of your own is registered by importing the module that calls bptt_envs.register (bptt: "
+            "my_module:MyEnv-v0, or --module my_module)."
         )
     return import_system(ENTRIES[env_id].system)
 

@@ -231,6 +231,17 @@ def test_compile_stands_alone_or_says_when(line, compile):
         ("evaluate runs/one --states 0", "--states must be an integer of at least 1; got 0"),
         ("render runs/one --episodes 0", "--episodes must be an integer of at least 1; got 0"),
         ("envs DiffMultipole-v0", "Did you mean 'DiffMultiPole-v0'?"),
+        ("check my_env.py", "my_module:MyEnv-v0, or --module my_module"),
+        ("check my_env.py:MyEnv-v0", "a module must be named as import does"),
+        ("train --lr 0.1", "--lr is no option. Did you mean '--learning-rate'?"),
+        ("train --epoch=3", "--epoch is no option. Did you mean '--epochs'?"),
+        ("train --rule c", "Did you mean 'C'?"),
+        ("train --rules r,C", "Several are given one by one: 'R', 'C'."),
+        ("train --hidden 64,64", "Values have spaces between them: --hidden 64 64."),
+        ("compare --methods ppo", "Did you mean 'PPO'?"),
+        ("compare --seeds 0,1", "Values have spaces between them: --seeds 0 1."),
+        ("compare --override PPO.net_arch=3", "Did you mean 'hidden'?"),
+        ("compare --override C.clip=norm R.clip=norm", "repeated: --override C.clip=norm --override R.clip=norm."),
     ],
 )
 def test_misuse_is_explained(bptt, place, arguments, said):

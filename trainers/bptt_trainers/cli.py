@@ -22,6 +22,7 @@ from bptt_envs.checks import nearest
 from bptt_envs.contract import ContractError
 from bptt_envs.program import CompilerError
 from bptt_trainers.commands.exits import Failed, Interrupted, Misuse, checking_arguments
+from bptt_trainers.commands.hints import explained
 from bptt_trainers.commands.shell import Ended, ended_in_order, safe_output, wide_enough
 from bptt_trainers.host.user_code import raised_by_user, told
 from bptt_trainers.records.files import RunFolderError
@@ -147,7 +148,7 @@ def read_command(name: str, arguments: Sequence[str]) -> Command:
     command = command if choose is None else choose(arguments)
     if not {"-h", "--help"}.isdisjoint(arguments):  # printed here, as tyro would join the lines and not wrap them
         print(inspect.getdoc(command), end="\n\n")
-    with checking_arguments(), wide_enough():
+    with checking_arguments(), wide_enough(), explained(command, arguments):
         make_default = getattr(command, "with_defaults", None)  # some have defaults that hang on what is given
         default = None if make_default is None else make_default(arguments)
         given = {} if default is None else {"default": default}

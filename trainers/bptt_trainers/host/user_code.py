@@ -38,7 +38,7 @@ def import_module(name: str) -> str:
         ValueError: if `name` is no name of a module, or there is none of that name.
         UserModuleError: if the module raises anything; that is the cause.
     """
-    if not all(part.isidentifier() for part in name.split(".")):
+    if not all(part.isidentifier() for part in name.split(".")) or name.endswith(".py"):
         raise ValueError(f"a module must be named as import does, such as my_envs or my_package.envs; got {name!r}.")
     try:
         here = str(Path.cwd())
