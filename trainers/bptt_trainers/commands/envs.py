@@ -93,7 +93,7 @@ def option_docs(system: type[System]) -> dict[str, str]:
 
 
 def description(system: type[System]) -> list[str]:
-    """What the docstrings of the class and of its bases up to `System` say before "Args:", wrapped.
+    """What the docstrings of the class and its bases, up to one that says "State:", say before "Args:", wrapped.
 
     A line that begins with a word and a colon, such as 'State:' or 'Loss "final":', stays the begin of a line.
     """
@@ -104,6 +104,8 @@ def description(system: type[System]) -> list[str]:
             for part in re.split(r"\n(?=[A-Z]\w*(?: \"\w+\")?:)", block):
                 lines += textwrap.wrap(" ".join(part.split()), WIDTH)
             lines.append("")
+        if re.search(r"^State:", text, flags=re.MULTILINE):
+            break
     return lines
 
 

@@ -73,6 +73,7 @@ class Train:
     """Module to import first: one that registers the environment, if that is your own."""
 
     training: OmitArgPrefixes[TrainConfig]
+    """Settings of the run; the defaults shown are those of --preset, --rule, --env and its options."""
 
     learner: LearnerName = "BPTT"
     """What learns: BPTT, over whole episodes; SHAC or SAPO, in short windows with a critic (docs/shac.md)."""
@@ -183,6 +184,7 @@ class TrainSHAC(Train):
     """
 
     training: OmitArgPrefixes[SHACConfig]
+    """Settings of the run; the defaults shown are those of --preset, --rule, --env and its options."""
 
     learner: LearnerName = "SHAC"
     """What learns: BPTT, over whole episodes; SHAC or SAPO, in short windows with a critic (docs/shac.md)."""
@@ -200,6 +202,7 @@ class TrainSAPO(Train):
     """
 
     training: OmitArgPrefixes[SAPOConfig]
+    """Settings of the run; the defaults shown are those of --preset, --rule, --env and its options."""
 
     learner: LearnerName = "SAPO"
     """What learns: BPTT, over whole episodes; SHAC or SAPO, in short windows with a critic (docs/shac.md)."""
