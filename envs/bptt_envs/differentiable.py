@@ -21,6 +21,8 @@ from bptt_envs.task import Task, as_task
 
 FLOAT32 = np.dtype(np.float32)
 
+PRECISIONS = (torch.float32, torch.float64)  # that states may have
+
 HALF = (torch.float16, torch.bfloat16)  # what a controller gives under autocast
 
 
@@ -79,23 +81,29 @@ class Differentiable:
 
         Args:
             state: (B, *state_shape).
-            action: (B, *action_shape); clamped like the actions of `step`.
+            action: (B, *action_shape), in the dtype of the state or, as autocast gives it, in half precision; clamped
+                like the actions of `step`.
 
         Returns:
             The next state, (B, *state_shape), and the reward, (B,), which is minus the running cost. What the
             end of an episode costs (all of it with objective "final") is the business of `final_reward`.
 
         Raises:
-            ValueError: if a shape is wrong, or the tensors do not hold floating-point numbers on one device.
+            ValueError: if a shape is wrong, or the tensors do not hold floats of one dtype on one device.
         """
         check_batch("state", state, self.system.state_shape)
-        check_batch("action", action, self.system.action_shape, (torch.float32, torch.float64, *HALF))
+        check_batch("action", action, self.system.action_shape, (*PRECISIONS, *HALF))
         if state.shape[0] != action.shape[0]:
             raise ValueError(
                 f"state and action must hold the same number of samples; got {state.shape[0]} and {action.shape[0]}."
             )
         if state.device != action.device:
             raise ValueError(f"state and action must be on one device; got {state.device} and {action.device}.")
+        if action.dtype not in (state.dtype, *HALF):
+            raise ValueError(
+                f"state and action must be of one dtype; got {state.dtype} and {action.dtype}. Start states in float64 "
+                "are initial_states(batch, dtype=torch.float64), a controller controller.double()."
+            )
         with own_surroundings(state.dtype, state.device):
             action = self.system.bound(action)
             next_state = self.system.step(state, action)
@@ -107,12 +115,27 @@ class Differentiable:
         with own_surroundings(state.dtype, state.device):
             return -self.system.final_cost(state)
 
-    def initial_states(self, batch: int, generator: torch.Generator | None = None) -> Tensor:
-        """Draw (batch, *state_shape) start states, from torch's own generator if none is handed in."""
+    def initial_states(
+        self, batch: int, generator: torch.Generator | None = None, dtype: torch.dtype = torch.float32
+    ) -> Tensor:
+        """Draw start states.
+
+        Args:
+            batch: how many.
+            generator: by which they are drawn; None: torch's own.
+            dtype: of the states, torch.float32 or torch.float64.
+
+        Returns:
+            (batch, *state_shape).
+
+        Raises:
+            ValueError: if an argument is something else, or the states do not fit into the memory.
+        """
+        precision("dtype", dtype)
         drawn = checks.generator("generator", generator)
         count = checks.in_memory("batch", checks.positive_integer("batch", batch), self.system.state_size)
         with own_surroundings():
-            return self.system.initial_states(count, torch.default_generator if drawn is None else drawn)
+            return self.system.initial_states(count, torch.default_generator if drawn is None else drawn, dtype)
 
     def observe(self, state: Tensor) -> Tensor:
         """What a controller sees of `state`, (B, *observation_shape). Differentiable."""
@@ -219,6 +242,13 @@ def _as_float32(name: str, value: Any, shapes: Sequence[Sequence[int]]) -> np.nd
         return np.asarray(numbers, dtype=np.float32)
 
 
+def precision(name: str, value: Any) -> torch.dtype:
+    """Return `value` if it is a dtype that states may have, else raise ValueError."""
+    if not isinstance(value, torch.dtype) or value not in PRECISIONS:
+        raise ValueError(f"{name} must be {' or '.join(map(str, PRECISIONS))}; got {checks.shown(value)}.")
+    return value
+
+
 def start_states(name: str, states: Tensor, system: System, generator: torch.Generator | None = None) -> Tensor:
     """Return states at the start of an episode, (B, *state_shape); those of the system within a task are taken there.
 
@@ -237,9 +267,7 @@ def start_states(name: str, states: Tensor, system: System, generator: torch.Gen
     return states
 
 
-def check_batch(
-    name: str, tensor: Tensor, shape: tuple[int, ...], dtypes: Sequence[torch.dtype] = (torch.float32, torch.float64)
-) -> None:
+def check_batch(name: str, tensor: Tensor, shape: tuple[int, ...], dtypes: Sequence[torch.dtype] = PRECISIONS) -> None:
     """Raise ValueError unless `tensor` has shape (B, *shape) and one of the dtypes."""
     if not isinstance(tensor, Tensor) or tensor.layout is not torch.strided or tensor.is_nested:
         fault = f"; got {checks.shown(tensor)}"

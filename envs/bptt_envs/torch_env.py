@@ -11,12 +11,10 @@ from torch import Tensor
 
 from bptt_envs.batch import Batch
 from bptt_envs.checks import flag, shown
-from bptt_envs.differentiable import HALF, check_batch, load_system, start_states
+from bptt_envs.differentiable import HALF, PRECISIONS, check_batch, load_system, precision, start_states
 from bptt_envs.differentiable_env import make_env
 from bptt_envs.surroundings import own_surroundings
 from bptt_envs.system import System
-
-DTYPES = (torch.float32, torch.float64)
 
 
 class TorchVectorEnv(Batch):
@@ -52,8 +50,7 @@ class TorchVectorEnv(Batch):
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         **options: Any,
     ) -> None:
-        if not isinstance(dtype, torch.dtype) or dtype not in DTYPES:
-            raise ValueError(f"dtype must be {' or '.join(map(str, DTYPES))}; got {shown(dtype)}.")
+        precision("dtype", dtype)
         with own_surroundings():
             built = load_system(system, options, owner=type(self).__name__)
         super().__init__(built, num_envs, autoreset_mode, dtype=dtype, device=_place(device))
@@ -98,7 +95,7 @@ class TorchVectorEnv(Batch):
             ValueError: if the actions have a wrong shape, dtype or device.
         """
         self._check_may_step()
-        check_batch("actions", actions, self.system.action_shape, (*DTYPES, *HALF))
+        check_batch("actions", actions, self.system.action_shape, (*PRECISIONS, *HALF))
         if actions.shape[0] != self.num_envs or actions.device != self.device:
             raise ValueError(
                 f"actions must hold one for each of the {self.num_envs} environments, on {self.device}; got "

@@ -178,6 +178,16 @@ def test_the_bound_clamps_both_kinds_of_step_and_bounds_the_space(env_id, option
         assert torch.equal(ours, theirs)
 
 
+def test_start_states_in_float64_step_in_it_and_with_actions_of_it_only(make):
+    env = make().unwrapped
+    states = env.initial_states(2, torch.Generator().manual_seed(0), dtype=torch.float64)
+    actions = torch.zeros(2, *env.system.action_shape)
+    assert {one.dtype for one in env.step_differentiable(states, actions.double())} == {torch.float64}
+    for one, other in ((states, actions), (states.float(), actions.double())):
+        with pytest.raises(ValueError, match=rf"one dtype; got {one.dtype} and {other.dtype}. Start states in float64"):
+            env.step_differentiable(one, other)
+
+
 def test_a_clamped_action_has_no_gradient():
     env = gym.make("DiffCartPole-v0", max_force=3.0).unwrapped
     actions = torch.tensor([[7.0], [2.0]], requires_grad=True)
