@@ -40,3 +40,13 @@ def test_an_image_copies_what_its_build_may_see():
     copied = re.findall(r"^COPY --chown=\S+ (.+) /src\S*$", (ROOT / "Dockerfile").read_text(), re.M)
     assert {name for line in copied for name in line.split()} == seen
     assert all((ROOT / name).exists() for name in seen)
+
+
+def test_the_container_works_where_its_documents_mount_a_folder():
+    image = (ROOT / "Dockerfile").read_text()
+    (place,) = re.findall(r"^WORKDIR (\S+)$", image, re.M)
+    assert f"RUN mkdir -m 1777 {place}\n" in image
+    assert f"ENV HOME={place} " in image
+    (command,) = re.findall(r"^mkdir -p runs && docker run .*$", (ROOT / "README.md").read_text(), re.M)
+    assert f'-v "$PWD/runs:{place}/runs"' in command
+    assert f"#   {command}\n" in image

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import cloudpickle
 import gymnasium as gym
 import pytest
 from gymnasium.error import DependencyNotInstalled
@@ -270,27 +271,78 @@ SLURM = {
 }
 
 
-def test_jobs_of_slurm_are_one_array_with_the_settings_that_were_given(tmp_path, monkeypatch):
+def slurm(tmp_path, monkeypatch, **programs):
+    """Programs in the place of Slurm's."""
     pytest.importorskip("submitit")
-    for name, text in SLURM.items():
+    for name, text in (SLURM | programs).items():
         (tmp_path / name).write_text(f"#!/bin/sh\n{text.replace('{place}', str(tmp_path))}\n")
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setattr(slurm_jobs, "EVERY", 0.05)
+
+
+def waited_for(holds):
+    deadline = time.monotonic() + 60
+    while not holds() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return holds()
+
+
+def test_jobs_of_slurm_are_one_array_with_the_settings_that_were_given(tmp_path, monkeypatch):
+    slurm(tmp_path, monkeypatch)
     executor = "slurm:partition=cpu,account=us,timeout_min=90,mem_gb=3,cpus_per_task=2,at_once=1"
     jobs = [Job(f"C seed {number}", print) for number in range(2)]
     with opened(executor, 1, tmp_path) as workers:
         for work in jobs:  # at once: what is handed in together is one array
             workers.submit(work)
-        deadline = time.monotonic() + 60
-        while not list(tmp_path.glob("jobs/12_1_submitted.pkl")) and time.monotonic() < deadline:
-            time.sleep(0.05)
+        assert waited_for((tmp_path / "jobs" / "12_1_submitted.pkl").exists)
         workers.abandon()  # as after Ctrl-C
     script = (tmp_path / "script").read_text()
     given = ("partition=cpu", "account=us", "time=90", "mem=3GB", "cpus-per-task=2")
     for line in (*given, "array=0-1%1", "signal=USR2@90"):
         assert f"#SBATCH --{line}\n" in script
     assert (tmp_path / "gone").read_text().split() == ["12_0", "12_1"]
+
+
+REFUSING = """
+echo call >> {place}/calls
+if [ -e {place}/full ]; then echo "sbatch: error: QOSMaxSubmitJobPerUserLimit" >&2; exit 1; fi
+echo Submitted batch job $(wc -l < {place}/calls)"""
+
+
+def test_what_slurm_refuses_is_handed_in_again_and_costs_no_other_job(tmp_path, monkeypatch):
+    slurm(tmp_path, monkeypatch, sbatch=REFUSING)
+    monkeypatch.setattr(slurm_jobs, "WAIT", 0.05)
+    calls, full, jobs = tmp_path / "calls", tmp_path / "full", tmp_path / "jobs"
+
+    def called():
+        return len(calls.read_text().split()) if calls.exists() else 0
+
+    def answer(job, outcome):
+        (jobs / f"{job}_0_result.pkl").write_bytes(outcome)
+
+    with opened("slurm", 1, tmp_path) as workers:
+        first = workers.submit(Job("C seed 0", print))
+        assert waited_for((jobs / "1_submitted.pkl").exists)
+        full.touch()
+        second = workers.submit(Job("C seed 1", print))
+        assert waited_for(lambda: called() >= 2)
+        full.unlink()
+        assert waited_for(lambda: len(list(jobs.glob("?_submitted.pkl"))) == 2)  # on another try
+        (later,) = {path.name[0] for path in jobs.glob("?_submitted.pkl")} - {"1"}
+        full.touch()
+        before = called()
+        third = workers.submit(Job("C seed 2", print))
+        assert waited_for(lambda: called() == before + slurm_jobs.TRIES)
+        answer(1, cloudpickle.dumps(("success", ("of the first", None))))
+        assert first.result(timeout=60) == "of the first"
+        assert not third.done()
+        answer(later, b"no pickle")
+        with pytest.raises(ChildProcessError, match="C seed 1: its answer cannot be read"):
+            second.result(timeout=60)
+        with pytest.raises(OSError, match="C seed 2: Slurm refused it 3 times: sbatch: error: QOSMaxSubmitJob"):
+            third.result(timeout=60)
+    assert called() == before + slurm_jobs.TRIES
 
 
 def test_a_machine_without_the_folder_of_the_command_says_so(place):

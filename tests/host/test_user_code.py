@@ -2,9 +2,12 @@
 
 import dataclasses
 import importlib
+import os
 import re
 import shlex
+import signal
 import sys
+from functools import partial
 from pathlib import Path
 
 import gymnasium as gym
@@ -18,6 +21,7 @@ from bptt_trainers import RunFolder
 from bptt_trainers.cli import COMMANDS, main
 from bptt_trainers.comparison.compare import ComparisonConfig
 from bptt_trainers.host.user_code import raised_by_user
+from bptt_trainers.host.work import Job
 
 SMALL = "--train-states 8 --test-states 8 --record pictures --epochs 1"
 
@@ -31,6 +35,7 @@ class Own(bptt_envs.systems.Integrator):
         self.fail("value")
         self.fail("file")
         self.fail("exit")
+        self.fail("stop")
         super().__init__(horizon=horizon)
 
     def step(self, state, action):
@@ -44,6 +49,8 @@ class Own(bptt_envs.systems.Integrator):
             open("no/such/table.csv")  # a line of its own
         if fault == "exit":
             raise SystemExit("no licence")  # a line of its own
+        if fault == "stop":
+            raise KeyboardInterrupt  # a line of its own
         raise ValueError("a fault of mine")  # a line of its own
 
 
@@ -174,6 +181,31 @@ def test_a_worker_knows_the_users_ids_and_shows_his_line(bptt):
     with pytest.raises(ChildProcessError) as caught:
         measure_apart("updates", config, cell)
     assert f'own_envs.py", line {line_of("raise ValueError", SYSTEM)}, in fail' in str(caught.value)
+
+
+@pytest.mark.parametrize(("fault", "line"), [("exit", "raise SystemExit"), ("stop", "raise KeyboardInterrupt")])
+def test_work_whose_code_exits_is_an_error_that_names_it(fault, line):
+    work = Job("C seed 3", partial(gym.make, "own_envs:Own-v0", fault=fault))
+    with pytest.raises(ChildProcessError, match=r"^C seed 3: an error in code that is not of bptt") as caught:
+        work()
+    assert f'own_envs.py", line {line_of(line, SYSTEM)}, in fail' in str(caught.value)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="Windows has no such signals")
+@pytest.mark.parametrize("error", [SystemExit, TimeoutError])
+def test_an_exit_by_the_handler_of_a_signal_is_not_that_of_the_code_it_met(error, monkeypatch):
+    import own_envs
+
+    def end(number, frame):
+        raise error
+
+    monkeypatch.setattr(own_envs.Own, "fail", lambda self, fault: os.kill(os.getpid(), signal.SIGUSR1))
+    before = signal.signal(signal.SIGUSR1, end)
+    try:
+        with pytest.raises(error):
+            Job("C seed 3", gym.make, "own_envs:Own-v0")()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
 
 
 # Two spellings

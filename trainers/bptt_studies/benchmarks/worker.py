@@ -102,7 +102,7 @@ def main() -> None:
         try:
             take_over_ids(entries)
             answer = ("rows", PARTS[part].measure(config, cell))
-        except Exception:  # noqa: BLE001  # told to the other process, which raises it
+        except (Exception, SystemExit):  # noqa: BLE001  # told to the other process, which raises it
             answer = ("error", traceback.format_exc())
         out.write(pickle.dumps(answer))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -36,12 +37,15 @@ TIMEOUTS = 100
 
 EVERY = 1.0  # seconds between two looks at the jobs; Slurm itself is asked less often, by submitit
 
+WAIT = 10.0  # seconds until what the queue has refused is handed in again, then twice of it, and so on
+
 
 class SlurmJobs(Workers):
     """Jobs of Slurm: what is submitted within a second is one array of them.
 
     A job that has used up its time, or is preempted, is put into the queue again with the same work, which goes on from
-    what it kept; one that dies is submitted again.
+    what it kept; one that dies is submitted again, as is what the queue refuses. What it refuses for good is an error
+    only when there is no other job left, so that nothing is lost of those that it has taken.
 
     Args:
         cluster: a name of `CLUSTERS`.
@@ -67,6 +71,7 @@ class SlurmJobs(Workers):
         self._executor.update_parameters(name="bptt", **given)
         self._new: list[_Piece] = []
         self._under_way: list[_Piece] = []
+        self._refused: dict[_Piece, OSError] = {}
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self._minder = threading.Thread(target=self._mind, daemon=True)
@@ -84,8 +89,7 @@ class SlurmJobs(Workers):
         """Take all jobs out of the queue, those that run, too."""
         self._end()
         for piece in self._under_way:
-            if piece.job is not None:
-                piece.job.cancel(check=False)
+            piece.job.cancel(check=False)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = True) -> None:
         """Mind the jobs no more."""
@@ -99,27 +103,45 @@ class SlurmJobs(Workers):
         """Submit what is new, and hand on the answers of jobs that are done, until there is an end."""
         while not self._ended.wait(EVERY):
             with self._lock:
-                new, self._new = self._new, []
-            self._under_way += new
-            try:
-                self._begin(new)
-                again = [piece for piece in self._under_way if piece.job.done() and not self._answered(piece)]
-            except Exception as error:  # noqa: BLE001, such as Slurm's of a partition that there is not
-                for piece in self._under_way:
-                    if not piece.answer.done():
-                        piece.answer.set_exception(OSError(f"{piece.work}: Slurm does not take it: {error}"))
-            else:
-                with self._lock:
-                    self._new += again
-                self._under_way = [one for one in self._under_way if not (one in again or one.answer.done())]
+                due = [piece for piece in self._new if piece.due <= time.monotonic()]
+                self._new = [piece for piece in self._new if piece not in due]
+            again = self._begin(due)
+            for piece in [*self._under_way]:
+                try:
+                    ended = piece.job.done()
+                    answered = ended and self._answered(piece)
+                except Exception as error:  # noqa: BLE001, such as of an answer that cannot be unpickled here
+                    piece.answer.set_exception(ChildProcessError(f"{piece.work}: its answer cannot be read: {error}"))
+                    ended = answered = True
+                if ended:
+                    self._under_way.remove(piece)
+                    again += [] if answered else [piece]
+            with self._lock:
+                self._new += again
+                alone = not (self._new or self._under_way)
+            if alone:
+                for piece, refusal in self._refused.items():
+                    piece.answer.set_exception(refusal)
+                self._refused.clear()
 
-    def _begin(self, pieces: Sequence[_Piece]) -> None:
-        """Submit pieces of work as one array."""
-        if pieces:
+    def _begin(self, pieces: Sequence[_Piece]) -> list[_Piece]:
+        """Submit pieces of work as one array; those that are to be submitted again, as the queue refuses them."""
+        if not pieces:
+            return []
+        try:
             with self._executor.batch():
                 jobs = [self._executor.submit(_Resumed(piece.work)) for piece in pieces]
-            for piece, job in zip(pieces, jobs, strict=True):
-                piece.job, piece.tries = job, piece.tries + 1
+        except Exception as error:  # noqa: BLE001, such as of a partition that there is not, or of a limit
+            for piece in pieces:
+                piece.refusals += 1
+                piece.due = time.monotonic() + WAIT * piece.refusals
+                if piece.refusals == TRIES:
+                    self._refused[piece] = OSError(f"{piece.work}: Slurm refused it {TRIES} times: {error}")
+            return [piece for piece in pieces if piece not in self._refused]
+        for piece, job in zip(pieces, jobs, strict=True):
+            piece.job, piece.tries = job, piece.tries + 1
+        self._under_way += pieces
+        return []
 
     def _answered(self, piece: _Piece) -> bool:
         """Whether there is an answer, which is handed on, of a job that is done; else it is to be tried again."""
@@ -144,12 +166,14 @@ class SlurmJobs(Workers):
 
 @dataclass(eq=False)
 class _Piece:
-    """Work, the job that does it, and its answer."""
+    """Work, the job that does it, its answer, how often it was begun and refused, and when it is due."""
 
     work: Callable[[], Any]
     answer: Future[Any] = field(default_factory=Future)
     job: Any = None
     tries: int = 0
+    refusals: int = 0
+    due: float = 0.0
 
 
 class _Resumed:

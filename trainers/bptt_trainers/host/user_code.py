@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import os
+import signal
 import sys
 import sysconfig
 import traceback
@@ -114,10 +115,18 @@ def take_over_modules(digests: Mapping[str, str]) -> None:
     _taken.update(digests)
 
 
+def raised_by_signal(error: BaseException) -> bool:
+    """Whether the handler of a signal raised an error, in whatever code that was being run."""
+    handlers = {getattr(signal.getsignal(one), "__code__", None) for one in signal.valid_signals()}
+    return any(frame.f_code in handlers for frame, _ in traceback.walk_tb(error.__traceback__))
+
+
 def raised_by_user(error: BaseException) -> bool:
     """Whether an error arose in code of the user's, or in a library that it called, and not in a check of ours."""
     if isinstance(error, UserModuleError):
         return True
+    if raised_by_signal(error):
+        return False
     owners = (_owner(frame) for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))))
     return next((owner for owner in owners if owner != "library"), "library") == "user"
 

@@ -19,6 +19,7 @@ from bptt_envs.registration import ENTRIES
 from bptt_trainers.host.threads import threads
 from bptt_trainers.host.user_code import (
     LIBRARIES,
+    raised_by_signal,
     raised_by_user,
     take_over_ids,
     take_over_modules,
@@ -67,7 +68,7 @@ class Job:
 
         Raises:
             ChildProcessError: if code of the user's raises anything, whose lines it tells, as a traceback does not
-                travel; or if the working directory is not there.
+                travel, or anything exits, but for the handler of a signal; or if the working directory is not there.
             Exception: what else the function raises.
         """
         with _one_at_a_time, threads(self._count):
@@ -86,9 +87,10 @@ class Job:
                 take_over_ids(self._ids)
                 function, arguments = cloudpickle.loads(self._call)
                 return function(*arguments)
-            except Exception as error:
-                if raised_by_user(error):
-                    raise ChildProcessError(told(error)) from None
+            except BaseException as error:
+                exits = isinstance(error, (SystemExit, KeyboardInterrupt)) and not raised_by_signal(error)
+                if exits or raised_by_user(error):
+                    raise ChildProcessError(f"{self.name}: {told(error)}") from None
                 raise
             finally:
                 with suppress(OSError):
