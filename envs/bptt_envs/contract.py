@@ -234,7 +234,10 @@ class _Probe:
             raise ContractError(f"{name}.initial_states must take (batch, generator, dtype); {error}.") from error
         states = system.initial_states(SAMPLES, generator.manual_seed(0), dtype)
         _check_tensor(f"{name}.initial_states", states, (SAMPLES, *system.state_shape), dtype, device)
+        kept = _Kept.of(states)
         again = system.initial_states(SAMPLES, generator.manual_seed(0), dtype)
+        system.initial_states(SAMPLES, generator.manual_seed(1), dtype)
+        kept.check(f"{name}.initial_states", states)
         if not _same(states, again):
             raise ContractError(
                 f"{name}.initial_states must draw from its generator only; the same seed gave other states."
@@ -303,15 +306,19 @@ def _check_values(probe: _Probe) -> None:
     shapes = {"observe": system.observation_shape, "step": system.state_shape, "running_cost": (), "final_cost": ()}
     next_states = _called(probe, "step", system.step, [states.clone(), probe.actions.clone()])
     _check_tensor(f"{probe.name}.step", next_states, tuple(states.shape), states.dtype, states.device)
+    elsewhere = next_states.clone() if next_states.isfinite().all() else states
+    others = {"observe": [elsewhere], "step": [elsewhere, probe.actions.flip(0)], "final_cost": [elsewhere]}
+    others["running_cost"] = [elsewhere, probe.actions.flip(0), states]
     for method, (function, arguments) in probe.functions().items():
         what = f"{probe.name}.{method}"
-        kept = [argument.clone() for argument in arguments]
+        copies = [argument.clone() for argument in arguments]
         result = _called(probe, method, function, arguments)
-        if not all(map(_same, arguments, kept)):
+        if not all(map(_same, arguments, copies)):
             raise ContractError(f"{what} must not change its arguments in place; let it work on copies.")
         _check_tensor(what, result, (len(states), *shapes[method]), states.dtype, states.device)
+        kept = _Kept.of(result)
         _check_finite(system, method, result, acting=True)
-        again = function(*kept)  # a GPU may add up in another order
+        again = function(*copies)  # a GPU may add up in another order
         if not torch.allclose(result, again, rtol=1e-5, atol=1e-6, equal_nan=True):
             raise ContractError(
                 f"{what} must be a function of its arguments; the same ones gave another result in a second call. "
@@ -321,6 +328,31 @@ def _check_values(probe: _Probe) -> None:
         if not torch.allclose(alone, result[:1], rtol=1e-3, atol=1e-5, equal_nan=True):
             raise ContractError(
                 f"{what} must treat samples apart; it gives a sample alone another result than in a batch."
+            )
+        function(*(argument.clone() for argument in others[method]))
+        kept.check(what, result)
+
+
+class _Kept(NamedTuple):
+    """What a result was when it was given: whoever goes through an episode keeps it while the method is called again.
+
+    A result may be an argument or a view of one, or a constant: neither is written to.
+    """
+
+    values: Tensor
+    version: int  # counts what torch writes to a tensor; what NumPy writes is seen in the values alone
+
+    @staticmethod
+    def of(result: Tensor) -> _Kept:
+        return _Kept(result.clone(), 0 if result.is_inference() else result._version)
+
+    def check(self, what: str, result: Tensor) -> None:
+        """Raise ContractError if a later call has written to it."""
+        now = _Kept.of(result)
+        if now.version != self.version or not _same(now.values, self.values):
+            raise ContractError(
+                f"{what} must return a tensor of its own in each call; a later call has written to what an earlier one "
+                "gave, which is kept over an episode. Return a copy of a buffer: self.buffer.clone()."
             )
 
 
@@ -344,7 +376,10 @@ def _check_ends(probe: _Probe, task: Task) -> None:
     if not isinstance(over, Tensor) or (tuple(over.shape), over.dtype) != ((SAMPLES,), torch.bool):
         got = f"{tuple(over.shape)}, {over.dtype}" if isinstance(over, Tensor) else repr(over)
         raise ContractError(f"{what} must return ({SAMPLES},), torch.bool, for {SAMPLES} samples; got {got}.")
+    kept = _Kept.of(over)
     alone = torch.cat([task.condition(probe.states[i : i + 1].clone()) for i in range(SAMPLES)])
+    task.condition(probe.system.step(probe.states.clone(), probe.actions.clone()))
+    kept.check(what, over)
     if not torch.equal(over, alone):
         raise ContractError(
             f"{what} must treat samples apart; it says of a sample alone something else than in a batch."
@@ -660,8 +695,13 @@ def _check_closed_forms(probe: _Probe) -> None:
     pulled = [pull(vector.view(result.shape)) for vector in vectors]
     expected = [torch.stack([slope.flatten(1) for slope in slopes]) for slopes in zip(*pulled, strict=True)]
     by = ("A = d next/d state", "B = d next/d action")
+    elsewhere = result.detach(), actions.flip(0)
     if _is_overridden(system, "linearize"):
         jacobians = _pair(f"{probe.name}.linearize", system.linearize(states.clone(), actions.clone()))
+        kept = [_Kept.of(one) for one in jacobians]
+        system.linearize(*elsewhere)
+        for one, jacobian in zip(kept, jacobians, strict=True):
+            one.check(f"{probe.name}.linearize", jacobian)
         for jacobian, label, size, right in zip(jacobians, by, (n, m), expected, strict=True):
             what = f"{label} of {probe.name}.linearize"
             _check_tensor(what, jacobian, (batch, n, size), states.dtype, states.device)
@@ -670,6 +710,7 @@ def _check_closed_forms(probe: _Probe) -> None:
         pullback = system.pullback(states.clone(), actions.clone())
         if not callable(pullback):
             raise ContractError(f"{probe.name}.pullback must return a function of rows and vectors; got {pullback!r}.")
+        system.pullback(*elsewhere)  # which must leave what the first one keeps as it is
         for rows in (slice(0, batch), slice(1, 2)):
             products = _pair(f"the function of {probe.name}.pullback", pullback(rows, vectors[:, rows]))
             for product, label, right in zip(products, by, expected, strict=True):

@@ -289,6 +289,84 @@ def test_what_is_no_function_of_each_sample_is_named(name, monkeypatch):
         check_system(Plain(horizon=3, dt=0.1), dtype=torch.float64, thorough=False)
 
 
+class Buffered(Plain):
+    """Has all that it gives in tensors that it keeps, as simulators do, torch's or NumPy's."""
+
+    method = "none"  # whose results are kept
+    numpy = False
+
+    def kept(self, method, values):
+        if self.method != method:
+            return values
+        name = f"{method}_of_{len(values)}"
+        if name not in vars(self):
+            setattr(self, name, torch.from_numpy(values.numpy().copy()) if self.numpy else values.clone())
+        if self.numpy:
+            getattr(self, name).numpy()[:] = values.numpy()
+        else:
+            getattr(self, name).copy_(values)
+        return getattr(self, name)
+
+    def step(self, state, action):
+        return self.kept("step", state + action)
+
+    def initial_states(self, batch, generator, dtype=torch.float32):
+        return self.kept("initial_states", torch.rand(batch, 2, generator=generator, dtype=dtype))
+
+    def observe(self, state):
+        return self.kept("observe", 2.0 * state)
+
+    def running_cost(self, state, action, next_state):
+        return self.kept("running_cost", action.square().sum(1) + state[:, 0])
+
+    def final_cost(self, state):
+        return self.kept("final_cost", state.square().sum(1))
+
+    def terminated(self, state):
+        return self.kept("terminated", state[:, 0] < -9.0)
+
+
+@pytest.mark.parametrize("method", ["step", "initial_states", "observe", "running_cost", "final_cost", "terminated"])
+@pytest.mark.parametrize("numpy", [False, True])
+def test_results_that_a_later_call_writes_to_are_named(method, numpy):
+    system = Buffered(horizon=3, dt=0.1)
+    check_system(system, thorough=False)
+    system.method, system.numpy = method, numpy
+    if numpy and method == "terminated":  # seen in its values alone, which are the same
+        return
+    with pytest.raises(ValueError, match=rf"Buffered.{method} must return a tensor of its own in each call.*clone"):
+        check_system(system, thorough=False)
+
+
+def test_a_linearize_that_writes_to_what_it_gave_is_named(monkeypatch):
+    def linearize(self, state, action):
+        vars(self).setdefault("kept", torch.eye(2).expand(len(state), 2, 2).clone()).copy_(torch.eye(2))
+        return self.kept, torch.ones(len(state), 2, 1)
+
+    monkeypatch.setattr(Plain, "linearize", linearize)
+    with pytest.raises(ValueError, match=r"Plain.linearize must return a tensor of its own in each call"):
+        check_system(Plain(horizon=3, dt=0.1))
+
+
+def test_results_may_be_arguments_views_of_them_and_constants():
+    class Viewing(Plain):
+        ones = torch.ones(3, 2)
+
+        def step(self, state, action):
+            return state.view(-1, 2) + action
+
+        def observe(self, state):
+            return state[:, :]
+
+        def running_cost(self, state, action, next_state):
+            return next_state[:, 0]
+
+        def initial_states(self, batch, generator, dtype=torch.float32):
+            return self.ones[:batch].to(dtype) if batch <= 3 else torch.ones(batch, 2, dtype=dtype)
+
+    check_system(Viewing(horizon=3, dt=0.1))
+
+
 def test_start_states_follow_the_dtype_they_are_asked_for(monkeypatch):
     broken = lambda self, batch, generator, dtype=None: torch.rand(batch, 2, generator=generator)  # noqa: E731
     monkeypatch.setattr(Plain, "initial_states", broken)
