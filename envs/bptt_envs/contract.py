@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from bptt_envs import checks
+from bptt_envs.raised import METHODS, checked_by_us, raised, told_briefly
 from bptt_envs.surroundings import own_surroundings
 from bptt_envs.system import FINAL, System, replaced
 from bptt_envs.task import Task, as_task
@@ -33,15 +34,19 @@ class ContractError(ValueError):
     """A system does not keep its contract; the message names the method, what it does and what would be right."""
 
 
+class MethodError(ContractError):
+    """A method of a system raises an error; the message names both and the line, the cause is the error itself."""
+
+
 def check_system(
     system: System, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu", thorough: bool = True
 ) -> None:
     """Try a few samples of a system, and say in words what its class should do otherwise.
 
     Environments look at shapes, dtypes and values when they are made: samples that have an influence on one another,
-    start states that do not come from the generator alone, arguments that are changed in place, results that differ
-    from call to call or are not finite. A trainer checks all of it, in the dtype and on the device of its controller:
-    also that next states, costs and observations depend differentiably on their arguments, that the loss depends on
+    start states that do not come from the generator alone, arguments and earlier results that are changed in place,
+    results that differ from call to call or are not finite, errors. A trainer checks all of it, in the dtype and on the
+    device of its controller: also that next states, costs and observations depend differentiably on their arguments, that the loss depends on
     the actions, that `linearize` and `pullback` are the slopes of `step`, and that a system `with_parameters` does what
     one does that is built with them.
 
@@ -52,13 +57,14 @@ def check_system(
         thorough: look at slopes, too; without it, at values only, which takes about a millisecond.
 
     Raises:
-        ContractError: naming the method, what it returned and what would be right; it is a ValueError.
+        ContractError: naming the method, what it returned and what would be right; it is a ValueError. If the method
+            raises an error, a MethodError, which names its line, too, and whose cause is that error.
 
     Warns:
         UserWarning: if an episode of constant actions of half the nominal size is not finite to its end.
     """
     checks.instance("system", system, System, "a System, such as env.unwrapped.system")
-    with own_surroundings(dtype, device), torch.no_grad():
+    with own_surroundings(dtype, device), torch.no_grad(), _naming_methods():
         for stage in _stages(system, dtype, torch.device(device), thorough):
             stage.check()
 
@@ -93,9 +99,10 @@ def promises(system: System, *, dtype: torch.dtype, device: torch.device | str =
         broken = ""
         while True:
             try:
-                stage = next(stages, None)
-            except ValueError as error:  # there are no samples to go on with
-                return [*found, Promise(START, str(error))]
+                with _naming_methods():
+                    stage = next(stages, None)
+            except (TypeError, ValueError) as error:  # there are no samples to go on with
+                return [*found, Promise(START, _breach(error))]
             if stage is None:
                 return found
             if stage.needs and broken:
@@ -103,10 +110,11 @@ def promises(system: System, *, dtype: torch.dtype, device: torch.device | str =
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
                 try:
-                    stage.check()
+                    with _naming_methods():
+                        stage.check()
                     breach = None
-                except ValueError as error:
-                    breach = str(error)
+                except (TypeError, ValueError) as error:
+                    breach = _breach(error)
             found.append(Promise(stage.words, breach, tuple(str(one.message) for one in caught)))
             if breach is not None:
                 if not stage.slopes:
@@ -127,10 +135,33 @@ def check_at(system: System, states: Tensor, actions: Tensor) -> None:
     Raises:
         ContractError: as `check_system`.
     """
-    with own_surroundings(states.dtype, states.device), torch.no_grad():
+    with own_surroundings(states.dtype, states.device), torch.no_grad(), _naming_methods():
         probe = _Probe(system, states, actions, torch.Generator(states.device))
         _check_values(probe)
         _check_closed_forms(probe)
+
+
+@contextlib.contextmanager
+def _naming_methods(what: str | None = None) -> Iterator[None]:
+    """Turn an error that a method of a system raises into `MethodError`; checks of ours stay as they are.
+
+    Args:
+        what: whose error it is if it goes through no method.
+    """
+    try:
+        yield
+    except ContractError:
+        raise
+    except Exception as error:
+        words = None if checked_by_us(error) else raised(error, what)
+        if words is None:
+            raise
+        raise MethodError(words) from error
+
+
+def _breach(error: Exception) -> str:
+    """What is wrong, in words: those of a check of the contract, or with the method before them."""
+    return str(error) if isinstance(error, ContractError) else raised(error) or str(error)
 
 
 START = "start states come from the generator alone"
@@ -228,10 +259,6 @@ class _Probe:
     def of(system: System, dtype: torch.dtype, device: torch.device) -> _Probe:
         name = type(system).__name__
         generator = torch.Generator(device)
-        try:
-            inspect.signature(system.initial_states).bind(SAMPLES, generator, dtype)
-        except TypeError as error:
-            raise ContractError(f"{name}.initial_states must take (batch, generator, dtype); {error}.") from error
         states = system.initial_states(SAMPLES, generator.manual_seed(0), dtype)
         _check_tensor(f"{name}.initial_states", states, (SAMPLES, *system.state_shape), dtype, device)
         kept = _Kept.of(states)
@@ -289,6 +316,8 @@ def _check_declarations(system: System) -> None:
     for attribute in FINAL:
         if getattr(type(system), attribute) is not getattr(System, attribute):
             raise ContractError(replaced(system, attribute))
+    for method, arguments in METHODS.items():
+        _check_takes(system, method, arguments)
     for attribute in ("action_low", "action_high"):
         value = getattr(system, attribute)
         if isinstance(value, Tensor) and tuple(value.shape) != system.action_shape:
@@ -296,6 +325,27 @@ def _check_declarations(system: System) -> None:
                 f"{attribute} must be a number or have {name}.action_shape, {system.action_shape}; got shape "
                 f"{tuple(value.shape)}."
             )
+
+
+def _check_takes(system: System, method: str, arguments: tuple[str, ...]) -> None:
+    """Raise ContractError unless a method that a class writes, or a task is given, can be called as it is."""
+    given = system.asked if isinstance(system, Task) else {}
+    function = given.get(method, getattr(system, method))
+    if not callable(function) or (method not in given and not _is_overridden(system, method)):
+        return
+    _check_call(f"{type(system).__name__}.{method}", function, arguments)
+
+
+def _check_call(what: str, function: Callable[..., Any], arguments: Sequence[str]) -> None:
+    """Raise ContractError unless a function can be called with so many arguments."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # one in C does not tell
+        return
+    try:
+        signature.bind(*arguments)
+    except TypeError as error:
+        raise ContractError(f"{what} must take ({', '.join(arguments)}); {error}.") from error
 
 
 # Values
@@ -324,7 +374,16 @@ def _check_values(probe: _Probe) -> None:
                 f"{what} must be a function of its arguments; the same ones gave another result in a second call. "
                 "Random numbers belong into initial_states, what is remembered into the state."
             )
-        alone = function(*(argument[:1].clone() for argument in arguments))
+        try:
+            alone = function(*(argument[:1].clone() for argument in arguments))
+        except Exception as error:
+            if checked_by_us(error):
+                raise
+            raise MethodError(
+                f"{what} must treat samples apart, and take one alone, too; there it raised {told_briefly(error)}. A "
+                "model that takes statistics over its batch, as BatchNorm does, is to be in the mode that uses kept "
+                "ones: model.eval()."
+            ) from error
         if not torch.allclose(alone, result[:1], rtol=1e-3, atol=1e-5, equal_nan=True):
             raise ContractError(
                 f"{what} must treat samples apart; it gives a sample alone another result than in a batch."
@@ -393,9 +452,7 @@ def _called(probe: _Probe, method: str, function: Function, arguments: list[Tens
         blamed = _blamed(probe.system)
         if not blamed:
             raise
-        raise ContractError(
-            f"{probe.name}.{method} fails ({type(error).__name__}: {_first_line(error)}){blamed}."
-        ) from error
+        raise ContractError(f"{probe.name}.{method} fails ({told_briefly(error)}){blamed}.") from error
 
 
 def _check_tensor(what: str, value: object, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
@@ -585,8 +642,8 @@ def _check_slopes(probe: _Probe) -> None:
             slopes = _pull(result, leaves)(vectors) if result.requires_grad else []
         except RuntimeError as error:
             raise ContractError(
-                f"{what} cannot be differentiated ({type(error).__name__}: {_first_line(error)}); it must be made of "
-                "torch operations, without NumPy and not in place."
+                f"{what} cannot be differentiated ({told_briefly(error)}); it must be made of torch operations, "
+                "without NumPy and not in place."
             ) from error
         if any(bool(slope[1:].nan_to_num(0.0).any()) for slope in slopes):
             raise ContractError(f"{what} must treat samples apart; the slopes of one sample reach others of its batch.")
@@ -711,8 +768,11 @@ def _check_closed_forms(probe: _Probe) -> None:
         if not callable(pullback):
             raise ContractError(f"{probe.name}.pullback must return a function of rows and vectors; got {pullback!r}.")
         system.pullback(*elsewhere)  # which must leave what the first one keeps as it is
+        inner = f"the function of {probe.name}.pullback"
+        _check_call(inner, pullback, ("rows", "vectors"))
         for rows in (slice(0, batch), slice(1, 2)):
-            products = _pair(f"the function of {probe.name}.pullback", pullback(rows, vectors[:, rows]))
+            with _naming_methods(inner):
+                products = _pair(inner, pullback(rows, vectors[:, rows]))
             for product, label, right in zip(products, by, expected, strict=True):
                 what = f"the product with {label} of {probe.name}.pullback"
                 if product.shape != right[:, rows].shape:
@@ -746,10 +806,10 @@ def _check_parameter(probe: _Probe, name: str, built: Sequence[System], changed:
     try:
         found = {method: function(*arguments) for method, (function, arguments) in _asked_of(changed, probe).items()}
         _check_closed_forms(_Probe(changed, probe.states, probe.actions, probe.generator))
-    except (RuntimeError, TypeError, ValueError) as error:
+    except Exception as error:
         raise ContractError(
-            f"{what} fails ({_first_line(error)}): self.{name} is then a tensor with a value for each sample, of the "
-            "shape of a component of the state, state[:, 0]; bptt_envs.system.broadcast gives it further dimensions."
+            f"{what} fails ({_breach(error).rstrip('.')}): self.{name} is then a tensor with a value for each sample, of "
+            "the shape of a component of the state, state[:, 0]; bptt_envs.system.broadcast gives it further dimensions."
         ) from error
     for i, system in enumerate(built):
         for method, (function, arguments) in _asked_of(system, probe).items():
@@ -830,7 +890,3 @@ def _close(found: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
         if bool((difference > size).any()):
             return False
     return True
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), "")

@@ -174,6 +174,19 @@ def test_each_defect_is_an_error_in_words(name):
     assert re.search(message, errors[0])
 
 
+def test_an_error_along_an_episode_is_named_with_its_method_and_line():
+    def step(self, state, action):
+        if state.abs().max() > 50.0:
+            raise ArithmeticError("too far")
+        return 9.0 * state + action
+
+    system = type("Far", (Oscillator,), {"step": step})(horizon=9)
+    check = check_gradients(system)
+    (error,) = [one.words for one in check.findings if one.level == "error"]
+    assert re.match(r"Far.step raised ArithmeticError: too far \(.*test_gradient_check.py:\d+\). States come as", error)
+    assert check.failed
+
+
 START_ERRORS = ("detached", "numpy", "numpy without detach", "no cost", "no way", "linearize")
 
 

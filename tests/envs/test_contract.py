@@ -388,6 +388,76 @@ def test_start_states_without_a_dtype_are_named():
         DifferentiableEnv(kind(horizon=3, dt=0.1))
 
 
+# Errors in code of the user's
+
+
+def unpacking(self, state, *others):
+    place, _speed = state
+    return place
+
+
+BATCHED = r"States come as \(B, 2\), actions as \(B, 1\): B samples at once"
+RAISES = {
+    **{
+        method: (
+            {method: unpacking},
+            rf"Plain.{method} raised ValueError: too many .*\(.*test_contract.py:\d+\). {BATCHED}",
+        )
+        for method in ("step", "observe", "running_cost", "final_cost", "linearize", "pullback", "terminated")
+    },
+    "state_cost": (
+        {"state_cost": unpacking, "final_cost": System.final_cost},
+        r"Plain.state_cost raised ValueError: too many values to unpack",
+    ),
+    "initial_states": (
+        {"initial_states": lambda self, batch, generator, dtype: {}["key"]},
+        r"Plain.initial_states raised KeyError: 'key' \(.*test_contract.py:\d+\)\.$",
+    ),
+    "within a library": (
+        {"step": lambda self, state, action: torch.cat([state, action[:1]], dim=1)},
+        r"Plain.step raised RuntimeError: .*\(.*test_contract.py:\d+\). States come as",
+    ),
+    "within a base class": (
+        {"step": lambda self, state, action: CartPole.step(self, state, action)},
+        r"Plain.step raised \w+Error: .*\(.*test_contract.py:\d+\). States come as",
+    ),
+    "of a function that pullback gives": (
+        {"pullback": lambda self, state, action: lambda rows, vectors: vectors["key"]},
+        r"the function of Plain.pullback raised \w+Error: .*\(.*test_contract.py:\d+\)",
+    ),
+    "arguments": (
+        {"running_cost": lambda self, state, action: state},
+        r"Plain.running_cost must take \(state, action, next_state\); too many positional arguments",
+    ),
+    "arguments of a function that pullback gives": (
+        {"pullback": lambda self, state, action: lambda rows: rows},
+        r"the function of Plain.pullback must take \(rows, vectors\); too many positional arguments",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RAISES)
+def test_errors_of_the_users_name_the_method_the_line_and_the_shapes(name, monkeypatch):
+    methods, message = RAISES[name]
+    for method, broken in methods.items():
+        monkeypatch.setattr(Plain, method, broken)
+    with pytest.raises(ValueError, match=message):
+        check_system(Plain(horizon=3, dt=0.1))
+
+
+def test_a_function_of_a_task_is_named_as_its_own():
+    for cost, said in ((unpacking, r"raised ValueError: too many"), (lambda state, action: state, "must take")):
+        with pytest.raises(ValueError, match=rf"Task.running_cost {said}"):
+            check_system(bptt_envs.Task(Plain(horizon=3, dt=0.1), running_cost=cost))
+
+
+def test_a_model_that_needs_a_batch_is_told_of_its_mode(monkeypatch):
+    model = torch.nn.BatchNorm1d(2)
+    monkeypatch.setattr(Plain, "step", lambda self, state, action: model(state) + action)
+    with pytest.raises(ValueError, match=r"Plain.step must treat samples apart, and take one alone.*model\.eval\(\)"):
+        check_system(Plain(horizon=3, dt=0.1))
+
+
 def test_a_constructor_that_does_not_call_systems_is_named():
     kind = type("Bare", (Plain,), {"__init__": lambda self: None})
     with pytest.raises(ValueError, match=r"Bare.__init__ must call super\(\).__init__"):

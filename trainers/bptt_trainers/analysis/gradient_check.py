@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from bptt_envs import System, checks
 from bptt_envs.contract import promises
+from bptt_envs.raised import raised
 from bptt_trainers.analysis.differences import Comparison
 from bptt_trainers.analysis.findings import Finding, Level, components, report
 from bptt_trainers.analysis.horizon import LOOPS, Horizon, through_the_horizon
@@ -23,6 +24,7 @@ from bptt_trainers.controllers.defaults import default_controller
 from bptt_trainers.directions.policy_gradient import check_parameters, system_of
 from bptt_trainers.directions.rollout import Trajectory, rollout
 from bptt_trainers.directions.surroundings import computing
+from bptt_trainers.host.user_code import raised_by_user
 from bptt_trainers.records.tables import csv_text
 
 BATCH = 8  # episodes, and start states of an update that is timed
@@ -102,7 +104,15 @@ def check_gradients(
         found = _promised(system, like)
         if any(one.level == "error" for one in found):
             return GradientCheck(tuple(found))
-        return _looked_at(system, default_controller(system) if controller is None else controller, found)
+        controller = default_controller(system) if controller is None else controller
+        try:
+            return _looked_at(system, controller, found)
+        except Exception as error:
+            outside = f"the controller, or a function that a method of {system.class_name} gave,"
+            words = raised(error, outside if raised_by_user(error) else None)
+            if words is None:
+                raise
+            return GradientCheck((*found, Finding("error", words)))
 
 
 def _promised(system: System, like: Tensor) -> list[Finding]:
