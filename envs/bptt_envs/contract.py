@@ -46,9 +46,9 @@ def check_system(
     Environments look at shapes, dtypes and values when they are made: samples that have an influence on one another,
     start states that do not come from the generator alone, arguments and earlier results that are changed in place,
     results that differ from call to call or are not finite, errors. A trainer checks all of it, in the dtype and on the
-    device of its controller: also that next states, costs and observations depend differentiably on their arguments, that the loss depends on
-    the actions, that `linearize` and `pullback` are the slopes of `step`, and that a system `with_parameters` does what
-    one does that is built with them.
+    device of its controller: also that next states, costs and observations depend differentiably on their arguments,
+    that the loss depends on the actions, that `linearize` and `pullback` are the slopes of `step`, and that a system
+    `with_parameters` does what one does that is built with them.
 
     Args:
         system: the system.
@@ -122,7 +122,7 @@ def promises(system: System, *, dtype: torch.dtype, device: torch.device | str =
                 broken = breach
 
 
-def check_at(system: System, states: Tensor, actions: Tensor) -> None:
+def check_at(system: System, states: Tensor, actions: Tensor, *, digits: torch.dtype | None = None) -> None:
     """Check at states of the caller's what does not hang on where they are from.
 
     Values, that samples are apart, that calls repeat, that `linearize` and `pullback` are the slopes of `step`.
@@ -131,6 +131,8 @@ def check_at(system: System, states: Tensor, actions: Tensor) -> None:
         system: the system.
         states: (B, *state_shape), of episodes that go on.
         actions: (B, *action_shape), bounded.
+        digits: the dtype in which `step` computes inside, so many of whose digits slopes are compared in; None: that of
+            the states.
 
     Raises:
         ContractError: as `check_system`.
@@ -138,7 +140,7 @@ def check_at(system: System, states: Tensor, actions: Tensor) -> None:
     with own_surroundings(states.dtype, states.device), torch.no_grad(), _naming_methods():
         probe = _Probe(system, states, actions, torch.Generator(states.device))
         _check_values(probe)
-        _check_closed_forms(probe)
+        _check_closed_forms(probe, digits)
 
 
 @contextlib.contextmanager
@@ -740,8 +742,9 @@ def _differences(function: Function, arguments: list[Tensor], place: int, column
     return ((above - below).abs() > rounding) & ((above - at).abs() > rounding) & ((at - below).abs() > rounding)
 
 
-def _check_closed_forms(probe: _Probe) -> None:
+def _check_closed_forms(probe: _Probe, digits: torch.dtype | None = None) -> None:
     """Raise ContractError unless `linearize` and `pullback`, where they are overridden, are the slopes of `step`."""
+    digits = digits or probe.states.dtype
     system, states, actions = probe.system, probe.states, probe.actions
     batch, n, m = len(states), system.state_size, system.action_size
     passes = 4
@@ -760,9 +763,9 @@ def _check_closed_forms(probe: _Probe) -> None:
         for one, jacobian in zip(kept, jacobians, strict=True):
             one.check(f"{probe.name}.linearize", jacobian)
         for jacobian, label, size, right in zip(jacobians, by, (n, m), expected, strict=True):
-            what = f"{label} of {probe.name}.linearize"
+            what = f"{label} of {name_of(system, 'linearize')}"
             _check_tensor(what, jacobian, (batch, n, size), states.dtype, states.device)
-            _check_products(what, (vectors.transpose(0, 1) @ jacobian).transpose(0, 1), right)
+            _check_products(what, (vectors.transpose(0, 1) @ jacobian).transpose(0, 1), right, digits)
     if _is_overridden(system, "pullback"):
         pullback = system.pullback(states.clone(), actions.clone())
         if not callable(pullback):
@@ -774,12 +777,12 @@ def _check_closed_forms(probe: _Probe) -> None:
             with _naming_methods(inner):
                 products = _pair(inner, pullback(rows, vectors[:, rows]))
             for product, label, right in zip(products, by, expected, strict=True):
-                what = f"the product with {label} of {probe.name}.pullback"
+                what = f"the product with {label} of {name_of(system, 'pullback')}"
                 if product.shape != right[:, rows].shape:
                     raise ContractError(
                         f"{what} must have shape {tuple(right[:, rows].shape)}; got {tuple(product.shape)}."
                     )
-                _check_products(what, product, right[:, rows])
+                _check_products(what, product, right[:, rows], digits)
 
 
 def _check_parameters(probe: _Probe) -> None:
@@ -808,8 +811,9 @@ def _check_parameter(probe: _Probe, name: str, built: Sequence[System], changed:
         _check_closed_forms(_Probe(changed, probe.states, probe.actions, probe.generator))
     except Exception as error:
         raise ContractError(
-            f"{what} fails ({_breach(error).rstrip('.')}): self.{name} is then a tensor with a value for each sample, of "
-            "the shape of a component of the state, state[:, 0]; bptt_envs.system.broadcast gives it further dimensions."
+            f"{what} fails ({_breach(error).rstrip('.')}): self.{name} is then a tensor with a value for each sample, "
+            "of the shape of a component of the state, state[:, 0]; bptt_envs.system.broadcast gives it further "
+            "dimensions."
         ) from error
     for i, system in enumerate(built):
         for method, (function, arguments) in _asked_of(system, probe).items():
@@ -849,14 +853,22 @@ def _pair(what: str, values: Any) -> Sequence[Tensor]:
     return values
 
 
-def _check_products(what: str, found: Tensor, expected: Tensor) -> None:
+def name_of(system: System, method: str) -> str:
+    """A method in words, with the class that writes it: nobody has to look for what he has not written."""
+    kind = type(system.system if isinstance(system, Task) else system)
+    writer = next(one for one in kind.__mro__ if method in vars(one))
+    inherited = "" if writer is kind else f", which {kind.__name__} inherits,"
+    return f"{writer.__name__}.{method}{inherited}"
+
+
+def _check_products(what: str, found: Tensor, expected: Tensor, digits: torch.dtype) -> None:
     if bool((expected.isfinite() & ~found.isfinite()).any()):
         raise ContractError(f"{what} is infinite or no number where autograd's slopes of step are finite.")
-    if not _close([found], [expected]):
+    if not _close([found], [expected], digits):
         error = float((found - expected).abs().max() / expected.abs().max())
         raise ContractError(
             f"{what} differs from autograd's slopes of step, by {error:.1e} of the largest; correct it, or leave the "
-            "method out: the default takes them from step."
+            "method out: the default, such as linearize = System.linearize, takes them from step."
         )
 
 
@@ -882,10 +894,10 @@ def _pull(result: Tensor, leaves: Sequence[Tensor]) -> Callable[[Tensor], list[T
     return pull
 
 
-def _close(found: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
+def _close(found: Sequence[Tensor], expected: Sequence[Tensor], digits: torch.dtype | None = None) -> bool:
     """Whether slopes agree to half the digits, sample by sample; those that are not finite agree with anything."""
     for one, other in zip(found, expected, strict=True):
-        size = torch.finfo(one.dtype).eps ** 0.5 / 3 * other.abs().flatten(1).amax(1)
+        size = torch.finfo(digits or one.dtype).eps ** 0.5 / 3 * other.abs().flatten(1).amax(1)
         difference = (one - other).abs().flatten(1).amax(1)
         if bool((difference > size).any()):
             return False

@@ -187,6 +187,53 @@ def test_an_error_along_an_episode_is_named_with_its_method_and_line():
     assert check.failed
 
 
+MODEL = nn.Sequential(nn.Linear(3, 16), nn.Tanh(), nn.Linear(16, 2))
+
+
+def in_float32(base, **others):
+    def step(self, state, action):
+        return base.step(self, state.float(), action.float()).to(state.dtype)
+
+    return type("Single", (base,), {"step": step, **others})
+
+
+@pytest.mark.usefixtures("untimed")
+@pytest.mark.parametrize(
+    ("system", "method"),
+    [
+        (in_float32(Oscillator)(), "Single.step"),
+        (in_float32(CartPole)(horizon=10), "Single.step"),  # whose linearize is in float64
+        (
+            changed(step=lambda self, x, u: x + self.dt * MODEL(torch.cat([x, u], dim=1).float()).to(x.dtype)),
+            "Bad.step",
+        ),
+        (changed(state_cost=lambda self, x: x.float().square().sum(1).to(x.dtype)), "Bad.final_cost"),
+    ],
+)
+def test_what_computes_in_float32_inside_is_said_to_and_has_no_wrong_gradient(system, method):
+    check = check_gradients(system)
+    assert not check.failed, check.text()
+    warned = [one.words for one in check.findings if one.level == "warning"]
+    assert len(warned) == 1
+    assert warned[0].startswith(f"{method} computes in float32 inside, or to a tolerance like it")
+
+
+def test_a_wrong_gradient_in_float32_is_one():
+    def step(self, state, action):
+        x, u = state.float(), action.float()
+        return (x + self.dt * (1.1 * u - 0.1 * u.detach() - x.sin())).to(state.dtype)
+
+    errors = found(type("Single", (Oscillator,), {"step": step})())
+    assert "Single.step: autograd's slope of component" in errors[0]
+
+
+def test_a_method_that_is_inherited_is_named_with_the_class_that_writes_it():
+    twice = type("Twice", (CartPole,), {"step": lambda self, x, u: 2.0 * CartPole.step(self, x, u)})
+    (error,) = found(twice())
+    words = "of MultiPole.linearize, which Twice inherits, differs from autograd's slopes of step"
+    assert words in error
+
+
 START_ERRORS = ("detached", "numpy", "numpy without detach", "no cost", "no way", "linearize")
 
 
