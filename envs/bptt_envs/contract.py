@@ -139,7 +139,7 @@ def check_at(system: System, states: Tensor, actions: Tensor, *, digits: torch.d
     """
     with own_surroundings(states.dtype, states.device), torch.no_grad(), _naming_methods():
         probe = _Probe(system, states, actions, torch.Generator(states.device))
-        _check_values(probe)
+        _check_values(probe, len(states))
         _check_closed_forms(probe, digits)
 
 
@@ -197,7 +197,7 @@ def _stages_of(
     probe = _Probe.of(system, dtype, device)
     yield _Stage(
         "shapes and dtypes are right, samples are apart, calls repeat and leave their arguments",
-        lambda: _check_values(probe),
+        lambda: _check_values(probe, SAMPLES if thorough else 1),
     )
     if within is not None and within.ends_early:
         task = within
@@ -353,7 +353,8 @@ def _check_call(what: str, function: Callable[..., Any], arguments: Sequence[str
 # Values
 
 
-def _check_values(probe: _Probe) -> None:
+def _check_values(probe: _Probe, alone: int) -> None:
+    """Raise ContractError unless methods are functions of each sample; the first `alone` are given by themselves."""
     system, states = probe.system, probe.states
     shapes = {"observe": system.observation_shape, "step": system.state_shape, "running_cost": (), "final_cost": ()}
     next_states = _called(probe, "step", system.step, [states.clone(), probe.actions.clone()])
@@ -377,7 +378,7 @@ def _check_values(probe: _Probe) -> None:
                 "Random numbers belong into initial_states, what is remembered into the state."
             )
         try:
-            alone = function(*(argument[:1].clone() for argument in arguments))
+            singles = [function(*(one[i : i + 1].clone() for one in arguments)) for i in range(alone)]
         except Exception as error:
             if checked_by_us(error):
                 raise
@@ -386,7 +387,9 @@ def _check_values(probe: _Probe) -> None:
                 "model that takes statistics over its batch, as BatchNorm does, is to be in the mode that uses kept "
                 "ones: model.eval()."
             ) from error
-        if not torch.allclose(alone, result[:1], rtol=1e-3, atol=1e-5, equal_nan=True):
+        for one in singles:
+            _check_tensor(what, one, (1, *shapes[method]), states.dtype, states.device)
+        if not torch.allclose(torch.cat(singles), result[:alone], rtol=1e-3, atol=1e-5, equal_nan=True):
             raise ContractError(
                 f"{what} must treat samples apart; it gives a sample alone another result than in a batch."
             )
@@ -466,7 +469,7 @@ def _check_tensor(what: str, value: object, shape: tuple[int, ...], dtype: torch
         got = f"a tensor on {value.device}"
     else:
         return
-    samples = f"{shape[0]} {str(dtype).removeprefix('torch.')} samples"
+    samples = f"{shape[0]} {str(dtype).removeprefix('torch.')} sample{'' if shape[0] == 1 else 's'}"
     raise ContractError(f"{what} must return {shape}, {dtype}, for {samples} on {device}; got {got}.")
 
 

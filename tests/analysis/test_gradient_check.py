@@ -234,6 +234,17 @@ def test_a_method_that_is_inherited_is_named_with_the_class_that_writes_it():
     assert words in error
 
 
+@pytest.mark.parametrize("method", ["step", "observe", "state_cost"])
+def test_a_branch_on_the_batch_is_named(method):
+    right = getattr(Oscillator, method)
+
+    def branching(self, state, *others):
+        return right(self, state, *others) * (1.0 if state[:, 0].mean().item() > -1.5 else 0.5)
+
+    (error,) = found(changed(**{method: branching}))
+    assert re.search(r"Bad\.\w+ must treat samples apart; it gives a sample alone another result", error)
+
+
 START_ERRORS = ("detached", "numpy", "numpy without detach", "no cost", "no way", "linearize")
 
 

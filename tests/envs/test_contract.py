@@ -276,6 +276,11 @@ VALUES = {
     "step in place": ("step", lambda self, x, u: x.add_(u), "step must not change its arguments in place"),
     "observe in place": ("observe", lambda self, x: x.clamp_(-0.1, 0.1), "observe must not change its arguments"),
     "random": ("step", lambda self, x, u: x + u + torch.rand_like(x), "step must be a function of its arguments"),
+    "squeezed": (
+        "final_cost",
+        lambda self, x: x.square().sum(1).squeeze(),
+        r"final_cost must return \(1,\), torch.float64, for 1 float64 sample on cpu; got \(\)",
+    ),
     "infinite": ("final_cost", lambda self, x: x.sum(1) / 0.0, "final_cost gives values that are not finite"),
     "float32": ("step", lambda self, x, u: (x + u).float(), r"step must return \(3, 2\), torch.float64, for 3 float64"),
 }
