@@ -234,6 +234,29 @@ def test_a_method_that_is_inherited_is_named_with_the_class_that_writes_it():
     assert words in error
 
 
+@pytest.mark.usefixtures("untimed")
+@pytest.mark.parametrize(
+    ("change", "level", "share"),
+    [
+        (torch.round, "warning", r"100\.0%"),
+        (lambda u: u.clamp(-0.01, 0.01), "warning", r"\d\d\.\d%"),
+        (lambda u: u.clamp(-0.9, 0.9), "note", r"\d\.\d%"),
+    ],
+)
+def test_actions_that_step_rounds_or_clamps_are_named_with_the_share_of_the_states(change, level, share):
+    def running_cost(self, state, action, next_state):
+        return 1e-3 * action.square().sum(1)
+
+    system = changed(step=lambda self, x, u: Oscillator.step(self, x, change(u)), running_cost=running_cost)
+    check = check_gradients(system)
+    assert not check.failed
+    words = [one.words for one in check.findings if one.level == level]
+    assert len(words) == 1
+    assert re.match(
+        rf"next_state has slope 0 by component 0 \(push \[N\]\) of action at {share} of the states", words[0]
+    )
+
+
 @pytest.mark.parametrize("method", ["step", "observe", "state_cost"])
 def test_a_branch_on_the_batch_is_named(method):
     right = getattr(Oscillator, method)
@@ -469,7 +492,9 @@ def test_kinks_and_jumps_have_no_slope_and_are_left_out():
     states = torch.tensor([[0.0, 0.3], [1.0, 0.5], [-1.0, 0.1]], dtype=torch.float64)
     step = compare_slopes(Floor(), states, torch.ones(3, 1, dtype=torch.float64))[0]
     assert step.right
-    assert step.compared == pytest.approx(10 / 12)
+    assert (step.points, step.left_out) == (12, 2)
+    system = changed(step=lambda self, x, u: Oscillator.step(self, x, u) + x.round())
+    assert re.search(r"of the largest; \d+ of \d+ points left out, at kinks or jumps", " ".join(found(system, "ok")))
 
 
 def test_components_of_any_size_are_compared_alike():

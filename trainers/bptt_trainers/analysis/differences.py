@@ -34,8 +34,9 @@ class Comparison:
         right: whether the two agree wherever they could be compared, but for rounding.
         error: the largest difference, of the largest slope of the same result, or that which is largest beyond what
             rounding explains; NaN if no point could be compared.
-        compared: the share of the points (samples, results, directions) that could be compared. The others are at a
-            kink or a jump, where a function has no slope, or next to states that the system refuses.
+        points: how many there are: samples times results times directions.
+        left_out: how many of them could not be compared: at a kink or a jump, where a function has no slope, or next to
+            states that the system refuses.
         result: the component of the result with the largest error; None: a random mixture of all.
         component: the component of the argument with the largest error; None: a random direction.
         sample: the sample with the largest error.
@@ -49,13 +50,19 @@ class Comparison:
     argument: str
     right: bool
     error: float
-    compared: float
+    points: int
+    left_out: int
     result: int | None
     component: int | None
     sample: int
     slope: float
     difference: float
     single: bool = False
+
+    @property
+    def compared(self) -> float:
+        """The share of the points that could be compared."""
+        return 1.0 - self.left_out / self.points
 
 
 def compare_slopes(system: System, states: Tensor, actions: Tensor) -> list[Comparison]:
@@ -103,7 +110,7 @@ def _compare(
     slopes = _slopes(function, values, place, mixtures) @ ways.mT  # (N, P, D)
     double = torch.finfo(torch.float64).eps
     found = _judged(slopes, _along(function, values, place, ways, mixtures, double ** (1 / 3)), double, ACCURACY)
-    doubtful = not found.right or found.compared < 0.5
+    doubtful = not found.right or found.left_out > slopes.numel() / 2
     single = doubtful and _is_coarse(function, values, place, ways, mixtures, slopes)
     if single:
         rough = torch.finfo(torch.float32).eps
@@ -116,7 +123,8 @@ def _compare(
         name,
         found.right,
         found.error,
-        found.compared,
+        slopes.numel(),
+        found.left_out,
         None if results is None else results[row],
         None if components is None else components[column],
         sample,
@@ -131,7 +139,7 @@ class _Judged(NamedTuple):
 
     right: bool
     error: float
-    compared: float
+    left_out: int
     place: tuple[int, int, int]  # sample, result, direction
     difference: float
 
@@ -157,7 +165,7 @@ def _judged(slopes: Tensor, along: tuple[Tensor, ...], epsilon: float, accuracy:
     return _Judged(
         right,
         float(raw.flatten()[worst]) if bool(settled.any()) else math.nan,
-        float(settled.double().mean()),
+        int((~settled).sum()),
         (sample, row, column),
         float(finer.flatten()[worst]),
     )
