@@ -315,6 +315,8 @@ def _check_declarations(system: System) -> None:
             raise ContractError(
                 f"{name}.{attribute} must be a tuple of positive integers, such as (2,); got {shape!r}."
             )
+    for attribute in ("state", "action"):
+        _check_labels(f"{name}.{attribute}_labels", getattr(system, f"{attribute}_labels"), attribute, system)
     for attribute in FINAL:
         if getattr(type(system), attribute) is not getattr(System, attribute):
             raise ContractError(replaced(system, attribute))
@@ -327,6 +329,26 @@ def _check_declarations(system: System) -> None:
                 f"{attribute} must be a number or have {name}.action_shape, {system.action_shape}; got shape "
                 f"{tuple(value.shape)}."
             )
+
+
+def _check_labels(what: str, labels: Any, argument: str, system: System) -> None:
+    """Raise ContractError unless there is a label for each component, or none at all.
+
+    A class that takes another shape than the one it is derived from need not write other labels.
+    """
+    shape = getattr(system, f"{argument}_shape")
+    count = math.prod(shape)
+    flat = isinstance(labels, (tuple, list)) and all(isinstance(one, str) for one in labels)
+    places = [vars(type(system)) | vars(system), *map(vars, type(system).__mro__[1:])]
+    of_labels, of_shape = (
+        next((i for i, one in enumerate(places) if f"{argument}_{part}" in one), len(places))
+        for part in ("labels", "shape")
+    )
+    if not flat or (len(labels) not in (0, count) and of_labels <= of_shape):
+        raise ContractError(
+            f"{what} must be {count} texts in one tuple, one for each component of {argument}.flatten(1), row after "
+            f"row of {argument}_shape, {shape}, or (); got {checks.shown(labels)}."
+        )
 
 
 def _check_takes(system: System, method: str, arguments: tuple[str, ...]) -> None:
@@ -387,8 +409,12 @@ def _check_values(probe: _Probe, alone: int) -> None:
                 "model that takes statistics over its batch, as BatchNorm does, is to be in the mode that uses kept "
                 "ones: model.eval()."
             ) from error
-        for one in singles:
-            _check_tensor(what, one, (1, *shapes[method]), states.dtype, states.device)
+        one = next((tuple(one.shape) for one in singles if one.shape != (1, *shapes[method])), None)
+        if one is not None:
+            raise ContractError(
+                f"{what} must treat samples apart; it gives a sample alone a result of shape {one}, which must be "
+                f"{(1, *shapes[method])}."
+            )
         if not torch.allclose(torch.cat(singles), result[:alone], rtol=1e-3, atol=1e-5, equal_nan=True):
             raise ContractError(
                 f"{what} must treat samples apart; it gives a sample alone another result than in a batch."
@@ -469,7 +495,7 @@ def _check_tensor(what: str, value: object, shape: tuple[int, ...], dtype: torch
         got = f"a tensor on {value.device}"
     else:
         return
-    samples = f"{shape[0]} {str(dtype).removeprefix('torch.')} sample{'' if shape[0] == 1 else 's'}"
+    samples = f"{shape[0]} {str(dtype).removeprefix('torch.')} samples"
     raise ContractError(f"{what} must return {shape}, {dtype}, for {samples} on {device}; got {got}.")
 
 

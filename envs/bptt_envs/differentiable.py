@@ -272,7 +272,8 @@ def check_batch(name: str, tensor: Tensor, shape: tuple[int, ...], dtypes: Seque
     if not isinstance(tensor, Tensor) or tensor.layout is not torch.strided or tensor.is_nested:
         fault = f"; got {checks.shown(tensor)}"
     elif tensor.shape[1:] != shape or tensor.dim() != len(shape) + 1:
-        fault = f"; got shape {tuple(tensor.shape)}"
+        one = f". Of a single sample, that is {name}[None]" if tuple(tensor.shape) == shape else ""
+        fault = f"; got shape {tuple(tensor.shape)}{one}"
     elif tensor.dtype not in dtypes:
         fault = f", of {' or '.join(map(str, dtypes))}; got {tensor.dtype}"
     else:

@@ -279,7 +279,7 @@ VALUES = {
     "squeezed": (
         "final_cost",
         lambda self, x: x.square().sum(1).squeeze(),
-        r"final_cost must return \(1,\), torch.float64, for 1 float64 sample on cpu; got \(\)",
+        r"final_cost must treat samples apart; it gives a sample alone a result of shape \(\), which must be \(1,\)",
     ),
     "infinite": ("final_cost", lambda self, x: x.sum(1) / 0.0, "final_cost gives values that are not finite"),
     "float32": ("step", lambda self, x, u: (x + u).float(), r"step must return \(3, 2\), torch.float64, for 3 float64"),
@@ -391,6 +391,42 @@ def test_start_states_without_a_dtype_are_named():
     message = r"Single.initial_states must take \(batch, generator, dtype\); too many positional arguments"
     with pytest.raises(ValueError, match=message):
         DifferentiableEnv(kind(horizon=3, dt=0.1))
+
+
+@pytest.mark.parametrize(
+    ("labels", "fits"),
+    [
+        ((), True),
+        (tuple("abcdef"), True),
+        (list("abcdef"), True),
+        (("x", "v"), False),
+        ((("x", "v"),) * 3, False),
+        ("abcdef", False),
+        ((1, 2, 3, 4, 5, 6), False),
+    ],
+)
+def test_labels_are_flat_and_one_for_each_component(labels, fits):
+    class Matrix(Plain):
+        state_shape = (3, 2)
+        state_labels = labels
+
+        def step(self, state, action):
+            return state + action[..., None]
+
+        def initial_states(self, batch, generator, dtype=torch.float32):
+            return torch.rand(batch, 3, 2, generator=generator, dtype=dtype)
+
+        def final_cost(self, state):
+            return state.square().sum((1, 2))
+
+    if fits:
+        DifferentiableEnv(Matrix(horizon=3, dt=0.1))
+        return
+    if isinstance(labels, tuple) and labels[0] == "x":
+        check_system(type("Column", (Matrix,), {"state_shape": (3, 2)})(horizon=3, dt=0.1))  # they are inherited
+    message = r"Matrix.state_labels must be 6 texts in one tuple, .* state_shape, \(3, 2\), or \(\); got"
+    with pytest.raises(ValueError, match=message):
+        DifferentiableEnv(Matrix(horizon=3, dt=0.1))
 
 
 # Errors in code of the user's

@@ -26,7 +26,6 @@ class Grid(System):
 
     state_shape = (2, 3)
     action_shape = (2, 1)
-    state_labels = ("first",)
     nominal_action = 3.0
     time_unit = "min"
 
@@ -141,7 +140,7 @@ def test_what_it_declares_is_the_systems(system, timed):
 def test_bounds_of_each_component_and_views_of_the_state_are_served():
     timed = Task(Grid(), observe_time=True)
     check_system(timed)
-    assert timed.state_labels == ("first", *(f"state {i}" for i in range(1, 6)), "steps")
+    assert timed.state_labels == (*(f"state {i}" for i in range(6)), "steps")
     assert timed.bound(torch.full((1, 2, 1), 9.0)).flatten().tolist() == [2.0, 0.5]
     assert timed.action_range[0].tolist() == [[-1.0], [-1.0]]
     timed.system.max_action = 0.25  # counts before the two

@@ -187,7 +187,7 @@ def _moving(system: System, episodes: Sequence[Trajectory]) -> list[Finding]:
             "warning" if share >= FLAT else "note",
             f"next_state has slope 0 by {component(system, 'action', i)} at {share:.1%} of the states along "
             "episodes of the controller and of random actions: nothing comes back through step there, as where it "
-            "rounds, has a dead zone or clamps the action itself. Bounds are for super().__init__, such as max_action=1.0.",
+            "rounds, has a dead zone or clamps the action itself. Bounds are for super().__init__, as max_action=1.0.",
         )
         for i, share in enumerate(shares)
         if share
