@@ -893,7 +893,7 @@ def name_of(system: System, method: str) -> str:
 def _check_products(what: str, found: Tensor, expected: Tensor, digits: torch.dtype) -> None:
     if bool((expected.isfinite() & ~found.isfinite()).any()):
         raise ContractError(f"{what} is infinite or no number where autograd's slopes of step are finite.")
-    if not _close([found], [expected], digits):
+    if not _close([found], [expected], digits=digits):
         error = float((found - expected).abs().max() / expected.abs().max())
         raise ContractError(
             f"{what} differs from autograd's slopes of step, by {error:.1e} of the largest; correct it, or leave the "
@@ -923,7 +923,7 @@ def _pull(result: Tensor, leaves: Sequence[Tensor]) -> Callable[[Tensor], list[T
     return pull
 
 
-def _close(found: Sequence[Tensor], expected: Sequence[Tensor], digits: torch.dtype | None = None) -> bool:
+def _close(found: Sequence[Tensor], expected: Sequence[Tensor], *, digits: torch.dtype | None = None) -> bool:
     """Whether slopes agree to half the digits, sample by sample; those that are not finite agree with anything."""
     for one, other in zip(found, expected, strict=True):
         size = torch.finfo(digits or one.dtype).eps ** 0.5 / 3 * other.abs().flatten(1).amax(1)

@@ -212,3 +212,5 @@ def test_bad_shapes_in_differentiable_calls(make):
     for method in (env.final_reward, env.observe):
         with pytest.raises(ValueError, match=refused("state", state, state[0])):
             method(state[0])
+    with pytest.raises(ValueError, match=r"Of a single sample, that is state\[None\]\."):
+        env.observe(state[0])
