@@ -133,7 +133,7 @@ def seed(name: str, value: Any) -> int:
 
 def positive(name: str, value: Any) -> float:
     """Return `value` as a finite float above 0, else raise ValueError."""
-    number = _as_float(value)
+    number = as_float(value)
     if not 0.0 < number < math.inf:
         raise ValueError(f"{name} must be a finite number above 0; got {shown(value)}.")
     return _in_float32(name, number)
@@ -141,7 +141,7 @@ def positive(name: str, value: Any) -> float:
 
 def not_negative(name: str, value: Any) -> float:
     """Return `value` as a finite float of at least 0, else raise ValueError."""
-    number = _as_float(value)
+    number = as_float(value)
     if not 0.0 <= number < math.inf:
         raise ValueError(f"{name} must be a finite number of at least 0; got {shown(value)}.")
     return _in_float32(name, number)
@@ -149,7 +149,7 @@ def not_negative(name: str, value: Any) -> float:
 
 def finite(name: str, value: Any) -> float:
     """Return `value` as a finite float, else raise ValueError."""
-    number = _as_float(value)
+    number = as_float(value)
     if not math.isfinite(number):
         raise ValueError(f"{name} must be a finite number; got {shown(value)}.")
     return _in_float32(name, number)
@@ -157,7 +157,7 @@ def finite(name: str, value: Any) -> float:
 
 def share(name: str, value: Any) -> float:
     """Return `value` as a float from 0 to 1, else raise ValueError."""
-    number = _as_float(value)
+    number = as_float(value)
     if not 0.0 <= number <= 1.0:
         raise ValueError(f"{name} must be a number from 0 to 1; got {shown(value)}.")
     return number
@@ -165,7 +165,7 @@ def share(name: str, value: Any) -> float:
 
 def decay(name: str, value: Any) -> float:
     """Return `value` as a float of at least 0 and below 1, else raise ValueError."""
-    number = _as_float(value)
+    number = as_float(value)
     if not 0.0 <= number < 1.0:
         raise ValueError(f"{name} must be a number of at least 0 and below 1; got {shown(value)}.")
     return number
@@ -174,7 +174,7 @@ def decay(name: str, value: Any) -> float:
 def finite_pair(name: str, value: Any) -> tuple[float, float]:
     """Return `value` as two finite floats, else raise ValueError."""
     items = _items(value) or ()
-    numbers = [_as_float(number) for number in items]
+    numbers = [as_float(number) for number in items]
     if len(numbers) != 2 or not all(map(math.isfinite, numbers)):
         raise ValueError(f"{name} must be a pair of finite numbers, such as (0.0, 0.0); got {shown(value)}.")
     return _in_float32(name, numbers[0]), _in_float32(name, numbers[1])
@@ -226,6 +226,19 @@ def generator(name: str, value: Any) -> torch.Generator | None:
             f"{name} must be a torch.Generator, such as torch.Generator().manual_seed(0); got {shown(value)}."
         )
     return value
+
+
+def as_float(value: Any) -> float:
+    """Return `value` as a float, NaN if it is not a number and infinite if it is too large."""
+    if isinstance(value, np.floating):
+        return float(str(value))  # 0.001 for float32(0.001), whose float64 is 0.0010000000474974513
+    number = _as_int(value)
+    if number is None:
+        return float(value) if isinstance(value, float) else math.nan
+    try:
+        return float(number)
+    except OverflowError:
+        return math.inf if number > 0 else -math.inf
 
 
 def as_array(value: Any) -> np.ndarray | None:
@@ -305,19 +318,6 @@ def _as_int(value: Any) -> int | None:
     if isinstance(value, (bool, np.timedelta64)) or not isinstance(value, (int, np.integer)):
         return None
     return int(value)
-
-
-def _as_float(value: Any) -> float:
-    """Return `value` as a float, NaN if it is not a number and infinite if it is too large."""
-    if isinstance(value, np.floating):
-        return float(str(value))  # 0.001 for float32(0.001), whose float64 is 0.0010000000474974513
-    number = _as_int(value)
-    if number is None:
-        return float(value) if isinstance(value, float) else math.nan
-    try:
-        return float(number)
-    except OverflowError:
-        return math.inf if number > 0 else -math.inf
 
 
 def _in_float32(name: str, number: float) -> float:
