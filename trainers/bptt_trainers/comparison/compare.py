@@ -66,8 +66,8 @@ class ComparisonConfig:
 
     methods: tuple[MethodName, ...] = ("R", "M", "S", "C", "PPO", "SAC", "zero", "random")
     """Methods: the update rules R, M, S, C, and those whose feedback decays or is cut, such as "R decay 0.9" and
-    "C every 16"; SHAC, SHAC-M, SHAC-C, SAPO; the estimators LR, TP, AoBG; PPO, SAC; zero and random, which learn
-    nothing; iLQR, MPPI and GRAPE, which plan each held-out episode by itself."""
+    "C every 16"; SHAC, SAPO, and either by any rule, such as SHAC-C and "SAPO-M every 4"; the estimators LR, TP, AoBG;
+    PPO, SAC; zero and random, which learn nothing; iLQR, MPPI and GRAPE, which plan each held-out episode by itself."""
 
     seeds: tuple[Seed, ...] = (0, 1, 2, 3, 4)
     """Seeds; each method runs once with each."""
