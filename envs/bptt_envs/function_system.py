@@ -17,6 +17,8 @@ Transition = Callable[[Tensor, Tensor], Tensor]
 Start = Callable[[int, torch.Generator, torch.dtype], Tensor]
 """From a number B, a generator and a dtype to start states, (B, *state_shape), drawn from the generator only."""
 
+OF_TORCH = "It takes states (B, ...) and actions (B, ...) of torch; of a function in JAX, jax_step makes such a one."
+
 
 class FunctionSystem(System):
     """A system made of functions, for physics that is at hand already.
@@ -43,7 +45,7 @@ class FunctionSystem(System):
 
     Raises:
         ValueError: if an argument is out of range; the message names it.
-        TypeError: if a function is none.
+        TypeError: if a function is none; when it steps, if the function takes or gives no tensors.
     """
 
     def __init__(
@@ -82,7 +84,13 @@ class FunctionSystem(System):
             held = {**dict(self.transition.named_parameters()), **dict(self.transition.named_buffers())}
             constants = {name: _as_constant(one, state.dtype) for name, one in held.items()}
             return functional_call(self.transition, constants, (state, action))  # type: ignore[no-any-return]
-        return self.transition(state, action)
+        try:
+            following = self.transition(state, action)
+        except TypeError as error:
+            raise TypeError(f"step fails on tensors: {str(error).splitlines()[0]} {OF_TORCH}") from error
+        if not isinstance(following, Tensor):
+            raise TypeError(f"step must give the next states; got {checks.shown(following)}. {OF_TORCH}")
+        return following
 
     def initial_states(self, batch: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
         """What `start` draws."""

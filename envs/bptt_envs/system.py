@@ -349,9 +349,12 @@ class System(metaclass=_InOwnSurroundings):
     def dense_jacobians(self) -> bool:
         """Whether the fast engine asks for `linearize` rather than for products with `pullback`.
 
-        Dense Jacobians are n^2 numbers a sample, but a step of the recursion over time is then one product.
+        Dense Jacobians are n^2 numbers a sample, but a step of the recursion over time is then one product. Where only
+        `pullback` is of the system's own, they would take as many of it as there are state components.
         """
-        return self.state_size <= DENSE_STATE_SIZE
+        kind = type(self)
+        only_products = kind.pullback is not System.pullback and kind.linearize is System.linearize
+        return self.state_size <= DENSE_STATE_SIZE and not only_products
 
     @property
     def surrogate_gradient(self) -> bool:

@@ -502,6 +502,10 @@ def test_long_horizon_keeps_memory_to_the_states():
         ({"initial_states": torch.zeros(0, 4)}, "B >= 1"),
         ({"initial_states": torch.zeros(3, 4)}, "initial_states must be torch.float64 .*got torch.float32"),
         ({"controller": nn.Linear(4, 2).double()}, r"to actions \(B, 1\); got shape \(6, 2\)"),
+        (
+            {"controller": nn.Linear(5, 1).double()},
+            r"Linear fails on observations of CartPole, \(B, 4\) in .*float64: mat1",
+        ),
         ({"controller": nn.Tanh()}, "no parameter that requires a gradient"),
         ({"env": gym.make("CartPole-v1")}, "env must be a differentiable environment"),
         (

@@ -90,6 +90,12 @@ def test_a_world_model_that_learns_meanwhile_is_followed():
     )
 
 
+@pytest.mark.parametrize("step", [lambda state, action: action.tolist(), lambda state, action: state + "1"])
+def test_a_step_that_is_not_in_torch_is_refused_in_words(step):
+    with pytest.raises(TypeError, match=r"^step (fails on|must give) .*of a function in JAX, jax_step"):
+        directions(foreign(step), "R", "adjoint", torch.float32)
+
+
 def test_a_world_model_computes_in_the_dtype_of_the_states():
     model = WorldModel()
     ours, theirs = foreign(model), foreign(copy.deepcopy(model).double())

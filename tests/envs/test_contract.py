@@ -341,6 +341,17 @@ def test_wrong_slopes_are_named(method, which, label, dtype):
         check_system(wrong_in(method, which), dtype=dtype)
 
 
+def test_of_a_system_that_writes_products_only_products_are_asked_for():
+    def pullback(self, state, action):
+        return lambda rows, vectors: (vectors, vectors[..., :1])
+
+    products = {"pullback": pullback}
+    both = products | {"linearize": lambda self, state, action: System.linearize(self, state, action)}
+    assert Plain(horizon=3, dt=0.1).dense_jacobians
+    assert not type("Products", (Plain,), products)(horizon=3, dt=0.1).dense_jacobians
+    assert type("Both", (Plain,), both)(horizon=3, dt=0.1).dense_jacobians
+
+
 def test_a_pullback_that_takes_other_rows_is_named(monkeypatch):
     right = QuantumControl.pullback
     monkeypatch.setattr(

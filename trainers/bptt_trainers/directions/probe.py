@@ -58,8 +58,8 @@ def examine(system: System, controller: nn.Module, initial_states: Tensor) -> Ve
     The controller is left as it was.
 
     Raises:
-        ValueError: if the controller's actions have a wrong shape, or it changes its observations in place, or the
-            states are not finite.
+        ValueError: if the controller cannot take the observations, its actions have a wrong shape, it changes its
+            observations in place, or the states are not finite.
     """
     if not initial_states.isfinite().all():
         raise ValueError(
@@ -148,7 +148,14 @@ def _why_not_batched(system: System, controller: nn.Module, observations: Tensor
     given = observations.clone()
     before, random_before = fingerprint(controller, identity=False), random_state()
     act = acting(system, controller)
-    actions = act(observations)
+    try:
+        actions = act(observations)
+    except RuntimeError as error:
+        shape = ", ".join(map(str, observations.shape[1:]))
+        raise ValueError(
+            f"the controller {type(controller).__name__} fails on observations of {system.class_name}, (B, {shape}) in "
+            f"{observations.dtype}: {str(error).splitlines()[0]}"
+        ) from error
     if not torch.equal(observations, given):
         raise ValueError(
             f"the controller {type(controller).__name__} changes its observations in place, which would corrupt the "
