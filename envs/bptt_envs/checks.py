@@ -61,16 +61,17 @@ def nearest(word: object, choices: Iterable[str]) -> str:
     """Return `` Did you mean 'choice'?`` for the choice nearest to `word`, or nothing.
 
     Upper and lower case count as the same, and what other libraries call a choice is near to it. Of several choices in
-    one word, with commas, it says that they are given one by one.
+    one word, with commas, it says so.
     """
     if not isinstance(word, str) or len(word) > 100:  # such as a whole file
         return ""
     folded = {choice.casefold(): choice for choice in reversed(list(choices))}
     words = [part.strip().casefold() for part in word.split(",")]
     if len(words) > 1 and all(part in folded for part in words):
-        return f" Several are given one by one: {', '.join(repr(folded[part]) for part in words)}."
-    called = ALSO_CALLED.get(words[0], words[0])
-    matches = difflib.get_close_matches(called if called in folded else words[0], folded, n=1, cutoff=0.5)
+        return f" These are several in one: {', '.join(repr(folded[part]) for part in words)}."
+    plain = word.casefold()
+    called = ALSO_CALLED.get(plain, plain)
+    matches = difflib.get_close_matches(called if called in folded else plain, folded, n=1, cutoff=0.5)
     return f" Did you mean {folded[matches[0]]!r}?" if matches else ""
 
 

@@ -139,6 +139,14 @@ def test_the_command_searches_rules_and_reinforcement_learning_alike(tmp_path, m
     capsys.readouterr()
     assert main(shlex.split("compare --tuning study --env DiffIntegrator-v0 --methods R C")) == 2
     assert "study has no row of R: it has those of C, PPO" in capsys.readouterr().err
+    assert main(shlex.split("compare --tuning study --methods C")) == 2
+    assert "study is a study of DiffIntegrator-v0; got DiffCartPole-v0" in capsys.readouterr().err
+    book = json.loads(Path("study/preset.json").read_text())
+    book["rows"]["C"]["row"]["observe_time"] = True
+    Path("study/preset.json").write_text(json.dumps(book))
+    seen = "--env-option observe_time=false --seeds 0 --steps 16 --test-states 8 --out seen"
+    assert main(shlex.split(f"compare --tuning study --env DiffIntegrator-v0 --methods C {seen}")) == 0
+    capsys.readouterr()
     assert main(shlex.split("sweep --tuning nowhere --env DiffIntegrator-v0 --grid clip=none,norm")) == 1
     assert "nowhere is not a tuning folder: it has no preset.json" in capsys.readouterr().err
 

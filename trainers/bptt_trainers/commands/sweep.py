@@ -57,7 +57,8 @@ class Sweep:
     """An option of the environment that is the same for all, such as max_force=50 (N). bptt envs ID lists them."""
 
     tuning: Tuning = None
-    """A folder of bptt tune: every method that learns has the best row found there, the rest as the paper has it."""
+    """A folder of bptt tune: every method that learns has the best row found there, whatever --preset is; what a row
+    does not say is as the paper has it."""
 
     override: Overrides = ()
     """A setting of one method that is the same for all and differs from its default, such as C.clip=norm."""
@@ -72,10 +73,11 @@ class Sweep:
                 name: tuple(parse_options(env, [f"{name}={_text(value)}"])[name] for value in values)
                 for name, values in _axes("--grid-env", self.grid_env)
             }
+            fixed = parse_options(env, self.env_option)
             config = replace(
                 self.sweep,
-                env_options=parse_options(env, self.env_option),
-                **settings_of(self.sweep, self.tuning, self.override),
+                env_options=fixed,
+                **settings_of(self.sweep, self.tuning, self.override, fixed | options),
                 grid=dict(_axes("--grid", self.grid)),
                 env_grid=options,
             )
