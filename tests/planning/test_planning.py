@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import scipy.optimize
 import torch
+from torch.autograd.function import once_differentiable
 
 from bptt_envs import Task, checks
+from bptt_envs.function_system import FunctionSystem
 from bptt_envs.systems import LQR, CartPole, Guidance, Integrator, MultiPole, Quadrotor, QuantumControl
 from bptt_trainers import Trajectory, held_out_states, losses, plan
 from bptt_trainers.planning import ilqr
@@ -119,6 +121,67 @@ def test_the_model_of_ilqr_is_the_loss_to_second_order(system):
         for share in (1e-2, 1e-3)
     ]
     assert ((errors[0] / errors[1]).log10() > 2.7).logical_or(errors[0] < 1e-10).all(), errors
+
+
+class OnlyFirstSlopes(torch.autograd.Function):
+    """A pendulum whose backward pass cannot be differentiated, as that of physics from outside of torch."""
+
+    @staticmethod
+    def forward(ctx, state, action):
+        ctx.save_for_backward(state)
+        return swing(state, action)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, slope):
+        (state,) = ctx.saved_tensors
+        by_rate = slope[:, 1:] + 0.05 * slope[:, :1]
+        by_angle = slope[:, :1] - 0.05 * 9.8 * state[:, :1].cos() * by_rate
+        return torch.cat([by_angle, by_rate], dim=1), 0.05 * by_rate
+
+
+class ThroughNumPy(OnlyFirstSlopes):
+    """The same, whose backward pass raises an error where its own slopes are asked for."""
+
+    @staticmethod
+    def backward(ctx, slope):
+        return OnlyFirstSlopes.backward(ctx, torch.from_numpy(slope.numpy()))
+
+
+def swing(state, action):
+    rate = state[:, 1:] + 0.05 * (action - 9.8 * state[:, :1].sin())
+    return torch.cat([state[:, :1] + 0.05 * rate, rate], dim=1)
+
+
+def pendulum(step, **options):
+    return FunctionSystem(
+        **{"step": step, "dt": 0.05, "horizon": 20, "state_shape": (2,), "action_shape": (1,), "max_action": 20.0}
+        | {"start": lambda number, generator, dtype: torch.randn(number, 2, generator=generator, dtype=dtype)}
+        | {"cost": lambda state: (1.0 + state[:, 0].cos()) ** 2 + 0.1 * state[:, 1].square()}
+        | options
+    )
+
+
+@pytest.mark.parametrize("kind", [OnlyFirstSlopes, ThroughNumPy])
+@pytest.mark.parametrize("objective", ["final", "continuous", "a task"])
+def test_a_step_without_second_slopes_is_planned_by_gauss_newton(objective, kind):
+    """What is left out is the second derivative of the step, and nothing of the costs."""
+
+    def system(step):
+        if objective != "a task":
+            return pendulum(step, objective=objective)
+        return Task(pendulum(step), running_cost=lambda x, u, y: (y * y + x * u).square().sum(1) + 0.1 * u[:, 0] ** 2)
+
+    problems = [Problem(system(step), starts(system(swing), 3)) for step in (swing, kind.apply)]
+    actions = torch.rand(problems[0].shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    states = problems[0].trajectory(actions)
+    whole, ours = (ilqr._model(problem, states, actions) for problem in problems)
+    torch.testing.assert_close(ours._replace(curvature=whole.curvature), whole, rtol=1e-12, atol=1e-12)
+    left_out = whole.curvature - ours.curvature
+    assert left_out[:, :, 0, 0].abs().min() > 1e-6, "of the angle, by its sine"
+    assert torch.count_nonzero(left_out.abs() > 1e-12) == torch.count_nonzero(left_out[:, :, 0, 0])
+    best, found = (plan(problem.system, problem.states, iterations=30, restarts=0).losses for problem in problems)
+    torch.testing.assert_close(found, best, rtol=0.02, atol=1e-3)
 
 
 def test_actions_of_one_time_are_planned_within_their_bounds():
