@@ -2,6 +2,7 @@
 
 import math
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import scipy.optimize
@@ -251,6 +252,17 @@ def test_a_plan_to_start_from_is_never_made_worse(method):
     assert (after.losses <= problem.losses(good.actions.float().double()[None])[0]).all()
 
 
+def test_an_environment_is_planned_as_its_system():
+    env = gym.make("DiffIntegrator-v0", horizon=3, objective="continuous", observe_time=True)
+    system = env.unwrapped.system
+    found, ours = (plan(one, starts(system), restarts=0, iterations=3) for one in (env, system))
+    assert torch.equal(found.actions, ours.actions)
+    batch = gym.make_vec("DiffIntegrator-v0", num_envs=2, horizon=3, objective="continuous", observe_time=True)
+    assert torch.equal(plan(batch, starts(system), restarts=0, iterations=3).losses, ours.losses)
+    with pytest.raises(ValueError, match=r"system is wrapped in RescaleAction, which .* does not see"):
+        plan(gym.wrappers.RescaleAction(env, np.float32(-1), np.float32(1)), starts(system))
+
+
 def test_episodes_are_planned_apart():
     system = CartPole(horizon=8, dt=0.05, max_force=50.0, objective="continuous")
     together = plan(system, starts(system, 2), "iLQR", iterations=5, restarts=0).losses
@@ -278,12 +290,16 @@ def test_a_plan_that_blows_up_is_no_plan():
         ({"actions": torch.zeros(4, 2, 1)}, r"actions must be a tensor of \(4, 3, 1\) finite numbers"),
         ({"states": torch.full((3, 1), math.nan)}, "states must be one or more finite states"),
         ({"states": torch.zeros(3, 2)}, r"states must be a tensor of shape \(B, 1\)"),
+        (
+            {"system": "DiffIntegrator-v0"},
+            "system must be a differentiable environment of bptt_envs or a System; got 'D",
+        ),
     ],
     ids=str,
 )
 def test_what_cannot_be_planned_is_refused_in_words(given, message):
     with pytest.raises(ValueError, match=message):
-        plan(Integrator(), **({"states": torch.zeros(3, 1)} | given))
+        plan(**{"system": Integrator(), "states": torch.zeros(3, 1)} | given)
 
 
 def test_ilqr_refuses_matrices_that_no_memory_holds(monkeypatch):

@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Protocol
 
+import gymnasium as gym
 import torch
 from torch import Tensor
 
 from bptt_envs import System, Task, checks
 from bptt_envs.differentiable import start_states
 from bptt_envs.surroundings import own_surroundings
-from bptt_envs.task import as_task
+from bptt_trainers.directions.policy_gradient import system_of
 from bptt_trainers.planning.grape import GRAPE
 from bptt_trainers.planning.ilqr import ILQR
 from bptt_trainers.planning.mppi import MPPI
@@ -72,7 +73,7 @@ def planner_settings(method: str, settings: Mapping[str, Any]) -> dict[str, Any]
 
 
 def plan(
-    system: System,
+    system: System | gym.Env[Any, Any] | gym.vector.VectorEnv[Any, Any, Any],
     states: Tensor,
     method: str = "iLQR",
     *,
@@ -87,7 +88,7 @@ def plan(
     planner finds) on what any controller reaches from these states.
 
     Args:
-        system: the physics, or a task.
+        system: the physics, a task, or an environment, as `policy_gradient` takes it: its system.
         states: (B, *state_shape).
         method: "iLQR", "MPPI" or "GRAPE".
         actions: a plan to start from, too, (T, B, *action_shape), such as `rollout(...).actions`.
@@ -97,11 +98,10 @@ def plan(
     Raises:
         TypeError, ValueError: if an argument is not what it should be; the message names it.
     """
-    checks.instance("system", system, System, "a System, such as env.unwrapped.system")
+    system = system_of(system, "system")
     values = planner_settings(method, settings)
     restarts = values.pop("restarts")
     generator = torch.Generator().manual_seed(checks.seed("seed", seed))
-    system = as_task(system)
     _check_parameters(system)
     states = start_states("states", states, system).detach().double()
     if states.is_meta or not len(states) or not bool(states.isfinite().all()):
