@@ -75,6 +75,38 @@ def test_ilqr_swings_the_pole_up_from_every_held_out_state():
     assert (found.actions.abs() <= 50.0).all()
 
 
+def test_the_gains_of_ilqr_are_riccatis():
+    system = LQR()
+    found = plan(system, starts(system, 2), iterations=1, restarts=0)
+    torch.testing.assert_close(found.gains[:, 1], -system.optimal_gains(), rtol=1e-5, atol=1e-6)
+    assert plan(system, starts(system, 2), "MPPI", iterations=1).gains is None
+
+
+def test_the_gains_of_ilqr_make_good_what_puts_an_episode_off_its_plan():
+    system = CartPole(horizon=50, dt=0.02, max_force=50.0)
+    states = starts(system)
+    found = plan(system, states, restarts=0, iterations=20)
+    reference = Problem(system, states).trajectory(found.actions)
+    final = []
+    for gains in (torch.zeros_like(found.gains), found.gains):
+        state = states
+        for t, action in enumerate(found.actions):
+            change = (gains[t] @ (state - reference[t]).unsqueeze(2)).squeeze(2)
+            state = system.step(state, system.bound(action + change)) + 0.1 * (t == 10)
+        final.append(system.final_cost(state))
+    open_loop, closed = final
+    assert (closed < open_loop / 4).all(), final
+
+
+def test_an_action_that_a_bound_holds_has_no_gains():
+    system = LQR(max_action=0.15, horizon=15)
+    found = plan(system, starts(system), restarts=0)
+    held = found.actions.abs() == 0.15
+    assert held.any()
+    assert not found.gains[held].any()
+    assert found.gains[~held].abs().amax(1).min() > 0.0
+
+
 def test_gradient_descent_lowers_the_loss_of_quantum_control_step_by_step():
     system = QuantumControl(n_points=8, horizon=16)
     found = [plan(system, starts(system), "GRAPE", restarts=0, iterations=n).losses for n in (1, 2, 4, 8, 40)]

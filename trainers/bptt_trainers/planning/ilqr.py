@@ -20,6 +20,7 @@ NEWTONS = 4  # projected Newton steps for the few actions of one time
 PATIENCE = 8  # iterations in a row without a better plan, after which an episode is done
 TOLERANCE = 1e-10  # of the loss: less is no better plan
 FLOOR = 1e-12  # the least curvature by an action
+LEAST_DAMPING = 1e-6  # of gains, as a share of the curvatures: where actions hardly matter they do not follow noise
 LOST = 1e-6  # share of slopes that do not follow what they are linear in: they have none of their own
 MATRICES = 6  # by state and action, of each step, that are held at once
 
@@ -69,10 +70,18 @@ class ILQR:
             taken = loss < lowest[rows]
             plan[:, rows[taken]], lowest[rows[taken]] = found[:, taken], loss[taken]
             stalled[rows] = torch.where(better, 0.0, stalled[rows] + 1)
-            raised, lowered = torch.maximum(10 * damping[rows], 1e-6 * scale), damping[rows] / 10
+            raised, lowered = torch.maximum(10 * damping[rows], LEAST_DAMPING * scale), damping[rows] / 10
             lowered = torch.where(lowered < 1e-9 * scale, 0.0, lowered)
             damping[rows] = torch.where(better, lowered, raised)
         return plan, self.iterations
+
+    def gains(self, problem: Problem, actions: Tensor) -> Tensor:
+        """Feedback around a plan, (T, B, m, n): by how much better actions differ where states are off, see `Plan`."""
+        with torch.no_grad():
+            states = problem.trajectory(actions)
+        model = _positive_model(_model(problem, states, actions))
+        undamped = _policy(problem, model, actions, torch.zeros(len(problem)).to(actions))
+        return _policy(problem, model, actions, LEAST_DAMPING * undamped.scale).feedback
 
 
 class _Model(NamedTuple):
@@ -91,8 +100,7 @@ def _iterate(problem: Problem, actions: Tensor, damping: Tensor) -> tuple[Tensor
         states = problem.trajectory(actions)
     model = _model(problem, states, actions)
     as_it_is = _policy(problem, model, actions, damping)
-    positive = model._replace(curvature=_positive(model.curvature), final_curvature=_positive(model.final_curvature))
-    directions = [as_it_is, _policy(problem, positive, actions, damping)]
+    directions = [as_it_is, _policy(problem, _positive_model(model), actions, damping)]
     tried = [_tried(problem, states, actions, one) for one in directions]
     candidates, losses = (torch.cat(one) for one in zip(*tried, strict=True))
     found, lowest = best_of(candidates, losses)
@@ -188,6 +196,11 @@ def _hessian(slopes: Tensor, at: Tensor, chained: Callable[[Tensor], Tensor] = l
         for column in slopes.unbind(1)
     ]
     return torch.stack([chained(row) for row in rows], dim=1).detach()
+
+
+def _positive_model(model: _Model) -> _Model:
+    """The model with each Hessian projected to its positive part."""
+    return model._replace(curvature=_positive(model.curvature), final_curvature=_positive(model.final_curvature))
 
 
 def _positive(curvature: Tensor) -> Tensor:

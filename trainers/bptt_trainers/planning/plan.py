@@ -46,12 +46,16 @@ class Plan:
         losses: (B,), float64.
         iterations: that it took.
         seconds: that these took.
+        gains: of iLQR alone, (T, B, m, n), float64: u + K (x - x*) is the feedback around the plan u and its states x*,
+            all flattened, to first order what is best where a state x is off; 0 for actions that a bound holds. The
+            state is that which is planned with: of a task, with what it carries.
     """
 
     actions: Tensor
     losses: Tensor
     iterations: int
     seconds: float
+    gains: Tensor | None = None
 
 
 def planner_settings(method: str, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -119,10 +123,12 @@ def plan(
         starts += [] if actions is None else [actions.detach().to(states)]
         many = Problem(system, states.repeat(len(starts), *[1] * (states.dim() - 1)))
         together = many.clamped(torch.cat(starts, dim=1))
-        found, iterations = PLANNERS[method](**values).improve(many, together, generator)
+        planner = PLANNERS[method](**values)
+        found, iterations = planner.improve(many, together, generator)
         candidates = found.unflatten(1, (len(starts), len(states))).transpose(0, 1)
         best, losses = best_of(candidates, problem.losses(candidates))
-        return Plan(best, losses, iterations, time.perf_counter() - begun)
+        gains = planner.gains(problem, best) if isinstance(planner, ILQR) else None
+        return Plan(best, losses, iterations, time.perf_counter() - begun, gains)
 
 
 def plan_in_turn(
