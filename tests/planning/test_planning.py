@@ -187,15 +187,22 @@ def swing(state, action):
 
 def pendulum(step, **options):
     return FunctionSystem(
-        **{"step": step, "dt": 0.05, "horizon": 20, "state_shape": (2,), "action_shape": (1,), "max_action": 20.0}
+        **{"step": step, "dt": 0.05, "horizon": 10, "state_shape": (2,), "action_shape": (1,), "max_action": 20.0}
         | {"start": lambda number, generator, dtype: torch.randn(number, 2, generator=generator, dtype=dtype)}
         | {"cost": lambda state: (1.0 + state[:, 0].cos()) ** 2 + 0.1 * state[:, 1].square()}
         | options
     )
 
 
-@pytest.mark.parametrize("kind", [OnlyFirstSlopes, ThroughNumPy])
-@pytest.mark.parametrize("objective", ["final", "continuous", "a task"])
+@pytest.mark.parametrize(
+    ("objective", "kind"),
+    [
+        ("final", OnlyFirstSlopes),
+        ("continuous", OnlyFirstSlopes),
+        ("continuous", ThroughNumPy),
+        ("a task", OnlyFirstSlopes),
+    ],
+)
 def test_a_step_without_second_slopes_is_planned_by_gauss_newton(objective, kind):
     """What is left out is the second derivative of the step, and nothing of the costs."""
 
@@ -212,7 +219,7 @@ def test_a_step_without_second_slopes_is_planned_by_gauss_newton(objective, kind
     left_out = whole.curvature - ours.curvature
     assert left_out[:, :, 0, 0].abs().min() > 1e-6, "of the angle, by its sine"
     assert torch.count_nonzero(left_out.abs() > 1e-12) == torch.count_nonzero(left_out[:, :, 0, 0])
-    best, found = (plan(problem.system, problem.states, iterations=30, restarts=0).losses for problem in problems)
+    best, found = (plan(problem.system, problem.states, iterations=12, restarts=0).losses for problem in problems)
     torch.testing.assert_close(found, best, rtol=0.02, atol=1e-3)
 
 
