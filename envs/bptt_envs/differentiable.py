@@ -52,6 +52,7 @@ class Differentiable:
     """The differentiable interface of an environment. Shapes are batch-first, B samples."""
 
     system: System
+    dtype: torch.dtype = torch.float32
     _spec: EnvSpec | None = None
 
     @property
@@ -117,15 +118,15 @@ class Differentiable:
             return -self.system.final_cost(state)
 
     def initial_states(
-        self, batch: int, generator: torch.Generator | None = None, dtype: torch.dtype = torch.float32
+        self, batch: int, generator: torch.Generator | None = None, dtype: torch.dtype | None = None
     ) -> Tensor:
         """Draw start states.
 
         Args:
             batch: how many.
             generator: by which they are drawn; None: torch's own.
-            dtype: of the states, torch.float32 or torch.float64. The same seed draws other states in the other one: to
-                compare dtypes, convert them by `.double()`.
+            dtype: of the states, torch.float32 or torch.float64; None: that of the environment. Other numbers are drawn
+                in each: states of the one in the other are states.double().
 
         Returns:
             (batch, *state_shape).
@@ -133,7 +134,7 @@ class Differentiable:
         Raises:
             ValueError: if an argument is something else, or the states do not fit into the memory.
         """
-        precision("dtype", dtype)
+        dtype = self.dtype if dtype is None else precision("dtype", dtype)
         drawn = checks.generator("generator", generator)
         count = checks.in_memory("batch", checks.positive_integer("batch", batch), self.system.state_size)
         with own_surroundings():

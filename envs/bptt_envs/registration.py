@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
-from bptt_envs.checks import finite, nearest, shown, string
+from bptt_envs.checks import as_float, finite, nearest, shown, string
 from bptt_envs.system import ENV_OPTIONS, System
 from bptt_envs.task import Task, as_task
 
@@ -118,9 +119,20 @@ def threshold_of(spec: EnvSpec) -> float | None:
         if name in SAME_TASK or name == "system":
             continue
         known = [usual.get(name), *(one for key, one in entry.threshold.options.items() if key == name)]
-        if not any(isinstance(value, (str, int, float, tuple, type(None))) and value == one for one in known):
+        if _comparable(value) not in map(_comparable, known):
             return None
     return entry.threshold.reward
+
+
+def _comparable(value: Any) -> Any:
+    """A value of an option as its system has it, numbers of NumPy as Python's; what is no plain one equals nothing."""
+    if isinstance(value, (list, tuple)) or (isinstance(value, np.ndarray) and value.ndim):
+        return tuple(map(_comparable, value))
+    if isinstance(value, (np.integer, np.floating)):
+        return as_float(value)
+    if isinstance(value, np.bool_):
+        return bool(value)
+    return value if isinstance(value, (str, int, float, type(None))) else object()
 
 
 def import_system(path: str) -> type[System]:

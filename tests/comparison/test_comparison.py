@@ -395,13 +395,13 @@ def test_threads_are_put_back(finished):
             ("R", "C", "PPO", "zero"),
             "DiffCartPole-v0",
             {},
-            "PPO are -50 to 50, those of R, C any; the option max",
+            "PPO are from -50 to 50, those of R, C any; the option max",
         ),
         (
             ("iLQR", "random"),
             "DiffCartPole-v0",
             {"max_force": None},
-            "random are -50 to 50, those of iLQR any",
+            "random are from -50 to 50, those of iLQR any",
         ),
         (("R", "PPO"), "DiffCartPole-v0", {"max_force": 20.0}, ""),
         (("R", "C", "zero"), "DiffCartPole-v0", {}, ""),
@@ -412,6 +412,14 @@ def test_methods_that_act_in_ranges_beside_some_that_act_without_bounds_are_name
     found = ComparisonConfig(env=env, env_options=options, methods=methods).unequal_actions
     assert said in found
     assert bool(found) == bool(said)
+
+
+def test_methods_that_are_bounded_otherwise_are_not_said_to_act_freely():
+    free = ComparisonConfig(methods=("C", "PPO"), overrides={"C": {"squash": True}})
+    assert not free.unequal_actions
+    assert not ComparisonConfig(methods=("SAPO", "PPO")).unequal_actions
+    some = SweepConfig(methods=("C", "PPO"), env_grid={"max_force": (50.0, None)})
+    assert "no bounds, those of PPO are from -50 to 50, those of C any" in some.unequal_actions
 
 
 def test_the_table_says_that_actions_have_no_bounds(finished):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -66,8 +68,8 @@ class ComparisonConfig:
 
     methods: tuple[MethodName, ...] = ("R", "M", "S", "C", "PPO", "SAC", "zero", "random")
     """Methods: the update rules R, M, S, C, and those whose feedback decays or is cut, such as "R decay 0.9" and
-    "C every 16"; SHAC, SHAC-M, SHAC-C, SAPO; the estimators LR, TP, AoBG; PPO, SAC; zero and random, which learn
-    nothing; iLQR, MPPI and GRAPE, which plan each held-out episode by itself."""
+    "C every 16"; SHAC, SAPO, and either by any rule, such as SHAC-C and "SAPO-M every 4"; the estimators LR, TP, AoBG;
+    PPO, SAC; zero and random, which learn nothing; iLQR, MPPI and GRAPE, which plan each held-out episode by itself."""
 
     seeds: tuple[Seed, ...] = (0, 1, 2, 3, 4)
     """Seeds; each method runs once with each."""
@@ -120,24 +122,28 @@ class ComparisonConfig:
         overrides = {method_name("overrides", method): changes for method, changes in self.overrides.items()}
         object.__setattr__(self, "overrides", overrides)
         self.settings()
+        self.budget.make_system()  # of methods that have no settings of it
 
-    @property
+    @cached_property
     def unequal_actions(self) -> str:
-        """Which methods act without bounds beside which that keep to a range, in words; "" if all act alike."""
-        free = [name for name in self.methods if isinstance(get_method(name), (BPTT, Planned))]
-        kept = [name for name in self.methods if name == "random" or isinstance(get_method(name), RL)]
-        systems = map(Budget.make_system, {repr(cell.budget): cell.budget for cell in self.cells}.values())
-        system = next((one for one in systems if not _is_bounded(one)), None)
-        if system is None or not free or not kept:
+        """Which methods act in a range beside which that act without bounds, in words; "" if all act alike."""
+        free = [cell for cell in self.cells if isinstance(get_method(cell.method), (BPTT, Planned))]
+        kept = [cell for cell in self.cells if cell.method == "random" or isinstance(get_method(cell.method), RL)]
+        free = [cell for cell in free if not cell.settings().get("squash")] if kept else []
+        if not free:
             return ""
-        low, high = system.action_range
-        options = system_class(self.env).options()
-        option = next((name for name, value in options.items() if name.startswith("max_") and value is None), None)
-        way = "" if option is None else f"; the option {option} gives all the same"
-        return (
-            f"The actions have no bounds: those of {', '.join(kept)} are {float(low.min()):g} to "
-            f"{float(high.max()):g}, those of {', '.join(free)} any{way}."
-        )
+        systems = {repr(cell.budget): cell.budget for cell in free}
+        open_ones = {key: one for key, budget in systems.items() if not _is_bounded(one := budget.make_system())}
+        free, kept = ([cell for cell in some if repr(cell.budget) in open_ones] for some in (free, kept))
+        if not free or not kept:
+            return ""
+        system = open_ones[repr(free[0].budget)]
+        ranges = {(float(low), float(high)) for low, high in zip(*map(torch.flatten, system.action_range), strict=True)}
+        span = "in a nominal range" if len(ranges) > 1 else "from {:g} to {:g}".format(*ranges.pop())
+        names = [", ".join(dict.fromkeys(cell.method for cell in some)) for some in (kept, free)]
+        option = _bounding_option(free[0].budget)
+        way = "" if option is None else f"; the option {option} bounds all alike"
+        return f"Where actions have no bounds, those of {names[0]} are {span}, those of {names[1]} any{way}."
 
     @property
     def cells(self) -> list[Cell]:
@@ -225,6 +231,16 @@ def _is_bounded(system: System) -> bool:
     """Whether each component of an action has a least and a largest value."""
     ends = (system.action_low, system.action_high)
     return all(end is not None and bool(torch.as_tensor(end).isfinite().all()) for end in ends)
+
+
+def _bounding_option(budget: Budget) -> str | None:
+    """The option of an environment that bounds its actions; None if it is not called max_... or not None now."""
+    for name, value in (system_class(budget.env).options() | dict(budget.env_options)).items():
+        if name.startswith("max_") and value is None:
+            with suppress(Exception):  # of a user's own system: it is no option for bounds then
+                if _is_bounded(replace(budget, env_options={**budget.env_options, name: 1.0}).make_system()):
+                    return name
+    return None
 
 
 def begin(config: ComparisonConfig, name: str, kind: str) -> None:

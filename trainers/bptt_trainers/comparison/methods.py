@@ -169,6 +169,11 @@ class BPTT:
     @property
     def compiles(self) -> bool:
         """Whether its programs can be compiled."""
+        return self.any_rule
+
+    @property
+    def any_rule(self) -> bool:
+        """Whether it learns by other rules as well; an estimator is one of R's direction."""
         return "estimator" not in self.changes
 
     @property
@@ -327,17 +332,39 @@ METHODS: dict[str, Method] = {
     "zero": Baseline("never acts", lambda system, seed: ZeroController(system)),
     "random": Baseline("acts uniformly at random", RandomController),
 }
-"""The methods. Beside them every rule is one by its name, such as "R decay 0.9": see `get_method`."""
+"""The methods. Beside them are those whose names are composed, such as "SHAC-C every 4": see `get_method`."""
+
+LEARNERS: Mapping[str, type[BPTT]] = {kind.LEARNER: kind for kind in (SHAC, SAPO)}
+"""What learns by any rule, with the name of it in front of the rule's."""
 
 
 def get_method(name: str) -> Method:
-    """The method of that name: a row of `METHODS`, or an update rule as `get_rule` knows it.
+    """The method of that name: a row of `METHODS`, or one by another update rule.
+
+    A rule is a method by its name, and so is a learner by it, such as "SAPO-C". Their feedback and that of rows may
+    decay or be cut, as `get_rule` has it: "R decay 0.9", "C-turned every 16", "SHAC-C decay 0.9 every 4".
 
     Raises:
         ValueError: if there is none.
     """
     name = method_name("method", name)
-    return METHODS[name] if name in METHODS else BPTT(name)
+    if name in METHODS:
+        return METHODS[name]
+    base = base_of(name)
+    method = _unfaded(base)
+    assert isinstance(method, BPTT)
+    return replace(method, rule=f"{method.rule}{name.removeprefix(base)}")
+
+
+def _unfaded(name: str) -> Method | None:
+    """The method of a name without decay and window: a row, a rule, or a learner by one of them; else None."""
+    if name in METHODS:
+        return METHODS[name]
+    if name in RULES:
+        return BPTT(name)
+    learner, _, rest = name.partition("-")
+    by = _unfaded(rest) if learner in LEARNERS else None
+    return LEARNERS[learner](by.rule, by.changes) if type(by) is BPTT and by.name == rest and by.any_rule else None
 
 
 def method_name(name: str, value: Any, rows: Collection[str] = METHODS) -> str:
@@ -351,16 +378,20 @@ def method_name(name: str, value: Any, rows: Collection[str] = METHODS) -> str:
     if isinstance(value, str):
         if value in rows:
             return str.__str__(value)
-        if value not in METHODS and base_of(value) in RULES:
-            return named_rule(name, value).name
+        base = base_of(value)
+        method = None if value in METHODS else _unfaded(base)
+        if isinstance(method, BPTT) and method.any_rule:
+            rule = named_rule(name, f"{method.rule}{value.removeprefix(base)}").name
+            return f"{base if base in METHODS else method.name}{rule.removeprefix(method.rule)}"
     raise ValueError(
-        f"{name} must be one of {', '.join(map(repr, rows))}, {OR_FADED}; got {shown(value)}.{nearest(value, rows)}"
+        f"{name} must be one of {', '.join(map(repr, rows))}, {OR_FADED}, or a learner by one, such as 'SAPO-C', "
+        f"'SHAC-C every 4'; got {shown(value)}.{nearest(value, rows)}"
     )
 
 
 def by_rule(method: str) -> bool:
     """Whether a name, such as one in a folder of another version, is that of a method that is an update rule."""
-    return isinstance(METHODS[method], BPTT) if method in METHODS else base_of(method) in RULES
+    return isinstance(_unfaded(base_of(method)), BPTT)
 
 
 MethodName = Annotated[str, By(method_name)]

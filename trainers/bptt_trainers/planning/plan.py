@@ -127,8 +127,9 @@ def plan(
         found, iterations = planner.improve(many, together, generator)
         candidates = found.unflatten(1, (len(starts), len(states))).transpose(0, 1)
         best, losses = best_of(candidates, problem.losses(candidates))
+        seconds = time.perf_counter() - begun
         gains = planner.gains(problem, best) if isinstance(planner, ILQR) else None
-        return Plan(best, losses, iterations, time.perf_counter() - begun, gains)
+        return Plan(best, losses, iterations, seconds, gains)
 
 
 def plan_in_turn(

@@ -249,12 +249,14 @@ def row_name(
 ) -> str:
     """The name among `METHODS` and presets of a learner by a rule, or by an estimator of rule R's direction.
 
-    What turns the modified direction is tuned apart.
+    What turns the modified direction is tuned apart. The decay or window of the rule's feedback comes last.
     """
+    base = base_of(rule)
+    fade = rule.removeprefix(base)
     turned = "-turned" if combine == "turned" else ""
     if learner == TrainConfig.learner:
-        return ESTIMATED.get(estimator, f"{rule}{turned}")
-    return learner if rule == CONFIGS[learner].rule else f"{learner}-{rule}{turned}"
+        return ESTIMATED.get(estimator, f"{base}{turned}{fade}")
+    return f"{learner}{fade}" if base == CONFIGS[learner].rule else f"{learner}-{base}{turned}{fade}"
 
 
 ESTIMATED = {"likelihood_ratio": "LR", "total_propagation": "TP", "alpha_order": "AoBG"}
