@@ -265,8 +265,12 @@ def _served(
     return verdict
 
 
-def system_of(env: gym.Env[Any, Any] | gym.vector.VectorEnv[Any, Any, Any] | System) -> System:
+def system_of(env: gym.Env[Any, Any] | gym.vector.VectorEnv[Any, Any, Any] | System, name: str = "env") -> System:
     """The system behind an environment, as a task if its episodes end early.
+
+    Args:
+        env: the environment, one or many, or the system itself.
+        name: the argument that it came in as, for the message.
 
     Raises:
         ValueError: if `env` is none of this package's, or a wrapper changes what the controller would see,
@@ -276,13 +280,14 @@ def system_of(env: gym.Env[Any, Any] | gym.vector.VectorEnv[Any, Any, Any] | Sys
         return as_task(env)
     system = getattr(getattr(env, "unwrapped", None), "system", None)
     if not isinstance(system, System):
-        raise ValueError(f"env must be a differentiable environment of bptt_envs or a System; got {checks.shown(env)}.")
+        wanted = "a differentiable environment of bptt_envs or a System"
+        raise ValueError(f"{name} must be {wanted}; got {checks.shown(env)}.")
     layer: Any = env
     while layer is not env.unwrapped:
         if not _only_watches(layer, system):
             raise ValueError(
-                f"env is wrapped in {type(layer).__name__}, which backpropagation through the system does not see; "
-                "pass env.unwrapped to train without the wrapper."
+                f"{name} is wrapped in {type(layer).__name__}, which backpropagation through the system does not see; "
+                "pass env.unwrapped to do without the wrapper."
             )
         layer = layer.env
     return system
