@@ -14,7 +14,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
 from bptt_envs import DifferentiableVectorEnv, System
-from bptt_trainers.directions.policy_gradient import system_of
+from bptt_trainers.directions.system_of import system_of
 from bptt_trainers.rl.view import RLView
 
 
