@@ -14,7 +14,7 @@ from torch import Tensor
 from bptt_envs import System, Task, checks
 from bptt_envs.differentiable import start_states
 from bptt_envs.surroundings import own_surroundings
-from bptt_trainers.directions.policy_gradient import system_of
+from bptt_trainers.directions.system_of import system_of
 from bptt_trainers.planning.grape import GRAPE
 from bptt_trainers.planning.ilqr import ILQR
 from bptt_trainers.planning.mppi import MPPI
