@@ -280,7 +280,7 @@ def test_ctrl_c_while_mlflow_makes_its_file_leaves_none_that_is_half_made(
 
     made_by(monkeypatch, stop)
     with pytest.raises(KeyboardInterrupt):
-        trainer(tmp_path / "run", "wandb", "mlflow").fit()
+        trainer(tmp_path / "run", "mlflow").fit()
     assert tables(path) == set()
     assert "MLflow makes mlflow.db, once" in capsys.readouterr().err
     made_by(monkeypatch)
