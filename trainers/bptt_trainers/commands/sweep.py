@@ -88,8 +88,8 @@ class Sweep:
             f"{config.steps:,} simulator steps a run; what is finished is not computed again",
             flush=True,
         )
-        if config.unequal_actions:
-            print(textwrap.fill(config.unequal_actions, 80), flush=True)
+        for note in config.notes:
+            print(textwrap.fill(note, 80), flush=True)
         try:
             made = sweep(config)
         except KeyboardInterrupt:
