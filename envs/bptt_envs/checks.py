@@ -61,16 +61,17 @@ def nearest(word: object, choices: Iterable[str]) -> str:
     """Return `` Did you mean 'choice'?`` for the choice nearest to `word`, or nothing.
 
     Upper and lower case count as the same, and what other libraries call a choice is near to it. Of several choices in
-    one word, with commas, it says that they are given one by one.
+    one word, with commas, it says so.
     """
     if not isinstance(word, str) or len(word) > 100:  # such as a whole file
         return ""
     folded = {choice.casefold(): choice for choice in reversed(list(choices))}
     words = [part.strip().casefold() for part in word.split(",")]
     if len(words) > 1 and all(part in folded for part in words):
-        return f" Several are given one by one: {', '.join(repr(folded[part]) for part in words)}."
-    called = ALSO_CALLED.get(words[0], words[0])
-    matches = difflib.get_close_matches(called if called in folded else words[0], folded, n=1, cutoff=0.5)
+        return f" These are several in one: {', '.join(repr(folded[part]) for part in words)}."
+    plain = word.casefold()
+    called = ALSO_CALLED.get(plain, plain)
+    matches = difflib.get_close_matches(called if called in folded else plain, folded, n=1, cutoff=0.5)
     return f" Did you mean {folded[matches[0]]!r}?" if matches else ""
 
 
@@ -133,7 +134,7 @@ def seed(name: str, value: Any) -> int:
 
 def positive(name: str, value: Any) -> float:
     """Return `value` as a finite float above 0, else raise ValueError."""
-    number = _as_float(value)
+    number = as_float(value)
     if not 0.0 < number < math.inf:
         raise ValueError(f"{name} must be a finite number above 0; got {shown(value)}.")
     return _in_float32(name, number)
@@ -141,7 +142,7 @@ def positive(name: str, value: Any) -> float:
 
 def not_negative(name: str, value: Any) -> float:
     """Return `value` as a finite float of at least 0, else raise ValueError."""
-    number = _as_float(value)
+    number = as_float(value)
     if not 0.0 <= number < math.inf:
         raise ValueError(f"{name} must be a finite number of at least 0; got {shown(value)}.")
     return _in_float32(name, number)
@@ -149,7 +150,7 @@ def not_negative(name: str, value: Any) -> float:
 
 def finite(name: str, value: Any) -> float:
     """Return `value` as a finite float, else raise ValueError."""
-    number = _as_float(value)
+    number = as_float(value)
     if not math.isfinite(number):
         raise ValueError(f"{name} must be a finite number; got {shown(value)}.")
     return _in_float32(name, number)
@@ -157,7 +158,7 @@ def finite(name: str, value: Any) -> float:
 
 def share(name: str, value: Any) -> float:
     """Return `value` as a float from 0 to 1, else raise ValueError."""
-    number = _as_float(value)
+    number = as_float(value)
     if not 0.0 <= number <= 1.0:
         raise ValueError(f"{name} must be a number from 0 to 1; got {shown(value)}.")
     return number
@@ -165,7 +166,7 @@ def share(name: str, value: Any) -> float:
 
 def decay(name: str, value: Any) -> float:
     """Return `value` as a float of at least 0 and below 1, else raise ValueError."""
-    number = _as_float(value)
+    number = as_float(value)
     if not 0.0 <= number < 1.0:
         raise ValueError(f"{name} must be a number of at least 0 and below 1; got {shown(value)}.")
     return number
@@ -174,7 +175,7 @@ def decay(name: str, value: Any) -> float:
 def finite_pair(name: str, value: Any) -> tuple[float, float]:
     """Return `value` as two finite floats, else raise ValueError."""
     items = _items(value) or ()
-    numbers = [_as_float(number) for number in items]
+    numbers = [as_float(number) for number in items]
     if len(numbers) != 2 or not all(map(math.isfinite, numbers)):
         raise ValueError(f"{name} must be a pair of finite numbers, such as (0.0, 0.0); got {shown(value)}.")
     return _in_float32(name, numbers[0]), _in_float32(name, numbers[1])
@@ -226,6 +227,19 @@ def generator(name: str, value: Any) -> torch.Generator | None:
             f"{name} must be a torch.Generator, such as torch.Generator().manual_seed(0); got {shown(value)}."
         )
     return value
+
+
+def as_float(value: Any) -> float:
+    """Return `value` as a float, NaN if it is not a number and infinite if it is too large."""
+    if isinstance(value, np.floating):
+        return float(str(value))  # 0.001 for float32(0.001), whose float64 is 0.0010000000474974513
+    number = _as_int(value)
+    if number is None:
+        return float(value) if isinstance(value, float) else math.nan
+    try:
+        return float(number)
+    except OverflowError:
+        return math.inf if number > 0 else -math.inf
 
 
 def as_array(value: Any) -> np.ndarray | None:
@@ -305,19 +319,6 @@ def _as_int(value: Any) -> int | None:
     if isinstance(value, (bool, np.timedelta64)) or not isinstance(value, (int, np.integer)):
         return None
     return int(value)
-
-
-def _as_float(value: Any) -> float:
-    """Return `value` as a float, NaN if it is not a number and infinite if it is too large."""
-    if isinstance(value, np.floating):
-        return float(str(value))  # 0.001 for float32(0.001), whose float64 is 0.0010000000474974513
-    number = _as_int(value)
-    if number is None:
-        return float(value) if isinstance(value, float) else math.nan
-    try:
-        return float(number)
-    except OverflowError:
-        return math.inf if number > 0 else -math.inf
 
 
 def _in_float32(name: str, number: float) -> float:

@@ -52,6 +52,7 @@ class Differentiable:
     """The differentiable interface of an environment. Shapes are batch-first, B samples."""
 
     system: System
+    dtype: torch.dtype = torch.float32
     _spec: EnvSpec | None = None
 
     @property
@@ -101,8 +102,9 @@ class Differentiable:
             raise ValueError(f"state and action must be on one device; got {state.device} and {action.device}.")
         if action.dtype not in (state.dtype, *HALF):
             raise ValueError(
-                f"state and action must be of one dtype; got {state.dtype} and {action.dtype}. Start states in float64 "
-                "are initial_states(batch, dtype=torch.float64), a controller controller.double()."
+                f"state and action must be of one dtype; got {state.dtype} and {action.dtype}. In float64 states "
+                "are states.double() (initial_states(..., dtype=torch.float64) draws other ones by the same seed), a "
+                "controller is controller.double()."
             )
         with own_surroundings(state.dtype, state.device):
             action = self.system.bound(action)
@@ -116,14 +118,15 @@ class Differentiable:
             return -self.system.final_cost(state)
 
     def initial_states(
-        self, batch: int, generator: torch.Generator | None = None, dtype: torch.dtype = torch.float32
+        self, batch: int, generator: torch.Generator | None = None, dtype: torch.dtype | None = None
     ) -> Tensor:
         """Draw start states.
 
         Args:
             batch: how many.
             generator: by which they are drawn; None: torch's own.
-            dtype: of the states, torch.float32 or torch.float64.
+            dtype: of the states, torch.float32 or torch.float64; None: that of the environment. Other numbers are drawn
+                in each: states of the one in the other are states.double().
 
         Returns:
             (batch, *state_shape).
@@ -131,7 +134,7 @@ class Differentiable:
         Raises:
             ValueError: if an argument is something else, or the states do not fit into the memory.
         """
-        precision("dtype", dtype)
+        dtype = self.dtype if dtype is None else precision("dtype", dtype)
         drawn = checks.generator("generator", generator)
         count = checks.in_memory("batch", checks.positive_integer("batch", batch), self.system.state_size)
         with own_surroundings():

@@ -23,6 +23,8 @@ import bptt_envs
 from bptt_envs.registration import ENTRIES
 from bptt_trainers import RunFolder
 from bptt_trainers.cli import COMMANDS, main, read_command
+from bptt_trainers.commands.evaluate import Evaluate
+from bptt_trainers.commands.hints import known_options
 from bptt_trainers.rl.config import RLConfig
 from bptt_trainers.rl.sb3 import train_rl
 
@@ -118,9 +120,11 @@ def flags(command):
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_explains_every_option_within_80_columns(bptt, name):
     module, _, class_name = COMMANDS[name].path.partition(":")
+    command = getattr(importlib.import_module(module), class_name)
     text = bptt(f"{name} --help")
-    for flag in flags(getattr(importlib.import_module(module), class_name)):
+    for flag in flags(command):
         assert f" {flag}" in text
+    assert {option for option, _ in known_options(command)} == set(flags(command))  # those that hints know
     assert f"example: bptt {name}" in text
     assert max(map(len, text.splitlines())) <= 80
     assert bptt(f"help {name}") == text
@@ -235,8 +239,13 @@ def test_compile_stands_alone_or_says_when(line, compile):
         ("check my_env.py:MyEnv-v0", "a module must be named as import does"),
         ("train --lr 0.1", "--lr is no option. Did you mean '--learning-rate'?"),
         ("train --epoch=3", "--epoch is no option. Did you mean '--epochs'?"),
+        ("train --no-squish", "--no-squish is no option. Did you mean '--no-squash'?"),
+        ("compare --env-options max_force=50", "--env-options is no option. Did you mean '--env-option'?"),
+        ("compare --override ppo.num_envs=3", "--override must be one of 'R', 'M'"),
+        ("compare --methods C --override R.clip=norm", "the method of --override must be one of 'C'; got 'R'"),
+        ("compare --methods zero random --env-option horizon=-1", "horizon must be an integer of at least 1; got -1"),
         ("train --rule c", "Did you mean 'C'?"),
-        ("train --rules r,C", "Several are given one by one: 'R', 'C'."),
+        ("train --rules r,C", "These are several in one: 'R', 'C'."),
         ("train --hidden 64,64", "Values have spaces between them: --hidden 64 64."),
         ("compare --methods ppo", "Did you mean 'PPO'?"),
         ("compare --seeds 0,1", "Values have spaces between them: --seeds 0 1."),
@@ -332,6 +341,43 @@ def test_a_folder_of_runs_is_judged_run_by_run(bptt, capsys):
     assert "versus/runs/C-seed9" in said
 
 
+def test_links_and_bad_neighbours_take_no_run_away(bptt, tmp_path, monkeypatch):
+    bptt(f"train {INTEGRATOR} --epochs 1 --out runs/versus/runs/C-seed0")
+    shutil.copytree("runs/versus/runs/C-seed0", "runs/one")
+    Path("runs/latest").symlink_to("one")
+    Path("runs/self").symlink_to(".")
+    Path("runs/nowhere").symlink_to("missing")
+    Path("runs/e\033[31mvil").mkdir()
+    Path("runs/e\033[31mvil/config.json").write_text("{}")
+    is_dir = Path.is_dir
+
+    def looked_into(path):
+        if path.name == "nowhere":
+            raise PermissionError
+        return is_dir(path)
+
+    monkeypatch.setattr(Path, "is_dir", looked_into)
+    said = bptt("evaluate runs runs/one", code=1)
+    assert "1 of 3 runs cannot be judged" in said
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    shutil.rmtree("runs/e\033[31mvil")
+    rows = bptt("evaluate runs runs/one").splitlines()[1:]
+    assert [row.split()[0] for row in rows] == ["runs/latest", "runs/versus/runs/C-seed0"]
+    Path("alone/runs/zero-seed0").mkdir(parents=True)
+    Path("alone/runs/zero-seed0/curve.csv").write_text("epoch\n")
+    assert "leaves a learning curve and no controller" in bptt("evaluate alone/runs/zero-seed0", code=1)
+
+
+def test_what_is_judged_is_printed_before_a_users_system_fails(bptt, capsys, monkeypatch):
+    for name in ("a", "b"):
+        bptt(f"train {INTEGRATOR} --epochs 1 --out runs/{name}")
+    row = Evaluate._row
+    monkeypatch.setattr(Evaluate, "_row", lambda self, run: 1 / 0 if run.name == "b" else row(self, run))
+    assert main(["evaluate", "runs"]) == 1
+    assert "runs/a" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("command", ["resume", "render", "diagnose", "fields", "share --out shared"])
 def test_a_folder_of_several_runs_says_which_there_are(bptt, command):
     for name in ("one", "two"):
@@ -392,7 +438,7 @@ def test_train_resume_evaluate_render(bptt, settings, states):
     assert (found["run"], found["method"], found["epoch"], found["states"]) == ("runs/one", "C", "3", str(states))
     assert float(found["mean"]) == pytest.approx(float(last["test_loss"]), rel=5e-3)
     both = bptt("evaluate runs/one runs/one --objective continuous --states 5").splitlines()
-    assert len(both) == 3
+    assert len(both) == 2  # it is one run
     assert (both[1].split()[2], both[1].split()[4]) == ("continuous", "5")
 
     bptt("render runs/one --out film.gif --width 160")

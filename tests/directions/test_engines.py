@@ -521,6 +521,18 @@ def test_bad_arguments_are_named(arguments, message):
         policy_gradient(**(good | arguments))
 
 
+@pytest.mark.parametrize("error", [RuntimeError(), NotImplementedError("no"), torch.OutOfMemoryError("full")])
+def test_what_a_controller_raises_otherwise_stays_what_it_is(error):
+    class Failing(nn.Linear):
+        def forward(self, observation):
+            raise error
+
+    system = CartPole(horizon=3)
+    with pytest.raises(type(error)) as raised:
+        policy_gradient(system, Failing(4, 1).double(), start(system, 3))
+    assert raised.value is error
+
+
 class Centred(nn.Module):
     """Mixes the samples of a batch, which a head of zeros hides."""
 

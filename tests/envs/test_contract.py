@@ -537,7 +537,10 @@ def test_of_a_system_that_writes_products_only_products_are_asked_for():
     products = {"pullback": pullback}
     both = products | {"linearize": lambda self, state, action: System.linearize(self, state, action)}
     assert Plain(horizon=3, dt=0.1).dense_jacobians
-    assert not type("Products", (Plain,), products)(horizon=3, dt=0.1).dense_jacobians
+    wide = {"state_shape": (9,)}
+    assert type("Few", (Plain,), products)(horizon=3, dt=0.1).dense_jacobians
+    assert not type("Products", (Plain,), products | wide)(horizon=3, dt=0.1).dense_jacobians
+    both |= wide
     assert type("Both", (Plain,), both)(horizon=3, dt=0.1).dense_jacobians
 
 

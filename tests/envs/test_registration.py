@@ -110,6 +110,18 @@ def test_register_refuses_what_is_no_import_path():
     assert "TestNothing-v0" not in gym.registry
 
 
+def make_system():
+    return bptt_envs.systems.CartPole()
+
+
+@pytest.mark.parametrize("name", ["make_system", "ROOT"])
+def test_register_refuses_at_once_what_is_there_and_no_system(name):
+    with pytest.raises(ValueError, match=f"import path of a System; {__name__}:{name}, which is no System, is "):
+        bptt_envs.register("TestNothing-v0", f"{__name__}:{name}", "no class")
+    assert "TestNothing-v0" not in gym.registry
+    assert "TestNothing-v0" not in ENTRIES
+
+
 def test_unknown_id_suggests_the_near_one():
     with pytest.raises(ValueError, match=r"'DiffCartPool-v0'\. Did you mean 'DiffCartPole-v0'\? Registered: Diff"):
         system_class("DiffCartPool-v0")
@@ -197,6 +209,17 @@ def test_a_task_made_another_by_its_options_has_no_reward_threshold():
     same = {"max_force": 50, "observation": "cos_sin", "observe_time": True, "render_mode": "rgb_array", "horizon": 100}
     assert gym.make("DiffCartPole-v0", **same).spec.reward_threshold == -0.01
     assert gym.make_vec("DiffCartPole-v0", num_envs=2, max_force=50.0).spec.reward_threshold == -0.01
+    of_numpy = {
+        "max_force": np.int64(50),
+        "horizon": np.int32(100),
+        "gravity": np.float32(9.8),
+        "observe_time": np.True_,
+    }
+    assert gym.make("DiffCartPole-v0", **of_numpy).spec.reward_threshold == -0.01
+    assert gym.make("DiffCartPole-v0", gravity=np.float32(9.7)).spec.reward_threshold is None
+    target = system_class("DiffPusher-v0").options()["target"]
+    assert gym.make("DiffPusher-v0", target=[*target]).spec.reward_threshold == -0.005
+    assert gym.make("DiffPusher-v0", target=np.array(target)).spec.reward_threshold == -0.005
     for options in (
         {"objective": "continuous"},
         {"max_force": 1.0},

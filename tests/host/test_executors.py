@@ -7,6 +7,7 @@ import shutil
 import signal
 import sys
 import time
+from concurrent.futures import Future
 from pathlib import Path
 
 import cloudpickle
@@ -166,6 +167,16 @@ def test_a_process_that_is_killed_is_replaced_and_its_work_begun_again(monkeypat
         with pytest.raises(ChildProcessError, match=r"C seed 3: its process was ended .*; the same command"):
             workers.submit(Job("C seed 3", os._exit, 1)).result()
     assert not kill.exists()
+
+
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])
+def test_a_process_that_a_signal_lets_exit_has_died(error, monkeypatch, tmp_path):
+    answer = Future()
+    answer.set_exception(error())
+    with opened("local", 1, tmp_path) as workers:
+        monkeypatch.setattr(workers, "_begun", lambda work: answer)
+        with pytest.raises(ChildProcessError, match=r"C seed 3: its process was ended from outside 3 times"):
+            workers.submit(Job("C seed 3", print)).result()
 
 
 @pytest.fixture

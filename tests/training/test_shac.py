@@ -31,6 +31,7 @@ from bptt_trainers.controllers.normalized import Normalized
 from bptt_trainers.directions.rules import combined
 from bptt_trainers.presets.presets import rule_settings
 from bptt_trainers.training.critic import Critic
+from bptt_trainers.training.metrics import read_csv, scalars
 
 TINY = SHACConfig(
     epochs=3,
@@ -220,6 +221,63 @@ def test_a_resumed_run_with_soft_values_is_the_same_bit_for_bit(tmp_path):
     resumed = Trainer(CartPole(horizon=10), config=part)
     resumed.fit()
     assert_equal(resumed.learner.state_dict(), whole.learner.state_dict())
+
+
+class Own(Callback):
+    """Keeps of every update what the learner says of itself, found another way."""
+
+    def __init__(self):
+        self.losses, self.temperatures, self.entropies = [], [], []
+
+    def on_fit_start(self, trainer):
+        learner = trainer.learner
+        fit, go_on = learner._fit, learner._go_on
+
+        def fitted(found, number):
+            critic, columns = learner.critic, []
+            for network in critic.networks:  # one by one
+                said = network(critic.inputs(found.observations, found.left)).squeeze(1)
+                columns.append((critic.middle + critic.unit * said - found.targets) / critic.unit)
+            self.losses.append(float(torch.stack(columns).square().mean()))
+            return fit(found, number)
+
+        def gone_on(number):
+            self.temperatures.append(learner._end.temperature)
+            actions = learner._trajectory.actions
+            self.entropies.append(float(learner.choice.engine.system.entropies(actions).mean()))
+            return go_on(number)
+
+        learner._fit, learner._go_on = fitted, gone_on
+
+
+def test_every_epoch_keeps_the_critics_loss_the_temperature_and_the_entropy(tmp_path):
+    settings = {one: getattr(TINY, one) for one in ("batch_size", "train_states", "test_states", "window", "record")}
+    config = SAPOConfig(epochs=2, hidden=(4,), critic_hidden=(4,), critic_iterations=2, out=tmp_path, **settings)
+    own = Own()
+    trainer = Trainer(CartPole(horizon=12), config=config, callbacks=[own])
+    history, updates = trainer.fit(), trainer.updates_per_epoch
+    named = {"critic_loss": own.losses, "temperature": own.temperatures, "entropy": own.entropies}
+    assert all(math.isnan(value) for value in history[0].own.values())
+    for row in history[1:]:
+        for name, values in named.items():
+            expected = sum(values[(row.epoch - 1) * updates : row.epoch * updates]) / updates
+            assert row.own[name] == pytest.approx(expected, rel=1e-5)
+    header = (tmp_path / "metrics.csv").read_text().splitlines()[0]
+    assert header.endswith(",seconds,critic_loss,temperature,entropy")
+    assert read_csv(tmp_path / "metrics.csv")[1:] == history[1:]
+    assert {"loss/critic", "train/temperature", "train/entropy"} <= scalars(history[1]).keys()
+    assert not {"loss/critic", "train/temperature", "train/entropy"} & scalars(history[0]).keys()
+
+
+def test_a_run_whose_metrics_lack_the_learners_own_numbers_goes_on_without_them(tmp_path):
+    whole = replace(TINY, out=tmp_path)
+    Trainer(CartPole(horizon=12), config=whole, callbacks=[EndAfter(1)]).fit()
+    metrics = tmp_path / "metrics.csv"
+    metrics.write_text("".join(f"{line.rpartition(',')[0]}\n" for line in metrics.read_text().splitlines()))
+    history = Trainer(CartPole(horizon=12), config=whole).fit()
+    assert [list(row.own) for row in history] == [[], [], ["critic_loss"], ["critic_loss"]]
+    assert [list(row.own) for row in read_csv(metrics)] == [[]] * 4
+    assert Trainer(CartPole(horizon=12), config=whole).fit()[-1].test_loss == history[-1].test_loss
 
 
 class EndAfter(Callback):

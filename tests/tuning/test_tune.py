@@ -130,6 +130,7 @@ def test_the_command_searches_rules_and_reinforcement_learning_alike(tmp_path, m
     for name, *arguments in (train, compare_one):  # what it prints can be run
         read_command(name, arguments)
     assert main([*compare_all, "--seeds", "0", "--evaluations", "1", "--test-states", "8", "--out", "versus"]) == 0
+    assert "the best rows of study, tuned for DiffIntegrator-v0, 128 simulator" in capsys.readouterr().out
     settings = json.loads(Path("versus/comparison.json").read_text())["settings"]
     for method, one in rows.items():
         assert {name: settings[method][name] for name in one["row"]} == one["row"]
@@ -139,6 +140,14 @@ def test_the_command_searches_rules_and_reinforcement_learning_alike(tmp_path, m
     capsys.readouterr()
     assert main(shlex.split("compare --tuning study --env DiffIntegrator-v0 --methods R C")) == 2
     assert "study has no row of R: it has those of C, PPO" in capsys.readouterr().err
+    assert main(shlex.split("compare --tuning study --methods C")) == 2
+    assert "study is a study of DiffIntegrator-v0; got DiffCartPole-v0" in capsys.readouterr().err
+    book = json.loads(Path("study/preset.json").read_text())
+    book["rows"]["C"]["row"]["observe_time"] = True
+    Path("study/preset.json").write_text(json.dumps(book))
+    seen = "--env-option observe_time=false --seeds 0 --steps 16 --test-states 8 --out seen"
+    assert main(shlex.split(f"compare --tuning study --env DiffIntegrator-v0 --methods C {seen}")) == 0
+    capsys.readouterr()
     assert main(shlex.split("sweep --tuning nowhere --env DiffIntegrator-v0 --grid clip=none,norm")) == 1
     assert "nowhere is not a tuning folder: it has no preset.json" in capsys.readouterr().err
 

@@ -21,9 +21,10 @@ from bptt_trainers.analysis.influence import clamped, constant_observations, unm
 from bptt_trainers.analysis.slope_findings import compared, numbers
 from bptt_trainers.analysis.update_cost import UpdateCost, update_costs
 from bptt_trainers.controllers.defaults import default_controller
-from bptt_trainers.directions.policy_gradient import check_parameters, system_of
+from bptt_trainers.directions.policy_gradient import check_parameters
 from bptt_trainers.directions.rollout import Trajectory, rollout
 from bptt_trainers.directions.surroundings import computing
+from bptt_trainers.directions.system_of import system_of
 from bptt_trainers.host.user_code import raised_by_user
 from bptt_trainers.records.tables import csv_text
 

@@ -11,17 +11,17 @@ from typing import Annotated, Any
 from tyro.conf import OmitArgPrefixes, UseAppendAction, arg
 
 from bptt_envs import Task
-from bptt_envs.checks import path, positive
+from bptt_envs.checks import one_of, path, positive
 from bptt_trainers.commands.environment import EnvOptions, Module, parse_options
 from bptt_trainers.commands.exits import Interrupted, checking_arguments
 from bptt_trainers.commands.output import aligned, file_list
 from bptt_trainers.comparison.compare import Comparison, ComparisonConfig, compare
-from bptt_trainers.comparison.methods import BPTT, RL, get_method
+from bptt_trainers.comparison.methods import BPTT, RL, get_method, method_name
 from bptt_trainers.comparison.runs import member_folder
 from bptt_trainers.directions.rollout import rollout
 from bptt_trainers.figures.animation import save_animation
 from bptt_trainers.host.threads import available_cores
-from bptt_trainers.presets.presets import parse_overrides
+from bptt_trainers.presets.presets import SEEN, parse_overrides
 from bptt_trainers.rl.view import RLView
 from bptt_trainers.training.bptt import initial_controller
 from bptt_trainers.training.run_folder import RunFolder
@@ -62,7 +62,8 @@ class Compare:
     """An option of the environment, such as max_force=50 (N); 'none' for none. bptt envs ID lists them."""
 
     tuning: Tuning = None
-    """A folder of bptt tune: every method that learns has the best row found there, the rest as the paper has it."""
+    """A folder of bptt tune: every method that learns has the best row found there, whatever --preset is; what a row
+    does not say is as the paper has it."""
 
     override: Overrides = ()
     """A setting of one method that is to differ from its default, such as PPO.num_envs=32 or C.clip=norm."""
@@ -70,39 +71,52 @@ class Compare:
     def run(self) -> None:
         """Compare."""
         with checking_arguments():
-            config = replace(
-                self.comparison,
-                env_options=parse_options(self.comparison.env, self.env_option),
-                **settings_of(self.comparison, self.tuning, self.override),
-            )
+            options = parse_options(self.comparison.env, self.env_option)
+            chosen = settings_of(self.comparison, self.tuning, self.override, options)
+            config = replace(self.comparison, env_options=options, **chosen)
+        announce_rows(self.tuning)
         comparison = compare_aloud(config)
         print(f"{table_for_terminal(comparison.table)}\n\n{file_list(config.out, FILES)}")
 
 
-def settings_of(config: ComparisonConfig, tuning: Path | None, texts: Sequence[str]) -> dict[str, Any]:
+def settings_of(
+    config: ComparisonConfig, tuning: Path | None, texts: Sequence[str], env_options: Mapping[str, Any]
+) -> dict[str, Any]:
     """The `preset` and `overrides` of a comparison whose settings are those of a study and of the command line.
 
+    What a row says of what its controller sees counts where `env_options` say nothing of it.
+
     Raises:
-        ValueError: if an override is of another form or method, or the study has no row of a method.
+        ValueError: if an override is of another form or method, or the study is of another environment or has no row of
+            a method.
         RunFolderError: as `best_rows`.
     """
-    overrides = parse_overrides(texts)
+    overrides = {method_name("--override", name): changes for name, changes in parse_overrides(texts).items()}
     for method in overrides:
-        if method not in config.methods:
-            raise ValueError(f"--override is for {method}, which is not among the methods that are compared.")
+        one_of("the method of --override", method, config.methods)
     if tuning is None:
         return {"overrides": overrides}
     from bptt_trainers.tuning.outcome import best_rows
 
-    rows = best_rows(path("--tuning", tuning))
+    rows = best_rows(path("--tuning", tuning), config.env)
     learning = [method for method in config.methods if isinstance(get_method(method), (BPTT, RL))]
     missing = [method for method in learning if method not in rows]
     if missing:
         raise ValueError(f"{tuning} has no row of {', '.join(missing)}: it has those of {', '.join(rows) or 'none'}.")
+    seen = [name for name in SEEN if name in env_options]
+    left = {method: {name: one for name, one in rows[method].items() if name not in seen} for method in learning}
     return {
         "preset": "paper",  # all that differs from it is in a row
-        "overrides": {method: rows[method] | overrides.get(method, {}) for method in learning},
+        "overrides": {method: row | overrides.get(method, {}) for method, row in left.items()},
     }
+
+
+def announce_rows(tuning: Path | None) -> None:
+    """Say what the rows of a study were tuned for."""
+    if tuning is not None:
+        from bptt_trainers.tuning.outcome import studied
+
+        print(textwrap.fill(f"settings: the best rows of {tuning}, tuned for {studied(tuning)}", 80), flush=True)
 
 
 @dataclass(frozen=True)
@@ -192,8 +206,8 @@ def compare_aloud(config: ComparisonConfig) -> Comparison:
         f"{config.steps:,} simulator steps a run; what is finished is not computed again",
         flush=True,
     )
-    if config.unequal_actions:
-        print(textwrap.fill(config.unequal_actions, 80), flush=True)
+    for note in config.notes:
+        print(textwrap.fill(note, 80), flush=True)
     try:
         return compare(config)
     except KeyboardInterrupt:

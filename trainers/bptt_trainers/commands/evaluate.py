@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
+from gymnasium.error import DependencyNotInstalled
 from tyro.conf import Positional, arg
 
 from bptt_envs.checks import finite, positive_integer
@@ -16,7 +17,7 @@ from bptt_trainers.commands.exits import Failed, Misuse, checking_arguments
 from bptt_trainers.commands.output import aligned
 from bptt_trainers.comparison.runs import FINISHED
 from bptt_trainers.directions.rollout import losses
-from bptt_trainers.records.files import RunFolderError, exists, folders_with
+from bptt_trainers.records.files import RunFolderError, each_place, exists, folders_with, printable
 
 
 @dataclass(frozen=True)
@@ -56,28 +57,32 @@ class Evaluate:
             finite("--below", self.below)
             if self.states is not None:
                 positive_integer("--states", self.states)
-        runs = [run for folder in self.runs for run in with_controller(folder)]
+        runs = each_place(run for folder in self.runs for run in with_controller(folder))
         head = ["run", "method", "objective", "epoch", "states", "mean", "median", "max", f"< {self.below:g}"]
         rows: list[list[str]] = []
         wrong: list[Exception] = []
-        for run in runs:
-            try:
-                rows.append(self._row(run))
-            except (RunFolderError, Misuse) as error:
-                if len(runs) == 1:
-                    raise
-                wrong.append(error)
-        for line in aligned([head, *rows]) if rows else []:
-            print(line)
+        try:
+            for run in runs:
+                try:
+                    rows.append(self._row(run))
+                except (RunFolderError, Misuse, DependencyNotInstalled) as error:
+                    if len(runs) == 1:
+                        raise
+                    wrong.append(error)
+        finally:  # what is judged is not lost to an error in somebody's system
+            for line in aligned([head, *rows]) if rows else []:
+                print(line)
         if wrong:
             raise Failed("\n  ".join([f"{len(wrong)} of {len(runs)} runs cannot be judged:", *map(str, wrong)]))
+        if not runs:
+            raise Failed("there is nothing to judge.")
 
     def _row(self, folder: Path) -> list[str]:
         with checking_arguments():
             found = trained(folder, self.which, **({} if self.objective is None else {"objective": self.objective}))
         loss = losses(found.system, found.episodes(self.states))
         return [
-            str(folder),
+            printable(folder),
             found.method,
             found.system.objective,
             str(found.epoch),
@@ -93,6 +98,8 @@ def with_controller(folder: Path) -> list[Path]:
     """The run that a folder is, or those in it; none of a method that leaves no controller, which is said."""
     runs = folders_with(folder, "config.json")
     if not runs and exists(folder / FINISHED):
-        print(f"{folder} is left out: its method leaves a learning curve and no controller.", file=sys.stderr)
+        print(
+            f"{printable(folder)} is left out: its method leaves a learning curve and no controller.", file=sys.stderr
+        )
         return []
     return runs or [folder]

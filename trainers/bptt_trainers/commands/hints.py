@@ -7,9 +7,9 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, get_args, get_origin, get_type_hints
 
-from tyro.conf import UseAppendAction
+from tyro.conf import Positional, Suppress, UseAppendAction
 
 from bptt_envs.checks import nearest
 
@@ -32,14 +32,14 @@ def hints(command: type, arguments: Sequence[str]) -> list[str]:
         command: the dataclass whose fields are the options.
         arguments: the words after its name.
     """
-    kinds = dict(_options(command))
+    kinds = dict(known_options(command))
     flags = {f"--no-{name[2:]}" for name in kinds} | {"-h", "--help"}
     found = []
     for word, values in _given(arguments):
-        option = word.partition("=")[0]
+        option = "--" + word.partition("=")[0][2:].replace("_", "-")
         if option not in kinds:
             if option not in flags:
-                name = nearest(option[2:].replace("-", "_"), (one[2:].replace("-", "_") for one in kinds))
+                name = nearest(_name(option), [*map(_name, kinds), *(f"no_{_name(one)}" for one in kinds)])
                 found += [f"{option} is no option.{_dashed(name)}"] if name else []
         elif UseAppendAction in getattr(kinds[option], "__metadata__", ()):
             if len(values) > 1 and "=" in values[1]:
@@ -56,14 +56,21 @@ def _given(arguments: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
         yield arguments[place], list(arguments[place + 1 : after])
 
 
-def _options(command: Any) -> Iterator[tuple[str, Any]]:
+def known_options(command: Any) -> Iterator[tuple[str, Any]]:
     """The options of a command, with their types; those of the settings that it holds among them."""
     for name, kind in get_type_hints(command, include_extras=True).items():
-        inner = get_args(kind)[0] if hasattr(kind, "__metadata__") else kind
+        marks = getattr(kind, "__metadata__", ())
+        inner = get_args(kind)[0] if marks else kind
+        if Positional in marks or Suppress in marks or get_origin(kind) is ClassVar:
+            continue
         if dataclasses.is_dataclass(inner):
-            yield from _options(inner)
-        elif name in getattr(command, "__dataclass_fields__", {}):
+            yield from known_options(inner)
+        else:
             yield f"--{name.replace('_', '-')}", kind
+
+
+def _name(option: str) -> str:
+    return option[2:].replace("-", "_")
 
 
 def _holds_several(kind: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -10,9 +11,9 @@ from tyro.conf import Positional, arg
 
 from bptt_envs.checks import each_once
 from bptt_trainers.commands.environment import Module
-from bptt_trainers.commands.exits import Misuse, checking_arguments
+from bptt_trainers.commands.exits import Failed, Misuse, checking_arguments
 from bptt_trainers.figures.style import checked_suffix
-from bptt_trainers.records.files import folders_with, write_atomic
+from bptt_trainers.records.files import RunFolderError, each_place, folders_with, printable, write_atomic
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Report:
         with checking_arguments():
             if not self.folders:
                 raise Misuse("name at least one folder of a run or a comparison, such as runs/two.")
+            each_once("RUN", tuple(str(folder.resolve()) for folder in self.folders))
             out = self.out or (self.folders[0] if len(self.folders) == 1 else Path()) / "report.html"
             checked_suffix("--out", out, ("html",))
 
@@ -51,21 +53,29 @@ class Report:
             is_sweep,
             sweep_chapter,
         )
-        from bptt_trainers.pages.page import to_html
+        from bptt_trainers.pages.page import Chapter, to_html
         from bptt_trainers.pages.run_chapter import run_chapter, side_by_side
 
+        named: dict[str, Path] = {}
+        histories: dict[str, Path] = {}
+        chapters: list[Chapter] = []
         known = ("config.json", COMPARISON, SWEEP)
-        told = [one for folder in self.folders for one in folders_with(folder, *known) or [folder]]
-        with checking_arguments():
-            each_once("RUN", tuple(str(folder.resolve()) for folder in told))
-        named = {str(folder).encode(errors="backslashreplace").decode(): folder for folder in told}
-        tell = {
-            title: comparison_chapter if is_comparison(folder) else sweep_chapter if is_sweep(folder) else run_chapter
-            for title, folder in named.items()
-        }
-        runs = {title: folder for title, folder in named.items() if tell[title] is run_chapter}
-        chapters = [side_by_side(runs)] if len(runs) > 1 else []
-        chapters += [tell[title](folder, title) for title, folder in named.items()]
+        for folder in each_place(one for given in self.folders for one in folders_with(given, *known) or [given]):
+            title = str(folder).encode(errors="backslashreplace").decode()
+            is_run = not (is_comparison(folder) or is_sweep(folder))
+            tell = run_chapter if is_run else comparison_chapter if is_comparison(folder) else sweep_chapter
+            try:
+                chapters.append(tell(folder, title))
+            except RunFolderError as error:
+                if folder in self.folders:
+                    raise
+                print(f"left out: {error}", file=sys.stderr)
+                continue
+            named[title] = folder
+            histories |= {title: folder} if is_run else {}
+        if not chapters:
+            raise Failed("there is nothing to tell of.")
+        chapters = [side_by_side(histories), *chapters] if len(histories) > 1 else chapters
         title = chapters[0].title if len(named) == 1 else f"{len(named)} runs and comparisons"
         write_atomic(out, to_html(title, chapters).encode())
-        print(f"{out}: {', '.join(named)}")
+        print(f"{out}: {', '.join(map(printable, named.values()))}")

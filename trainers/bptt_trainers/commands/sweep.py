@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from tyro.conf import OmitArgPrefixes, arg
 
-from bptt_trainers.commands.compare import Overrides, Tuning, seeds_each, settings_of
+from bptt_trainers.commands.compare import Overrides, Tuning, announce_rows, seeds_each, settings_of
 from bptt_trainers.commands.environment import EnvOptions, Module, named_texts, parse_options
 from bptt_trainers.commands.exits import Interrupted, Misuse, checking_arguments
 from bptt_trainers.commands.output import file_list
@@ -57,7 +57,8 @@ class Sweep:
     """An option of the environment that is the same for all, such as max_force=50 (N). bptt envs ID lists them."""
 
     tuning: Tuning = None
-    """A folder of bptt tune: every method that learns has the best row found there, the rest as the paper has it."""
+    """A folder of bptt tune: every method that learns has the best row found there, whatever --preset is; what a row
+    does not say is as the paper has it."""
 
     override: Overrides = ()
     """A setting of one method that is the same for all and differs from its default, such as C.clip=norm."""
@@ -72,21 +73,23 @@ class Sweep:
                 name: tuple(parse_options(env, [f"{name}={_text(value)}"])[name] for value in values)
                 for name, values in _axes("--grid-env", self.grid_env)
             }
+            fixed = parse_options(env, self.env_option)
             config = replace(
                 self.sweep,
-                env_options=parse_options(env, self.env_option),
-                **settings_of(self.sweep, self.tuning, self.override),
+                env_options=fixed,
+                **settings_of(self.sweep, self.tuning, self.override, fixed | options),
                 grid=dict(_axes("--grid", self.grid)),
                 env_grid=options,
             )
+        announce_rows(self.tuning)
         print(
             f"{config.out}: {', '.join(config.methods)} on {config.env}, {len(config.cells)} cells, "
             f"{seeds_each(config)};\n"
             f"{config.steps:,} simulator steps a run; what is finished is not computed again",
             flush=True,
         )
-        if config.unequal_actions:
-            print(textwrap.fill(config.unequal_actions, 80), flush=True)
+        for note in config.notes:
+            print(textwrap.fill(note, 80), flush=True)
         try:
             made = sweep(config)
         except KeyboardInterrupt:

@@ -5,28 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 from tyro.conf import Suppress
 
-from bptt_envs import System
 from bptt_envs.checks import each_once
 from bptt_envs.registration import system_class
 from bptt_envs.settings import Count, Positive, Seed, read
 from bptt_trainers.comparison.figure import curves_figure
-from bptt_trainers.comparison.methods import (
-    BPTT,
-    RL,
-    Budget,
-    MethodName,
-    Planned,
-    by_rule,
-    get_method,
-    method_name,
-    settings_of_today,
-)
+from bptt_trainers.comparison.methods import Budget, MethodName, by_rule, method_name, settings_of_today
+from bptt_trainers.comparison.notes import notes_of
 from bptt_trainers.comparison.runs import Cell, train
 from bptt_trainers.comparison.summary import RunSummary, method_rows, run_rows, summarize, to_markdown
 from bptt_trainers.figures.style import plain_text, save_figure
@@ -47,6 +37,8 @@ CHANGEABLE = ("methods", "seeds", "grid", "env_grid", "losses", "together", "job
 
 DEFAULTS = json.loads(json.dumps(asdict(TrainConfig())))  # of settings that are younger than a folder
 
+TOLD = ("objective", "notes")  # in comparison.json beside settings, for readers
+
 COMPARISON = "comparison.json"  # in the folder of a comparison: what it is of
 
 
@@ -66,8 +58,8 @@ class ComparisonConfig:
 
     methods: tuple[MethodName, ...] = ("R", "M", "S", "C", "PPO", "SAC", "zero", "random")
     """Methods: the update rules R, M, S, C, and those whose feedback decays or is cut, such as "R decay 0.9" and
-    "C every 16"; SHAC, SHAC-M, SHAC-C, SAPO; the estimators LR, TP, AoBG; PPO, SAC; zero and random, which learn
-    nothing; iLQR, MPPI and GRAPE, which plan each held-out episode by itself."""
+    "C every 16"; SHAC, SAPO, and either by any rule, such as SHAC-C and "SAPO-M every 4"; the estimators LR, TP, AoBG;
+    PPO, SAC; zero and random, which learn nothing; iLQR, MPPI and GRAPE, which plan each held-out episode by itself."""
 
     seeds: tuple[Seed, ...] = (0, 1, 2, 3, 4)
     """Seeds; each method runs once with each."""
@@ -120,24 +112,12 @@ class ComparisonConfig:
         overrides = {method_name("overrides", method): changes for method, changes in self.overrides.items()}
         object.__setattr__(self, "overrides", overrides)
         self.settings()
+        self.budget.make_system()  # of methods that have no settings of it
 
-    @property
-    def unequal_actions(self) -> str:
-        """Which methods act without bounds beside which that keep to a range, in words; "" if all act alike."""
-        free = [name for name in self.methods if isinstance(get_method(name), (BPTT, Planned))]
-        kept = [name for name in self.methods if name == "random" or isinstance(get_method(name), RL)]
-        systems = map(Budget.make_system, {repr(cell.budget): cell.budget for cell in self.cells}.values())
-        system = next((one for one in systems if not _is_bounded(one)), None)
-        if system is None or not free or not kept:
-            return ""
-        low, high = system.action_range
-        options = system_class(self.env).options()
-        option = next((name for name, value in options.items() if name.startswith("max_") and value is None), None)
-        way = "" if option is None else f"; the option {option} gives all the same"
-        return (
-            f"The actions have no bounds: those of {', '.join(kept)} are {float(low.min()):g} to "
-            f"{float(high.max()):g}, those of {', '.join(free)} any{way}."
-        )
+    @cached_property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the table has to know beside it, a sentence or two each."""
+        return notes_of(self.cells, len(self.seeds), self.together)
 
     @property
     def cells(self) -> list[Cell]:
@@ -204,9 +184,7 @@ def _write(
     ]
     rows = method_rows(runs, PLANNERS)
     table = to_markdown(rows, config.losses)
-    if config.together and sum(cell.together for cell in config.cells) * len(config.seeds) > 1:
-        table += "Runs of the update rules are trained together; the seconds of one are its share of all.\n"
-    table += f"{config.unequal_actions}\n" if config.unequal_actions else ""
+    table += "".join(f"{note}\n" for note in config.notes)
     write_atomic(config.out / "curves.csv", to_csv(points).encode())
     write_atomic(config.out / "runs.csv", to_csv(run_rows(runs)).encode())
     write_atomic(config.out / "methods.csv", to_csv(rows).encode())
@@ -217,14 +195,12 @@ def _write(
 
 def _title(config: ComparisonConfig) -> str:
     options = "".join(f", {name}={value}" for name, value in config.env_options.items())
-    objective = config.budget.make_env().system.objective
-    return f"{config.env}{options}, judged by the {objective} loss: median and range over {len(config.seeds)} seeds"
+    judged = f"judged by the {_objective(config)} loss"
+    return f"{config.env}{options}, {judged}: median and range over {len(config.seeds)} seeds"
 
 
-def _is_bounded(system: System) -> bool:
-    """Whether each component of an action has a least and a largest value."""
-    ends = (system.action_low, system.action_high)
-    return all(end is not None and bool(torch.as_tensor(end).isfinite().all()) for end in ends)
+def _objective(config: ComparisonConfig) -> str:
+    return config.budget.make_system().objective
 
 
 def begin(config: ComparisonConfig, name: str, kind: str) -> None:
@@ -239,7 +215,8 @@ def begin(config: ComparisonConfig, name: str, kind: str) -> None:
         RunFolderError: if it holds something else, or settings have changed.
     """
     named = {one.name: getattr(config, one.name) for one in fields(config) if one.name not in ("out", "overrides")}
-    wanted = plain(named | {"settings": config.settings()})
+    told = dict(zip(TOLD, (_objective(config), config.notes), strict=True))
+    wanted = plain(named | told | {"settings": config.settings()})
     methods = {cell.label: cell.method for cell in config.cells}
     claim = Claim(config.out / name, kind, lambda stored, now: _differences(methods, stored, now))
     stored = claim.check(wanted)
@@ -263,4 +240,4 @@ def _differences(methods: Mapping[str, str], stored: dict[str, Any], wanted: dic
     return [in_words(name, old, new) for name, old, new in pairs if not same(old, new)]
 
 
-_APART = (*CHANGEABLE, "settings")
+_APART = (*CHANGEABLE, *TOLD, "settings")

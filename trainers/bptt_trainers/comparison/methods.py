@@ -25,12 +25,15 @@ from bptt_trainers.presets.presets import (
     rule_settings,
 )
 from bptt_trainers.records.curve import Curve, CurvePoint
+from bptt_trainers.rl.config import RLConfig
 from bptt_trainers.training.callbacks import ProgressBar
 from bptt_trainers.training.config import TrainConfig
 from bptt_trainers.training.metrics import learning_curve
 from bptt_trainers.training.run_folder import CONFIGS, of_today
+from bptt_trainers.training.shac_config import SHACConfig
 from bptt_trainers.training.start_states import held_out_states
 from bptt_trainers.training.trainer import Trainer
+from bptt_trainers.training.window import updates_per_epoch, window_steps
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,9 @@ class Method(Protocol):
             ValueError: if an override is unknown or out of range.
         """
 
+    def steps(self, budget: Budget, overrides: Mapping[str, Any]) -> int:
+        """Simulator steps that a run takes, those of the budget rounded to whole epochs and updates; 0 without any."""
+
     def run(self, budget: Budget, overrides: Mapping[str, Any], seed: int, folder: Path, title: str | None) -> Curve:
         """Train, or continue what `folder` holds; `title` names the progress bar, None shows none."""
 
@@ -110,6 +116,11 @@ class BPTT:
         left_out = (*self.GIVEN, *self.HOW)
         settings = {name: value for name, value in chosen.items() if name not in left_out} | {"rule": self.rule}
         return settings | defaults_seen(budget.env, budget.env_options) | self.seen(budget, overrides)
+
+    def steps(self, budget: Budget, overrides: Mapping[str, Any]) -> int:
+        """Those of whole epochs."""
+        config = self.config(budget, overrides)
+        return config.epochs * config.train_states * budget.horizon
 
     def run(self, budget: Budget, overrides: Mapping[str, Any], seed: int, folder: Path, title: str | None) -> Curve:
         """Train, or continue, the run in `folder`."""
@@ -169,6 +180,11 @@ class BPTT:
     @property
     def compiles(self) -> bool:
         """Whether its programs can be compiled."""
+        return self.any_rule
+
+    @property
+    def any_rule(self) -> bool:
+        """Whether it learns by other rules as well; an estimator is one of R's direction."""
         return "estimator" not in self.changes
 
     @property
@@ -192,6 +208,13 @@ class SHAC(BPTT):
     def summary(self) -> str:
         """The rule, and what differs from the preset."""
         return super().summary.replace("BPTT", f"{self.LEARNER}, windows with a critic", 1)
+
+    def steps(self, budget: Budget, overrides: Mapping[str, Any]) -> int:
+        """Those of whole windows, and of the episodes in which they begin."""
+        config, horizon = self.config(budget, overrides), budget.horizon
+        assert isinstance(config, SHACConfig)
+        updates = updates_per_epoch(config.train_states, config.batch_size, horizon, config.window)
+        return config.batch_size * (config.epochs * updates * window_steps(horizon, config.window) + horizon)
 
 
 def settings_of_today(method: str, stored: Mapping[str, Any]) -> dict[str, Any]:
@@ -224,12 +247,18 @@ class RL:
         changes = {**self.changes, **overrides}
         return preset(self.method, budget.env, changes, name=budget.preset, options=budget.env_options)
 
+    def steps(self, budget: Budget, overrides: Mapping[str, Any]) -> int:
+        """Those of whole updates, at most its own `max_steps`."""
+        return self._config(budget, overrides).whole_steps
+
     def run(self, budget: Budget, overrides: Mapping[str, Any], seed: int, folder: Path, title: str | None) -> Curve:
         """Train, continue or load the run in `folder`."""
-        from bptt_trainers.rl.config import RLConfig
         from bptt_trainers.rl.sb3 import train_rl  # slow to import, and not always needed
 
-        config = RLConfig(
+        return train_rl(self._config(budget, overrides, seed), folder, progress=title is not None).curve
+
+    def _config(self, budget: Budget, overrides: Mapping[str, Any], seed: int = 0) -> RLConfig:
+        return RLConfig(
             method=self.method,
             env=budget.env,
             env_options=budget.env_options,
@@ -241,7 +270,6 @@ class RL:
             overrides={**self.changes, **overrides},
             record=tuple(name for name in budget.record if name != "diagnostics"),  # those are of the update rules
         )
-        return train_rl(config, folder, progress=title is not None).curve
 
 
 @dataclass(frozen=True)
@@ -261,6 +289,10 @@ class Baseline:
         if overrides:
             raise ValueError(f"a controller that learns nothing has no settings to override; got {dict(overrides)!r}.")
         return {}
+
+    def steps(self, budget: Budget, overrides: Mapping[str, Any]) -> int:
+        """None."""
+        return 0
 
     def run(self, budget: Budget, overrides: Mapping[str, Any], seed: int, folder: Path, title: str | None) -> Curve:
         """Judge it once."""
@@ -287,6 +319,10 @@ class Planned:
     def settings(self, budget: Budget, overrides: Mapping[str, Any]) -> dict[str, Any]:
         """Those of the planner."""
         return planner_settings(self.method, overrides)
+
+    def steps(self, budget: Budget, overrides: Mapping[str, Any]) -> int:
+        """None."""
+        return 0
 
     def run(self, budget: Budget, overrides: Mapping[str, Any], seed: int, folder: Path, title: str | None) -> Curve:
         """Plan once; the seconds are those that it takes."""
@@ -327,17 +363,39 @@ METHODS: dict[str, Method] = {
     "zero": Baseline("never acts", lambda system, seed: ZeroController(system)),
     "random": Baseline("acts uniformly at random", RandomController),
 }
-"""The methods. Beside them every rule is one by its name, such as "R decay 0.9": see `get_method`."""
+"""The methods. Beside them are those whose names are composed, such as "SHAC-C every 4": see `get_method`."""
+
+LEARNERS: Mapping[str, type[BPTT]] = {kind.LEARNER: kind for kind in (SHAC, SAPO)}
+"""What learns by any rule, with the name of it in front of the rule's."""
 
 
 def get_method(name: str) -> Method:
-    """The method of that name: a row of `METHODS`, or an update rule as `get_rule` knows it.
+    """The method of that name: a row of `METHODS`, or one by another update rule.
+
+    A rule is a method by its name, and so is a learner by it, such as "SAPO-C". Their feedback and that of rows may
+    decay or be cut, as `get_rule` has it: "R decay 0.9", "C-turned every 16", "SHAC-C decay 0.9 every 4".
 
     Raises:
         ValueError: if there is none.
     """
     name = method_name("method", name)
-    return METHODS[name] if name in METHODS else BPTT(name)
+    if name in METHODS:
+        return METHODS[name]
+    base = base_of(name)
+    method = _unfaded(base)
+    assert isinstance(method, BPTT)
+    return replace(method, rule=f"{method.rule}{name.removeprefix(base)}")
+
+
+def _unfaded(name: str) -> Method | None:
+    """The method of a name without decay and window: a row, a rule, or a learner by one of them; else None."""
+    if name in METHODS:
+        return METHODS[name]
+    if name in RULES:
+        return BPTT(name)
+    learner, _, rest = name.partition("-")
+    by = _unfaded(rest) if learner in LEARNERS else None
+    return LEARNERS[learner](by.rule, by.changes) if type(by) is BPTT and by.name == rest and by.any_rule else None
 
 
 def method_name(name: str, value: Any, rows: Collection[str] = METHODS) -> str:
@@ -351,16 +409,20 @@ def method_name(name: str, value: Any, rows: Collection[str] = METHODS) -> str:
     if isinstance(value, str):
         if value in rows:
             return str.__str__(value)
-        if value not in METHODS and base_of(value) in RULES:
-            return named_rule(name, value).name
+        base = base_of(value)
+        method = None if value in METHODS else _unfaded(base)
+        if isinstance(method, BPTT) and method.any_rule:
+            rule = named_rule(name, f"{method.rule}{value.removeprefix(base)}").name
+            return f"{base if base in METHODS else method.name}{rule.removeprefix(method.rule)}"
     raise ValueError(
-        f"{name} must be one of {', '.join(map(repr, rows))}, {OR_FADED}; got {shown(value)}.{nearest(value, rows)}"
+        f"{name} must be one of {', '.join(map(repr, rows))}, {OR_FADED}, or a learner by one, such as 'SAPO-C', "
+        f"'SHAC-C every 4'; got {shown(value)}.{nearest(value, rows)}"
     )
 
 
 def by_rule(method: str) -> bool:
     """Whether a name, such as one in a folder of another version, is that of a method that is an update rule."""
-    return isinstance(METHODS[method], BPTT) if method in METHODS else base_of(method) in RULES
+    return isinstance(_unfaded(base_of(method)), BPTT)
 
 
 MethodName = Annotated[str, By(method_name)]

@@ -151,6 +151,8 @@ def _why_not_batched(system: System, controller: nn.Module, observations: Tensor
     try:
         actions = act(observations)
     except RuntimeError as error:
+        if type(error) is not RuntimeError or not str(error):  # as torch says that shapes or dtypes do not fit
+            raise
         shape = ", ".join(map(str, observations.shape[1:]))
         raise ValueError(
             f"the controller {type(controller).__name__} fails on observations of {system.class_name}, (B, {shape}) in "

@@ -80,7 +80,11 @@ class Processes(Workers):
         for _ in range(TRIES):
             try:
                 return self._begun(work).result()
-            except BrokenProcessPool:
+            except (
+                BrokenProcessPool,
+                SystemExit,
+                KeyboardInterrupt,
+            ):  # the latter two by the handler of a signal there
                 self._mine.pool = None
         raise died(work, "its process was ended from outside")
 

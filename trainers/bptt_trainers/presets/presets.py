@@ -18,7 +18,7 @@ from bptt_envs.registration import ENTRIES, build_system, system_class
 from bptt_envs.settings import By, Count, NotNegative, Positive, Seed, Share, among, read_value
 from bptt_envs.system import OBJECTIVES
 from bptt_trainers.controllers.networks import widths
-from bptt_trainers.directions.rules import base_of
+from bptt_trainers.directions.rules import base_of, named_rule
 from bptt_trainers.presets.tuned import ANYWHERE, TUNED, Row
 from bptt_trainers.training.config import BUILT_IN, TrainConfig
 from bptt_trainers.training.run_folder import CONFIGS
@@ -249,12 +249,14 @@ def row_name(
 ) -> str:
     """The name among `METHODS` and presets of a learner by a rule, or by an estimator of rule R's direction.
 
-    What turns the modified direction is tuned apart.
+    What turns the modified direction is tuned apart. The decay or window of the rule's feedback comes last.
     """
+    base = base_of(rule)
+    fade = rule.removeprefix(base)
     turned = "-turned" if combine == "turned" else ""
     if learner == TrainConfig.learner:
-        return ESTIMATED.get(estimator, f"{rule}{turned}")
-    return learner if rule == CONFIGS[learner].rule else f"{learner}-{rule}{turned}"
+        return ESTIMATED.get(estimator, f"{base}{turned}{fade}")
+    return f"{learner}{fade}" if base == CONFIGS[learner].rule else f"{learner}-{base}{turned}{fade}"
 
 
 ESTIMATED = {"likelihood_ratio": "LR", "total_propagation": "TP", "alpha_order": "AoBG"}
@@ -302,6 +304,7 @@ def from_preset(
     Raises:
         ValueError: if a name is unknown or a value out of range.
     """
+    rule = named_rule("rule", rule).name
     options = dict(mapping("env_options", {} if env_options is None else env_options))
     config_class = CONFIGS[one_of("learner", learner, CONFIGS)]
     method = row_name(learner, rule, estimator=changes.get("estimator", TrainConfig.estimator))

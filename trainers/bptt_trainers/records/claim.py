@@ -19,6 +19,7 @@ from bptt_trainers.records.files import (
     held,
     is_leftover,
     list_names,
+    printable,
     read_json,
     sweep,
     write_atomic,
@@ -64,9 +65,9 @@ class Claim:
             stored = read_json(self.path)
         except FileNotFoundError:
             folder, name = self.path.parent, self.path.name
-            below = folders_with(folder, name)
+            below = [one for one in folders_with(folder, name) if one != folder]
             more = f" and {len(below) - SHOWN} more" if len(below) > SHOWN else ""
-            have = f" Those in it that have one: {', '.join(map(str, below[:SHOWN]))}{more}." if below else ""
+            have = f" Those in it that have one: {', '.join(map(printable, below[:SHOWN]))}{more}." if below else ""
             raise RunFolderError(f"{folder} is not a {self.kind} folder: it has no {name}.{have}") from None
         if not isinstance(stored, dict):
             raise RunFolderError(f"cannot read {self.path}: it holds no settings.")

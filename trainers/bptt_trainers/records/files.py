@@ -12,7 +12,7 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ _CHUNK = 2**20
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 _NO_WAIT = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # a FIFO without a writer would wait for one
 _LEFTOVER = re.compile(r"\..+(\.[0-9a-f]{16}|\.(json|csv|pt|npz|png)(\.\w+)?)\.part")  # now, and in earlier versions
+
+DEPTH = 3  # levels of folders that are looked into for runs: a folder of comparisons, one of them, its runs, a run
 
 _held: dict[Path, tuple[int, int]] = {}  # absolute folder -> device and inode
 
@@ -291,21 +293,43 @@ def list_names(folder: Path) -> list[str]:
             return []
 
 
-def folders_with(folder: Path, *names: str) -> list[Path]:
-    """A folder itself, if it holds something of one of these names; else those of its folders that do, two deep.
+def printable(path: Path) -> str:
+    """A path as a terminal may show it: a stranger's names may hold what moves the cursor."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in str(path))
 
-    In the order of their paths, with numbers by size: seed2 before seed10. What cannot be read has none.
+
+def folders_with(folder: Path, *names: str) -> list[Path]:
+    """A folder itself, if it holds something of one of these names; else those in it that do, `DEPTH` levels down.
+
+    Each once, be there links to it; in the order of their paths, with numbers by size: seed2 before seed10. What cannot
+    be read has none.
     """
 
-    def found(place: Path, depth: int) -> list[Path]:
+    def found(place: Path, depth: int) -> Iterator[Path]:
         if any(exists(place / name) for name in names):
-            return [place]
-        with contextlib.suppress(OSError):
-            inner = [entry for entry in place.iterdir() if depth and entry.is_dir()]
-            return [one for entry in sorted(inner, key=_by_numbers) for one in found(entry, depth - 1)]
-        return []
+            yield place
+        elif depth:
+            with contextlib.suppress(OSError):
+                for entry in sorted(place.iterdir(), key=_by_numbers):
+                    if _is_folder(entry):
+                        yield from found(entry, depth - 1)
 
-    return found(folder, 2)
+    return each_place(found(folder, DEPTH))
+
+
+def each_place(paths: Iterable[Path]) -> list[Path]:
+    """Of paths that lead to the same place the first."""
+    places: dict[str, Path] = {}
+    for path in paths:
+        places.setdefault(os.path.realpath(path), path)
+    return list(places.values())
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # a link into what may not be looked into
+        return False
 
 
 def _by_numbers(path: Path) -> list[tuple[int, str]]:

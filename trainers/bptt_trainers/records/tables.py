@@ -50,6 +50,7 @@ def read_rows(
     make: Callable[[Line], T],
     *,
     columns: Sequence[str] | None = None,
+    further: bool = False,
     missing_ok: bool = False,
     cut_short: bool = False,
     remedy: str = "",
@@ -60,6 +61,7 @@ def read_rows(
         path: the file.
         make: from a line to a row, such as `reader_of` a dataclass; ValueError says that the line is none.
         columns: all that the file must have, in this order. None: any.
+        further: whether it may have others after these.
         missing_ok: take no file for one without rows.
         cut_short: leave out a last line that does not end, as a kill may leave it.
         remedy: a sentence on what to do about a file that cannot be read.
@@ -71,7 +73,7 @@ def read_rows(
         text = read_text(path)
         reader = csv.DictReader(io.StringIO(text.rpartition("\n")[0] if cut_short else text, newline=""))
         found = list(reader.fieldnames or ())
-        if columns is not None and found != list(columns):
+        if columns is not None and found[: len(columns) if further else None] != list(columns):
             raise ValueError(f"its columns are {', '.join(found) or 'none'}, not {', '.join(columns)}")
         rows = []
         for line in reader:

@@ -66,6 +66,7 @@ class Books:
         self._differences = differences
         self._claim = Claim(self.config_path, "run", differences)
         self._size = 0  # bytes of metrics.csv that are of finished epochs
+        self._own: tuple[str, ...] = ()  # its columns of the learner's own numbers: those that it was begun with
         self._loadable: frozenset[str] = frozenset()  # kinds of values that were seen to come back
 
     def exists(self) -> bool:
@@ -188,18 +189,20 @@ class Books:
             RunFolderError: if one cannot be written; the earlier epochs stand.
         """
         if self._size == 0:
-            data = to_csv([row]).encode()
+            self._own = tuple(row.own)
+            data = to_csv([row], self._own).encode()
             write_atomic(self.metrics_path, data)
             size = len(data)
         else:
-            size = append(self.metrics_path, to_csv([row], header=False).encode(), at=self._size)
+            size = append(self.metrics_path, to_csv([row], self._own, header=False).encode(), at=self._size)
         self.save("last", state)
         self._size = size
 
     def rewind_metrics(self, epoch: int) -> list[EpochMetrics]:
         """Drop the lines after `epoch`, which a killed run had written ahead of its checkpoint."""
         rows = [row for row in read_csv(self.metrics_path) if row.epoch <= epoch]
-        data = to_csv(rows).encode()
+        self._own = tuple(rows[0].own) if rows else ()
+        data = to_csv(rows, self._own).encode()
         write_atomic(self.metrics_path, data)  # also where nothing is dropped: a file of our own, whatever was linked
         self._size = len(data)
         return rows

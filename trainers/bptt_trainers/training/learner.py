@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -31,6 +31,7 @@ class Update:
         direction_norm: norm of the direction before clipping; NaN for none.
         objection: why nothing was changed, in words, such as "the loss is nan"; None: the update was made.
         sign_agreement, cosine: of R and M, if the update measured them.
+        own: numbers of the learner's own, by names of its `OWN`.
     """
 
     seconds: float
@@ -40,6 +41,7 @@ class Update:
     objection: str | None = None
     sign_agreement: float = _NAN
     cosine: float = _NAN
+    own: Mapping[str, float] = field(default_factory=dict)
 
 
 class Learner(ABC):
@@ -49,7 +51,10 @@ class Learner(ABC):
         system: the physics, whose loss judges.
         train_states: start states over which the training loss is taken, (N, *state_shape).
         test_states: held-out start states, (M, *state_shape).
+        OWN: names of the numbers of its own that updates give: a mean of each is kept with every epoch.
     """
+
+    OWN: ClassVar[tuple[str, ...]] = ()
 
     system: System
     train_states: Tensor

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, astuple, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from bptt_trainers.records.curve import Curve, CurvePoint
-from bptt_trainers.records.tables import columns_of, csv_text, read_rows, reader_of
+from bptt_trainers.records.tables import Line, cells_of, columns_of, csv_text, read_rows
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class EpochMetrics:
         simulator_steps: steps of the physics taken for training so far.
         seconds: time spent on updates so far, evaluation and files not counted; of a member of an ensemble, its
             share.
+        own: numbers of the learner's own by name, means over the updates, such as the critic_loss of SHAC.
     """
 
     epoch: int
@@ -38,14 +39,18 @@ class EpochMetrics:
     skipped: int
     simulator_steps: int
     seconds: float
+    own: Mapping[str, float] = field(default_factory=dict)
 
 
-COLUMNS = columns_of(EpochMetrics)
+COLUMNS = columns_of(EpochMetrics)[:-1]
 
 
-def to_csv(rows: Sequence[EpochMetrics], header: bool = True) -> str:
-    """The rows as CSV text."""
-    return csv_text(COLUMNS, map(astuple, rows), header=header)
+def to_csv(rows: Sequence[EpochMetrics], own: Sequence[str] = (), *, header: bool = True) -> str:
+    """The rows as CSV text, with columns of the learner's own numbers of these names after the others."""
+    cells = (
+        [*(getattr(row, name) for name in COLUMNS), *(row.own.get(name, math.nan) for name in own)] for row in rows
+    )
+    return csv_text((*COLUMNS, *own), cells, header=header)
 
 
 def read_csv(path: Path) -> list[EpochMetrics]:
@@ -54,15 +59,22 @@ def read_csv(path: Path) -> list[EpochMetrics]:
     Raises:
         RunFolderError: if it cannot be read or has other columns.
     """
-    return read_rows(path, reader_of(EpochMetrics), columns=COLUMNS, cut_short=True)
+    cells = cells_of(EpochMetrics, COLUMNS)
+
+    def read(line: Line) -> EpochMetrics:
+        own = {name: float(value) for name, value in line.items() if name not in COLUMNS}
+        return EpochMetrics(**cells(line), own=own)
+
+    return read_rows(path, read, columns=COLUMNS, further=True, cut_short=True)
 
 
 def scalars(row: EpochMetrics) -> dict[str, float]:
     """The numbers of an epoch that are any, by the tags that TensorBoard and trackers know them by."""
-    values = {name: value for name, value in asdict(row).items() if name != "epoch" and not math.isnan(value)}
+    values = {name: getattr(row, name) for name in COLUMNS if name != "epoch"} | dict(row.own)
     return {
         f"{'loss' if name.endswith('_loss') else 'train'}/{name.removesuffix('_loss')}": value
         for name, value in values.items()
+        if not math.isnan(value)
     }
 
 

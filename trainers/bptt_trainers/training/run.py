@@ -230,16 +230,18 @@ class Run:
                 f"the loss over the training states is {train_loss} after epoch {epoch}.{self._advice()}"
             )
         norms = [update.direction_norm for update in updates if update.objection is None]
+        own = {name: [update.own[name] for update in updates if name in update.own] for name in self.learner.OWN}
         return EpochMetrics(
             epoch=epoch,
             train_loss=train_loss,
             test_loss=(yield from self._loss(self.test_states)),
-            direction_norm=sum(norms) / len(norms) if norms else _NAN,
+            direction_norm=_mean(norms),
             sign_agreement=updates[0].sign_agreement,
             cosine=updates[0].cosine,
             skipped=len(updates) - len(norms),
             simulator_steps=before.simulator_steps + sum(update.simulator_steps for update in updates),
             seconds=self.seconds,
+            own={name: _mean(values) for name, values in own.items()},
         )
 
     def _loss(self, states: Tensor) -> Generator[Query, None, float]:
@@ -273,7 +275,8 @@ class Run:
         if not self.history:
             train_loss = yield from self._loss(self.learner.train_states)
             test_loss = yield from self._loss(self.test_states)
-            self._finish_epoch(EpochMetrics(0, train_loss, test_loss, _NAN, _NAN, _NAN, 0, 0, 0.0))
+            own = dict.fromkeys(self.learner.OWN, _NAN)
+            self._finish_epoch(EpochMetrics(0, train_loss, test_loss, _NAN, _NAN, _NAN, 0, 0, 0.0, own))
 
     def _agreed(self, standing: Standing | None) -> Standing | None:
         """Where the run stands for all processes that train it: where the first has found it."""
@@ -328,3 +331,8 @@ class Run:
     def _call(self, hook: str, *arguments: Any) -> None:
         for callback in self.callbacks:
             getattr(callback, hook)(self, *arguments)
+
+
+def _mean(values: Sequence[float]) -> float:
+    """The mean, NaN of none."""
+    return sum(values) / len(values) if values else _NAN

@@ -34,6 +34,8 @@ class SAPOLearner(SHACLearner):
 
     config: SAPOConfig
 
+    OWN = (*SHACLearner.OWN, "temperature", "entropy")
+
     _soft = True
 
     @property
@@ -71,16 +73,18 @@ class SAPOLearner(SHACLearner):
         self._set_temperature()
 
     @torch.no_grad()
-    def _go_on(self, number: int) -> None:
+    def _go_on(self, number: int) -> dict[str, float]:
         """Learn from the windows, and what their entropy is worth from then on."""
-        super()._go_on(number)
+        own = super()._go_on(number) | {"temperature": self._end.temperature}
         system, trajectory = self.choice.engine.system, self._trajectory
         assert isinstance(system, AugmentedSystem)
         going_on = ~self.window.episode_over(system.inner(trajectory.states[:-1]))
         entropies: Tensor = system.entropies(trajectory.actions)[going_on]
         if len(entropies) and bool(entropies.isfinite().all()):
+            own["entropy"] = float(entropies.mean())
             self._temperature_optimizer.step((entropies.mean() - self.wanted_entropy).view(1))
             self._set_temperature()
+        return own
 
     def state_dict(self) -> Checkpoint:
         """That of SHAC, with the weight of the entropy and its optimizer."""

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ from bptt_trainers.training.optimizer import Optimizer
 from bptt_trainers.training.queries import DirectionQuery, Query
 from bptt_trainers.training.shac_config import SHACConfig
 from bptt_trainers.training.start_states import ORDER, WEIGHTS, stream_seed
-from bptt_trainers.training.window import EndValue, Window, window_steps
+from bptt_trainers.training.window import EndValue, Window, updates_per_epoch, window_steps
 
 CRITIC = 1  # part of the stream of weights: those of the critic
 MEASURED = 0.1  # share that the targets of an update have in the unit of the critic's values
@@ -61,6 +62,8 @@ class SHACLearner(BPTTLearner):
     """
 
     config: SHACConfig
+
+    OWN: ClassVar[tuple[str, ...]] = ("critic_loss",)
 
     _critics = 1
     """Perceptrons of the critic."""
@@ -101,9 +104,9 @@ class SHACLearner(BPTTLearner):
 
     @property
     def updates_per_epoch(self) -> int:
-        """Updates of one epoch, which has about as many steps as its start states have episodes."""
-        config, horizon = self.config, self.system.horizon
-        return max(1, round(config.train_states * horizon / (config.batch_size * window_steps(horizon, config.window))))
+        """Updates of one epoch."""
+        config = self.config
+        return updates_per_epoch(config.train_states, config.batch_size, self.system.horizon, config.window)
 
     def begin(self) -> None:
         """Seed torch, and start with an untrained critic and no episode under way."""
@@ -136,7 +139,7 @@ class SHACLearner(BPTTLearner):
         objection = self._objection(query)
         if objection is None:
             self._optimizer.step(number, query.direction, query.norm)
-        self._go_on(number)
+        own = self._go_on(number)
         return Update(
             seconds=seconds + query.seconds + time.perf_counter() - begin,
             simulator_steps=steps,
@@ -145,6 +148,7 @@ class SHACLearner(BPTTLearner):
             objection=objection,
             sign_agreement=query.sign_agreement,
             cosine=query.cosine,
+            own=own,
         )
 
     def _passes(
@@ -208,8 +212,8 @@ class SHACLearner(BPTTLearner):
         return states
 
     @torch.no_grad()
-    def _go_on(self, number: int) -> None:
-        """Learn from the windows, and keep where they ended."""
+    def _go_on(self, number: int) -> dict[str, float]:
+        """Learn from the windows, and keep where they ended; numbers of `OWN`."""
         system, trajectory = self.choice.engine.system, self._trajectory
         states, actions, entropies = trajectory.states, trajectory.actions, None
         if isinstance(system, AugmentedSystem):
@@ -219,9 +223,10 @@ class SHACLearner(BPTTLearner):
         if len(found.targets):
             self._gather(found)
             self._measure(found, MEASURED)
-            self._fit(found, number)
+            left = self._fit(found, number)
             self._slow.follow()
         self._leave_at(states[-1])
+        return {"critic_loss": left} if len(found.targets) else {}
 
     # What is learnt from them
 
@@ -256,11 +261,12 @@ class SHACLearner(BPTTLearner):
         for critic in (self.critic, self._slow.network):
             critic.measure(found.targets, share)
 
-    def _fit(self, found: Experience, number: int) -> None:
-        """Fit the critic to its targets, by steps in the mean square of what is left, in its unit."""
+    def _fit(self, found: Experience, number: int) -> float:
+        """Fit the critic to its targets, by steps in the mean square of what is left, in its unit; that before it."""
         config, critic = self.config, self.critic
         inputs = critic.inputs(found.observations, found.left)
         wanted = (found.targets - critic.middle) / critic.unit
+        before = float((critic.relative(inputs) - wanted).square().mean())
         generator = torch.Generator().manual_seed(stream_seed(ORDER, config.seed, number))
         for _ in range(config.critic_iterations):
             order = torch.randperm(len(wanted), generator=generator).to(wanted.device)
@@ -270,6 +276,7 @@ class SHACLearner(BPTTLearner):
                 norm = float(direction.norm())
                 if self._critic_optimizer.objection(direction, norm) is None:
                     self._critic_optimizer.step(number, direction, norm)
+        return before
 
     # Where it goes on from
 

@@ -37,7 +37,8 @@ class TuneConfig:
 
     methods: tuple[Annotated[str, By(tunable)], ...] = ("C", "PPO")
     """Methods, each with a study of its own: the rules R, M, S, C, C-turned, and those whose feedback decays or is cut,
-    such as "R decay 0.9" and "C every 16"; SHAC, SHAC-M, SHAC-C, SAPO; the estimators LR, TP, AoBG; PPO, SAC."""
+    such as "R decay 0.9" and "C every 16"; SHAC, SAPO, and either by any rule, such as SHAC-C; the
+    estimators LR, TP, AoBG; PPO, SAC."""
 
     trials: Count = 30
     """Trials of each method, the pruned ones among them; the first one is of the settings as they stand."""

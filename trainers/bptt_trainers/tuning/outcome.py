@@ -11,7 +11,8 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from bptt_envs.checks import string
-from bptt_trainers.comparison.methods import BPTT, get_method
+from bptt_trainers.comparison.methods import BPTT, get_method, method_name
+from bptt_trainers.host.user_code import split_id
 from bptt_trainers.presets.presets import Preset
 from bptt_trainers.records.claim import Claim, locked
 from bptt_trainers.records.files import understanding, write_atomic
@@ -86,18 +87,37 @@ def write(store: Store) -> Study:
     return study
 
 
-def best_rows(folder: Path) -> dict[str, Preset]:
+def best_rows(folder: Path, env: str) -> dict[str, Preset]:
     """The best row of each method that a study has found one of, as `ComparisonConfig(preset="paper")` overrides it.
 
+    Args:
+        folder: of the study.
+        env: id of the environment that they are for, or MODULE:ID.
+
     Raises:
-        RunFolderError: if the folder is of no study, or its preset.json cannot be read.
+        RunFolderError: if the folder is of no study, or its preset.json cannot be read or is of settings that there are
+            none of.
+        ValueError: if the study is of another environment.
     """
     stored = Claim(folder / ROWS, "tuning").read()
     with understanding(folder / ROWS):
-        rows = {string("method", method): as_row(dict(one["row"])) for method, one in stored["rows"].items()}
-        for method in rows:
-            get_method(method)
+        studied = string("env", stored["env"])
+        rows = {method_name("method", name): as_row(dict(one["row"])) for name, one in stored["rows"].items()}
+    if split_id(studied)[1] != split_id(env)[1]:
+        raise ValueError(f"{folder} is a study of {studied}; got {env}, for which its rows were not tuned.")
     return rows
+
+
+def studied(folder: Path) -> str:
+    """What the rows of a study were tuned for, in words.
+
+    Raises:
+        RunFolderError: as `best_rows`.
+    """
+    stored = Claim(folder / ROWS, "tuning").read()
+    with understanding(folder / ROWS):
+        options = "".join(f", {name}={value}" for name, value in dict(stored["env_options"]).items())
+        return f"{stored['env']}{options}, {int(stored['steps']):,} simulator steps a run"
 
 
 def study_of(store: Store) -> Study:
