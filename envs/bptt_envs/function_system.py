@@ -103,11 +103,14 @@ class FunctionSystem(System):
         if isinstance(self.transition, nn.Module):
             held = {**dict(self.transition.named_parameters()), **dict(self.transition.named_buffers())}
             constants = {name: _as_constant(one, state.dtype) for name, one in held.items()}
-            return functional_call(self.transition, constants, (state, action))  # type: ignore[no-any-return]
-        try:
-            following = self.transition(state, action)
-        except TypeError as error:
-            raise TypeError(f"step fails on tensors: {str(error).splitlines()[0]} {OF_TORCH}") from error
+            following: Any = functional_call(self.transition, constants, (state, action))
+        else:
+            try:
+                following = self.transition(state, action)
+            except TypeError as error:
+                if "torch.Tensor" not in str(error):  # a function of JAX says that it was given one
+                    raise
+                raise TypeError(f"step does not take tensors: {str(error).splitlines()[0]} {OF_TORCH}") from error
         if not isinstance(following, Tensor):
             raise TypeError(f"step must give the next states; got {checks.shown(following)}. {OF_TORCH}")
         return following

@@ -91,9 +91,26 @@ def test_a_world_model_that_learns_meanwhile_is_followed():
     )
 
 
-@pytest.mark.parametrize("step", [lambda state, action: action.tolist(), lambda state, action: state + "1"])
+def no_tensors(state, action):
+    raise TypeError("argument 0 of type <class 'torch.Tensor'> is no valid JAX type.")
+
+
+class Listed(nn.Module):
+    def forward(self, state, action):
+        return state.tolist()
+
+
+@pytest.mark.parametrize("step", [lambda state, action: action.tolist(), no_tensors, Listed()])
 def test_a_step_that_is_not_in_torch_is_refused_in_words(step):
-    with pytest.raises(TypeError, match=r"^step (fails on|must give) .*of a function in JAX, jax_step"):
+    with pytest.raises(TypeError, match=r"^step (does not take|must give) .*of a function in JAX, jax_step"):
+        directions(foreign(step), "R", "adjoint", torch.float32)
+
+
+def test_a_mistake_within_a_step_stays_what_it_is():
+    def step(state, action):
+        return state + "1"
+
+    with pytest.raises(TypeError, match="unsupported operand"):
         directions(foreign(step), "R", "adjoint", torch.float32)
 
 
