@@ -14,6 +14,7 @@ import torch
 from tyro.conf import Suppress
 
 from bptt_envs import System
+from bptt_envs.arguments import KnownArguments
 from bptt_envs.checks import each_once
 from bptt_envs.registration import system_class
 from bptt_envs.settings import Count, Positive, Seed, read
@@ -53,7 +54,7 @@ COMPARISON = "comparison.json"  # in the folder of a comparison: what it is of
 
 
 @dataclass(frozen=True)
-class ComparisonConfig:
+class ComparisonConfig(KnownArguments):
     """Settings of a comparison.
 
     Raises:
