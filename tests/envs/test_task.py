@@ -116,6 +116,20 @@ def test_costs_are_checked_as_those_of_a_system(costs, message):
         check_system(Task(CartPole(), **costs))
 
 
+@pytest.mark.parametrize(
+    ("name", "function", "takes"),
+    [
+        ("running_cost", lambda s, a: 0.0, r"state, action, next_state\), each a batch; got one of \(s, a\)"),
+        ("final_cost", lambda s, a: 0.0, r"state\), each a batch; got one of \(s, a\)"),
+        ("terminated", lambda: False, r"state\), each a batch; got one of \(\)"),
+    ],
+)
+def test_a_function_of_another_number_of_arguments_is_told_which_it_gets(name, function, takes):
+    with pytest.raises(TypeError, match=rf"{name} must be a function of \({takes}"):
+        gym.make("DiffIntegrator-v0", **{name: function})
+    assert Task(Integrator(), final_cost=torch.sum).own_costs  # no signature to look at
+
+
 def test_gymnasium_passes_costs_on():
     env = gym.make("DiffIntegrator-v0", horizon=2, final_cost=distance, running_cost=effort).unwrapped
     env.reset(options={"state": [0.0]})
