@@ -14,6 +14,7 @@ from bptt_trainers import Ensemble, NonFiniteError, RunFolderError, held_out_sta
 from bptt_trainers.comparison.compare import ComparisonConfig, compare
 from bptt_trainers.comparison.figure import curves_figure
 from bptt_trainers.comparison.methods import BPTT, METHODS, Baseline, Budget, get_method
+from bptt_trainers.comparison.notes import unequal_actions, unequal_steps
 from bptt_trainers.comparison.runs import member_folder
 from bptt_trainers.comparison.summary import method_rows, run_rows, summarize, to_markdown
 from bptt_trainers.comparison.sweep import SweepConfig
@@ -180,6 +181,8 @@ def test_every_method_is_judged_on_the_same_states(finished):
     assert comparison.curves["C", 1][-1].test_loss == pytest.approx(loss, rel=1e-6)
     for method in ("C", "PPO"):
         assert [point.simulator_steps for point in comparison.curves[method, 0]] == [0, 64, 128]
+    assert {cell.method: cell.steps for cell in config.cells} == {"C": 128, "PPO": 128, "zero": 0, "random": 0}
+    assert not unequal_steps(config.cells)
 
 
 def test_the_files_hold_what_the_result_says(finished):
@@ -409,26 +412,48 @@ def test_threads_are_put_back(finished):
     ],
 )
 def test_methods_that_act_in_ranges_beside_some_that_act_without_bounds_are_named(methods, env, options, said):
-    found = ComparisonConfig(env=env, env_options=options, methods=methods).unequal_actions
+    found = unequal_actions(ComparisonConfig(env=env, env_options=options, methods=methods).cells)
     assert said in found
     assert bool(found) == bool(said)
 
 
+@pytest.mark.parametrize(
+    ("methods", "steps", "said"),
+    [
+        (("R", "C", "PPO", "zero"), 10_000, "not 10,000 but: R, C 12,800; PPO 10,240. Losses at the end are not after"),
+        (("R", "C", "PPO", "SAC"), 500_000, "not 500,000 but: R, C 499,200; PPO 501,760; SAC 200,000. Losses"),
+        (("C", "zero"), 2_000, "not 2,000 but: C 6,400."),
+        (("C", "PPO"), 640_000, ""),
+    ],
+)
+def test_a_budget_that_whole_epochs_and_updates_do_not_meet_is_said_with_what_they_take(methods, steps, said):
+    own = {"R": {"train_states": 64}, "C": {"train_states": 64}}
+    own["PPO"] = {"num_envs": 16, "n_steps": 160, "batch_size": 128}
+    overrides = {name: own[name] for name in methods if name in own}
+    config = ComparisonConfig(methods=methods, steps=steps, env_options={"horizon": 100}, overrides=overrides)
+    found = unequal_steps(config.cells)
+    assert said in found
+    assert bool(found) == bool(said)
+    assert found.endswith("compare the curves.") == ("Losses" in said)
+
+
 def test_methods_that_are_bounded_otherwise_are_not_said_to_act_freely():
     free = ComparisonConfig(methods=("C", "PPO"), overrides={"C": {"squash": True}})
-    assert not free.unequal_actions
-    assert not ComparisonConfig(methods=("SAPO", "PPO")).unequal_actions
+    assert not unequal_actions(free.cells)
+    assert not unequal_actions(ComparisonConfig(methods=("SAPO", "PPO")).cells)
     some = SweepConfig(methods=("C", "PPO"), env_grid={"max_force": (50.0, None)})
-    assert "no bounds, those of PPO are from -50 to 50, those of C any" in some.unequal_actions
+    assert "no bounds, those of PPO are from -50 to 50, those of C any" in unequal_actions(some.cells)
 
 
 def test_the_table_says_that_actions_have_no_bounds(finished):
     config, comparison = finished
-    assert config.unequal_actions
-    assert comparison.table.endswith(f"{config.unequal_actions}\n")
+    said = unequal_actions(config.cells)
+    assert said
+    assert comparison.table.endswith(f"{said}\n")
+    assert json.loads((config.out / "comparison.json").read_text())["notes"] == list(config.notes)
     points = SweepConfig(methods=("C", "PPO"), env_grid={"max_force": (None, 50.0)})
-    assert "those of PPO are" in points.unequal_actions
-    assert not replace(points, env_grid={"max_force": (20.0, 50.0)}).unequal_actions
+    assert "those of PPO are" in unequal_actions(points.cells)
+    assert not unequal_actions(replace(points, env_grid={"max_force": (20.0, 50.0)}).cells)
 
 
 def test_the_command_line_comes_from_the_configuration(capsys):

@@ -33,8 +33,10 @@ def test_they_are_compared_by_the_same_steps_and_on_the_same_states(tmp_path):
     )
     comparison = compare(config, progress=False)
     horizon = config.budget.horizon
+    taken = {cell.method: cell.steps for cell in config.cells}
     for name in METHODS_IN_WINDOWS:
         curve = comparison.curves[name, 0]
+        assert curve[-1].simulator_steps == taken[name]
         assert curve[-1].simulator_steps == pytest.approx(256 + 8 * horizon, rel=0.2)  # 8 episodes to begin with
         folder = RunFolder(member_folder(tmp_path, name, 0))
         stored = folder.train_config()

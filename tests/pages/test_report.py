@@ -110,6 +110,11 @@ def test_a_comparison_is_told_as_far_as_it_went(several):
         "Episodes: PPO, the run that ends lowest",  # zero leaves no controller
     ]
     assert {"loss at the end", "PPO", "zero"} <= set(said)
+    assert "A comparison on DiffCartPole-v0, horizon=6, judged by the final loss." in said
+    assert said[said.index("settings.PPO.observe_time") + 1] == "always"
+    note = next(one for one in said if one.startswith("Losses are means"))
+    for beside in ("are trained together", "the simulator steps of a run are not 200 but:", "actions have no bounds"):
+        assert beside in " ".join(note.split())
 
 
 def test_runs_of_one_environment_are_told_side_by_side(several):
@@ -166,11 +171,19 @@ def test_of_a_folder_of_runs_and_comparisons_all_are_told(place):
     assert {str(place / "a run"), str(place / "versus")} <= set(page)
 
 
-def test_a_sweep_is_told_with_its_table(tmp_path):
-    (tmp_path / "sweep.json").write_text('{"env": "DiffCartPole-v0", "seeds": [0]}')
-    (tmp_path / "cells.csv").write_text("method,clip,runs,final_loss\nC,norm,3,0.123456\n")
+def test_a_sweep_is_told_with_its_table_and_the_settings_in_which_cells_differ(tmp_path):
+    cells = {"C, clip=none": {"clip": "none", "rule": "C"}, "C, clip=norm": {"clip": "norm", "rule": "C"}}
+    stored = {"env": "DiffCartPole-v0", "seeds": [0], "settings": cells, "objective": "final", "notes": ["Beware."]}
+    (tmp_path / "sweep.json").write_text(json.dumps(stored))
+    losses = ",".join(f"{name}_loss{end}" for name in ("final", "best") for end in ("", "_low", "_high"))
+    (tmp_path / "cells.csv").write_text(
+        f"method,clip,runs,simulator_steps,seconds,{losses},climbed_back\nC,norm,3,10,1.5,0.123,0.1,0.2,0.1,0.1,0.1,1\n"
+    )
     said = words(told(tmp_path, "--out", tmp_path / "sweep.html"))
-    assert {"A sweep on DiffCartPole-v0.", "norm", "0.123"} <= set(said)
+    assert {"A sweep on DiffCartPole-v0, judged by the final loss.", "norm", "0.12 (0.1 to 0.2)", "1/3"} <= set(said)
+    assert {"settings.C.rule", "settings.C, clip=none.clip", "settings.C, clip=norm.clip"} <= set(said)
+    assert not {"settings.C.clip", "settings.C, clip=norm.rule"} & set(said)
+    assert any(one.endswith("Beware.") for one in said)
 
 
 def test_what_is_handed_in_is_shown_letter_for_letter():

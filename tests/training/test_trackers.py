@@ -3,9 +3,11 @@
 import json
 import os
 import socket
+import sqlite3
 import sys
 import time
 import types
+from contextlib import closing
 from dataclasses import replace
 
 import pytest
@@ -233,15 +235,92 @@ def test_one_process_at_a_time_makes_the_file_of_mlflow(nothing_said, stores, tm
 
     path, make = stores / "mlflow.db", mlflow.MlflowClient
 
-    def alone():
+    def alone(*arguments, **options):
         with pytest.raises(Timeout):
             FileLock(f"{path}.lock", timeout=0.0).acquire()
-        return make()
+        return make(*arguments, **options)
 
     monkeypatch.setattr(mlflow, "MlflowClient", alone)
     trainer(tmp_path / "run", "mlflow").fit()
     assert (tmp_path / "run" / "mlflow.json").exists()
     FileLock(f"{path}.lock", timeout=0.0).acquire().lock.release()
+
+
+def tables(path):
+    with closing(sqlite3.connect(path)) as database:
+        return {name for (name,) in database.execute("SELECT name FROM sqlite_master")} if path.exists() else set()
+
+
+def made_by(monkeypatch, meanwhile=lambda: None):
+    """MLflow makes its file, of two tables; between them `meanwhile` happens."""
+    import mlflow
+
+    def make(tracking_uri=None):
+        if tracking_uri is None:
+            raise ConnectionError("it is made")
+        with closing(sqlite3.connect(tracking_uri.removeprefix("sqlite:///"))) as database:
+            database.execute("CREATE TABLE first (a)")
+            meanwhile()
+            database.execute("CREATE TABLE second (a)")
+
+    monkeypatch.setattr(mlflow, "MlflowClient", make)
+
+
+@pytest.mark.parametrize("there", [False, True])  # an empty file, as one that was stopped earlier may have left
+def test_ctrl_c_while_mlflow_makes_its_file_leaves_none_that_is_half_made(
+    nothing_said, tmp_path, monkeypatch, capsys, there
+):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    path = tmp_path / "mlflow.db"
+    if there:
+        path.touch()
+
+    def stop():
+        raise KeyboardInterrupt
+
+    made_by(monkeypatch, stop)
+    with pytest.raises(KeyboardInterrupt):
+        trainer(tmp_path / "run", "mlflow").fit()
+    assert tables(path) == set()
+    assert "MLflow makes mlflow.db, once" in capsys.readouterr().err
+    made_by(monkeypatch)
+    with pytest.warns(UserWarning, match="it is made"):
+        trainer(tmp_path / "run", "mlflow").fit()
+    assert tables(path) == {"first", "second"}
+
+
+def test_a_file_of_mlflow_that_another_process_makes_meanwhile_is_left_as_it_is(nothing_said, tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    path = tmp_path / "mlflow.db"
+
+    def theirs():
+        with closing(sqlite3.connect(path)) as database:
+            database.execute("CREATE TABLE theirs (a)")
+
+    made_by(monkeypatch, theirs)
+    with pytest.warns(UserWarning, match="it is made"):
+        trainer(tmp_path / "run", "mlflow").fit()
+    assert tables(path) == {"theirs"}
+
+
+def test_a_file_that_mlflow_cannot_use_is_named_as_the_one_to_delete(nothing_said, tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    (tmp_path / "mlflow.db").write_text("half of a database" * 100)
+    words = r"mlflow\.db cannot be used \(.*not a database.*\)\. If MLflow was stopped while .* delete it"
+    with pytest.warns(UserWarning, match=words):
+        assert trainer(tmp_path / "run", "mlflow").fit()[-1].epoch == 3
+
+
+def test_a_tracker_that_had_not_begun_is_told_nothing_of_the_end(tmp_path):
+    class Late(Moody):
+        def begin(self, identity, config):
+            raise KeyboardInterrupt
+
+    run = trainer(tmp_path)
+    run.callbacks += [Late(run), tracker := Moody(run)]
+    with pytest.raises(KeyboardInterrupt):
+        run.fit()
+    assert not hasattr(tracker, "told")
 
 
 @pytest.mark.parametrize("said", ['{"run": "../another", "epoch": 1}', '{"run": "one"}', "[]", "{"])

@@ -4,32 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 from tyro.conf import Suppress
 
-from bptt_envs import System
 from bptt_envs.arguments import KnownArguments
 from bptt_envs.checks import each_once
 from bptt_envs.registration import system_class
 from bptt_envs.settings import Count, Positive, Seed, read
 from bptt_trainers.comparison.figure import curves_figure
-from bptt_trainers.comparison.methods import (
-    BPTT,
-    RL,
-    Budget,
-    MethodName,
-    Planned,
-    by_rule,
-    get_method,
-    method_name,
-    settings_of_today,
-)
+from bptt_trainers.comparison.methods import Budget, MethodName, by_rule, method_name, settings_of_today
+from bptt_trainers.comparison.notes import notes_of
 from bptt_trainers.comparison.runs import Cell, train
 from bptt_trainers.comparison.summary import RunSummary, method_rows, run_rows, summarize, to_markdown
 from bptt_trainers.figures.style import plain_text, save_figure
@@ -49,6 +37,8 @@ from bptt_trainers.training.config import Record, TrainConfig
 CHANGEABLE = ("methods", "seeds", "grid", "env_grid", "losses", "together", "jobs", "executor", "preset", "record")
 
 DEFAULTS = json.loads(json.dumps(asdict(TrainConfig())))  # of settings that are younger than a folder
+
+TOLD = ("objective", "notes")  # in comparison.json beside settings, for readers
 
 COMPARISON = "comparison.json"  # in the folder of a comparison: what it is of
 
@@ -126,25 +116,9 @@ class ComparisonConfig(KnownArguments):
         self.budget.make_system()  # of methods that have no settings of it
 
     @cached_property
-    def unequal_actions(self) -> str:
-        """Which methods act in a range beside which that act without bounds, in words; "" if all act alike."""
-        free = [cell for cell in self.cells if isinstance(get_method(cell.method), (BPTT, Planned))]
-        kept = [cell for cell in self.cells if cell.method == "random" or isinstance(get_method(cell.method), RL)]
-        free = [cell for cell in free if not cell.settings().get("squash")] if kept else []
-        if not free:
-            return ""
-        systems = {repr(cell.budget): cell.budget for cell in free}
-        open_ones = {key: one for key, budget in systems.items() if not _is_bounded(one := budget.make_system())}
-        free, kept = ([cell for cell in some if repr(cell.budget) in open_ones] for some in (free, kept))
-        if not free or not kept:
-            return ""
-        system = open_ones[repr(free[0].budget)]
-        ranges = {(float(low), float(high)) for low, high in zip(*map(torch.flatten, system.action_range), strict=True)}
-        span = "in a nominal range" if len(ranges) > 1 else "from {:g} to {:g}".format(*ranges.pop())
-        names = [", ".join(dict.fromkeys(cell.method for cell in some)) for some in (kept, free)]
-        option = _bounding_option(free[0].budget)
-        way = "" if option is None else f"; the option {option} bounds all alike"
-        return f"Where actions have no bounds, those of {names[0]} are {span}, those of {names[1]} any{way}."
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the table has to know beside it, a sentence or two each."""
+        return notes_of(self.cells, len(self.seeds), self.together)
 
     @property
     def cells(self) -> list[Cell]:
@@ -211,9 +185,7 @@ def _write(
     ]
     rows = method_rows(runs, PLANNERS)
     table = to_markdown(rows, config.losses)
-    if config.together and sum(cell.together for cell in config.cells) * len(config.seeds) > 1:
-        table += "Runs of the update rules are trained together; the seconds of one are its share of all.\n"
-    table += f"{config.unequal_actions}\n" if config.unequal_actions else ""
+    table += "".join(f"{note}\n" for note in config.notes)
     write_atomic(config.out / "curves.csv", to_csv(points).encode())
     write_atomic(config.out / "runs.csv", to_csv(run_rows(runs)).encode())
     write_atomic(config.out / "methods.csv", to_csv(rows).encode())
@@ -224,24 +196,12 @@ def _write(
 
 def _title(config: ComparisonConfig) -> str:
     options = "".join(f", {name}={value}" for name, value in config.env_options.items())
-    objective = config.budget.make_env().system.objective
-    return f"{config.env}{options}, judged by the {objective} loss: median and range over {len(config.seeds)} seeds"
+    judged = f"judged by the {_objective(config)} loss"
+    return f"{config.env}{options}, {judged}: median and range over {len(config.seeds)} seeds"
 
 
-def _is_bounded(system: System) -> bool:
-    """Whether each component of an action has a least and a largest value."""
-    ends = (system.action_low, system.action_high)
-    return all(end is not None and bool(torch.as_tensor(end).isfinite().all()) for end in ends)
-
-
-def _bounding_option(budget: Budget) -> str | None:
-    """The option of an environment that bounds its actions; None if it is not called max_... or not None now."""
-    for name, value in (system_class(budget.env).options() | dict(budget.env_options)).items():
-        if name.startswith("max_") and value is None:
-            with suppress(Exception):  # of a user's own system: it is no option for bounds then
-                if _is_bounded(replace(budget, env_options={**budget.env_options, name: 1.0}).make_system()):
-                    return name
-    return None
+def _objective(config: ComparisonConfig) -> str:
+    return config.budget.make_system().objective
 
 
 def begin(config: ComparisonConfig, name: str, kind: str) -> None:
@@ -256,7 +216,8 @@ def begin(config: ComparisonConfig, name: str, kind: str) -> None:
         RunFolderError: if it holds something else, or settings have changed.
     """
     named = {one.name: getattr(config, one.name) for one in fields(config) if one.name not in ("out", "overrides")}
-    wanted = plain(named | {"settings": config.settings()})
+    told = dict(zip(TOLD, (_objective(config), config.notes), strict=True))
+    wanted = plain(named | told | {"settings": config.settings()})
     methods = {cell.label: cell.method for cell in config.cells}
     claim = Claim(config.out / name, kind, lambda stored, now: _differences(methods, stored, now))
     stored = claim.check(wanted)
@@ -280,4 +241,4 @@ def _differences(methods: Mapping[str, str], stored: dict[str, Any], wanted: dic
     return [in_words(name, old, new) for name, old, new in pairs if not same(old, new)]
 
 
-_APART = (*CHANGEABLE, "settings")
+_APART = (*CHANGEABLE, *TOLD, "settings")

@@ -25,12 +25,15 @@ from bptt_trainers.presets.presets import (
     rule_settings,
 )
 from bptt_trainers.records.curve import Curve, CurvePoint
+from bptt_trainers.rl.config import RLConfig
 from bptt_trainers.training.callbacks import ProgressBar
 from bptt_trainers.training.config import TrainConfig
 from bptt_trainers.training.metrics import learning_curve
 from bptt_trainers.training.run_folder import CONFIGS, of_today
+from bptt_trainers.training.shac_config import SHACConfig
 from bptt_trainers.training.start_states import held_out_states
 from bptt_trainers.training.trainer import Trainer
+from bptt_trainers.training.window import updates_per_epoch, window_steps
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,9 @@ class Method(Protocol):
             ValueError: if an override is unknown or out of range.
         """
 
+    def steps(self, budget: Budget, overrides: Mapping[str, Any]) -> int:
+        """Simulator steps that a run takes, those of the budget rounded to whole epochs and updates; 0 without any."""
+
     def run(self, budget: Budget, overrides: Mapping[str, Any], seed: int, folder: Path, title: str | None) -> Curve:
         """Train, or continue what `folder` holds; `title` names the progress bar, None shows none."""
 
@@ -110,6 +116,11 @@ class BPTT:
         left_out = (*self.GIVEN, *self.HOW)
         settings = {name: value for name, value in chosen.items() if name not in left_out} | {"rule": self.rule}
         return settings | defaults_seen(budget.env, budget.env_options) | self.seen(budget, overrides)
+
+    def steps(self, budget: Budget, overrides: Mapping[str, Any]) -> int:
+        """Those of whole epochs."""
+        config = self.config(budget, overrides)
+        return config.epochs * config.train_states * budget.horizon
 
     def run(self, budget: Budget, overrides: Mapping[str, Any], seed: int, folder: Path, title: str | None) -> Curve:
         """Train, or continue, the run in `folder`."""
@@ -198,6 +209,13 @@ class SHAC(BPTT):
         """The rule, and what differs from the preset."""
         return super().summary.replace("BPTT", f"{self.LEARNER}, windows with a critic", 1)
 
+    def steps(self, budget: Budget, overrides: Mapping[str, Any]) -> int:
+        """Those of whole windows, and of the episodes in which they begin."""
+        config, horizon = self.config(budget, overrides), budget.horizon
+        assert isinstance(config, SHACConfig)
+        updates = updates_per_epoch(config.train_states, config.batch_size, horizon, config.window)
+        return config.batch_size * (config.epochs * updates * window_steps(horizon, config.window) + horizon)
+
 
 def settings_of_today(method: str, stored: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a method in a folder, which may be an earlier version's, as `settings` gives them now."""
@@ -229,12 +247,18 @@ class RL:
         changes = {**self.changes, **overrides}
         return preset(self.method, budget.env, changes, name=budget.preset, options=budget.env_options)
 
+    def steps(self, budget: Budget, overrides: Mapping[str, Any]) -> int:
+        """Those of whole updates, at most its own `max_steps`."""
+        return self._config(budget, overrides).whole_steps
+
     def run(self, budget: Budget, overrides: Mapping[str, Any], seed: int, folder: Path, title: str | None) -> Curve:
         """Train, continue or load the run in `folder`."""
-        from bptt_trainers.rl.config import RLConfig
         from bptt_trainers.rl.sb3 import train_rl  # slow to import, and not always needed
 
-        config = RLConfig(
+        return train_rl(self._config(budget, overrides, seed), folder, progress=title is not None).curve
+
+    def _config(self, budget: Budget, overrides: Mapping[str, Any], seed: int = 0) -> RLConfig:
+        return RLConfig(
             method=self.method,
             env=budget.env,
             env_options=budget.env_options,
@@ -246,7 +270,6 @@ class RL:
             overrides={**self.changes, **overrides},
             record=tuple(name for name in budget.record if name != "diagnostics"),  # those are of the update rules
         )
-        return train_rl(config, folder, progress=title is not None).curve
 
 
 @dataclass(frozen=True)
@@ -266,6 +289,10 @@ class Baseline:
         if overrides:
             raise ValueError(f"a controller that learns nothing has no settings to override; got {dict(overrides)!r}.")
         return {}
+
+    def steps(self, budget: Budget, overrides: Mapping[str, Any]) -> int:
+        """None."""
+        return 0
 
     def run(self, budget: Budget, overrides: Mapping[str, Any], seed: int, folder: Path, title: str | None) -> Curve:
         """Judge it once."""
@@ -292,6 +319,10 @@ class Planned:
     def settings(self, budget: Budget, overrides: Mapping[str, Any]) -> dict[str, Any]:
         """Those of the planner."""
         return planner_settings(self.method, overrides)
+
+    def steps(self, budget: Budget, overrides: Mapping[str, Any]) -> int:
+        """None."""
+        return 0
 
     def run(self, budget: Budget, overrides: Mapping[str, Any], seed: int, folder: Path, title: str | None) -> Curve:
         """Plan once; the seconds are those that it takes."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from bptt_trainers.comparison.methods import BPTT, RL, Budget, get_method
+from bptt_trainers.comparison.methods import BPTT, Budget, get_method
 from bptt_trainers.host.executors import LOCAL, opened
 from bptt_trainers.host.work import Job
 from bptt_trainers.records.claim import same
@@ -56,11 +56,8 @@ class Cell:
 
     @property
     def steps(self) -> int:
-        """Simulator steps that a run takes, but for rounding; 0 if it does not learn."""
-        trained = get_method(self.method)
-        if isinstance(trained, RL):
-            return min(self.budget.steps, int(self.settings()["max_steps"]))
-        return self.budget.steps if isinstance(trained, BPTT) else 0
+        """Simulator steps that a run takes; 0 if it does not learn."""
+        return get_method(self.method).steps(self.budget, self.overrides)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
@@ -31,6 +31,10 @@ SWEEP = "sweep.json"  # in the folder of a sweep: what it is of
 CELLS = "cells.csv"  # there, its table
 
 QUARTILES = {"low": 0.25, "high": 0.75}
+
+READING = f"""Losses are means over the held-out start states, then the median over the runs (quartiles). "Best" is the
+lowest of a run's evaluations, seen in hindsight. A run climbed back if its loss at the end is more than {CLIMB:g} times
+its best."""
 
 
 @dataclass(frozen=True)
@@ -189,7 +193,8 @@ def _write(config: SweepConfig, curves: Mapping[tuple[str, int], Curve]) -> Swee
     return Sweep(config.out, curves, tuple(rows), table)
 
 
-def _markdown(rows: list[Row], config: SweepConfig) -> str:
+def worded_cells(rows: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """The rows of the cells in words and round numbers, for readers; numbers may be texts, as a CSV has them."""
     losses = {"final_loss": "loss at the end", "best_loss": "best loss"}
     numbers = [*losses, *(f"{name}_{which}" for name in losses for which in QUARTILES)]
     numbers += ["simulator_steps", "seconds", "climbed_back"]
@@ -197,17 +202,14 @@ def _markdown(rows: list[Row], config: SweepConfig) -> str:
     for row in rows:
         line = {name: cell for name, cell in row.items() if name not in numbers}
         for name, head in losses.items():
-            middle, low, high = (f"{row[key]:.2g}" for key in (name, f"{name}_low", f"{name}_high"))
+            middle, low, high = (f"{float(row[key]):.2g}" for key in (name, f"{name}_low", f"{name}_high"))
             line[head] = middle if low == high else f"{middle} ({low} to {high})"
         line["climbed back"] = f"{row['climbed_back']}/{row['runs']}"
         lines.append(line)
-    best = min(config.cells, key=lambda cell: float(rows[config.cells.index(cell)]["final_loss"])).label
-    return (
-        f"""{markdown(lines)}
+    return lines
 
-Losses are means over the held-out start states, then the median over the runs (quartiles). "Best" is the lowest of a
-run's evaluations, seen in hindsight. A run climbed back if its loss at the end is more than {CLIMB:g} times its best.
-The least median at the end is that of: {best}.
-{config.unequal_actions}""".rstrip()
-        + "\n"
-    )
+
+def _markdown(rows: list[Row], config: SweepConfig) -> str:
+    best = min(config.cells, key=lambda cell: float(rows[config.cells.index(cell)]["final_loss"])).label
+    notes = "".join(f"{note}\n" for note in config.notes)
+    return f"{markdown(worded_cells(rows))}\n\n{READING}\nThe least median at the end is that of: {best}.\n{notes}"

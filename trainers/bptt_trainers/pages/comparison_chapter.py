@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from bptt_envs.checks import integer, positive
 from bptt_trainers.analysis.trained import trained
-from bptt_trainers.comparison.compare import COMPARISON
+from bptt_trainers.comparison.compare import COMPARISON, TOLD
 from bptt_trainers.comparison.figure import curves_figure
-from bptt_trainers.comparison.methods import method_name
+from bptt_trainers.comparison.methods import METHODS, RL, method_name
 from bptt_trainers.comparison.runs import FINISHED, member_folder
 from bptt_trainers.comparison.summary import READING, method_rows, run_rows, summarize, worded
-from bptt_trainers.comparison.sweep import CELLS, SWEEP
+from bptt_trainers.comparison.sweep import CELLS, SWEEP, worded_cells
+from bptt_trainers.comparison.sweep import READING as CELLS_READING
 from bptt_trainers.pages.page import Chapter, Picture, Section
 from bptt_trainers.pages.run_chapter import episodes_section, settings_rows
 from bptt_trainers.planning.plan import PLANNERS
-from bptt_trainers.records.claim import Claim
+from bptt_trainers.records.claim import Claim, Settings, same
 from bptt_trainers.records.curve import Curve, read_curve
 from bptt_trainers.records.files import RunFolderError, exists, understanding
-from bptt_trainers.records.tables import Row, read_lines
+from bptt_trainers.records.tables import read_lines
+
+SEES_TIME = {"observe_time": "always"}  # of reinforcement learning, which has no setting of it
 
 
 def is_comparison(folder: Path) -> bool:
@@ -41,8 +46,9 @@ def comparison_chapter(folder: Path, title: str) -> Chapter:
         methods = [method_name("methods", one) for one in stored["methods"]]
         seeds = [integer("seeds", one, 0) for one in stored["seeds"]]
         bounds = [positive("losses", one) for one in stored["losses"]]
-        env_id, options, settings = str(stored["env"]), dict(stored["env_options"]), dict(stored["settings"])
+        env_id, options, settings = str(stored["env"]), dict(stored["env_options"]), _apart(stored["settings"])
         steps = integer("steps", stored["steps"], 1)
+        judged, notes = _told(stored)
     places = {(method, seed): member_folder(folder, method, seed) for method in methods for seed in seeds}
     curves: dict[tuple[str, int], Curve] = {
         run: read_curve(place / FINISHED) for run, place in places.items() if exists(place / FINISHED)
@@ -52,7 +58,7 @@ def comparison_chapter(folder: Path, title: str) -> Chapter:
     runs = [summarize(method, seed, curve, bounds) for (method, seed), curve in curves.items()]
     caption = "The median over the runs of a method, and the range from the best to the worst."
     sections = [
-        Section("Methods", rows=worded(method_rows(runs, PLANNERS), bounds), note=READING),
+        Section("Methods", rows=worded(method_rows(runs, PLANNERS), bounds), note=" ".join((READING, *notes))),
         Section("Held-out loss", picture=Picture(curves_figure(curves), caption)),
     ]
     for method in methods:
@@ -60,13 +66,12 @@ def comparison_chapter(folder: Path, title: str) -> Chapter:
         if finals:
             sections += _episodes(places[method, min(finals, key=lambda seed: finals[seed])], method)
     sections.append(Section("Every run", rows=run_rows(runs), folded=True))
-    shown = {name: value for name, value in stored.items() if name != "settings"} | {"settings": settings}
-    sections.append(Section("Settings", rows=settings_rows(shown), folded=True))
+    sections.append(_settings(stored, settings))
     missing = len(places) - len(curves)
     facts = {"methods": f"{len(methods)}", "seeds": f"{len(seeds)}", "simulator steps a run": f"{steps:,}"}
     facts |= {"runs still missing": f"{missing}"} if missing else {}
     asked = "".join(f", {name}={value}" for name, value in options.items())
-    return Chapter(title, f"A comparison on {env_id}{asked}.", facts, sections)
+    return Chapter(title, f"A comparison on {env_id}{asked}{judged}.", facts, sections)
 
 
 def is_sweep(folder: Path) -> bool:
@@ -88,18 +93,41 @@ def sweep_chapter(folder: Path, title: str) -> Chapter:
     lines = read_lines(folder / CELLS)
     if not lines:
         raise RunFolderError(f"{folder} has no {CELLS} yet: nothing can be told of it.")
-    rows: list[Row] = [{name: _short(cell) for name, cell in line.items()} for line in lines]
-    note = "Losses are means over the held-out start states: the median over the runs, low and high their quartiles."
-    sections = [Section("Cells", rows=rows, note=note), Section("Settings", rows=settings_rows(stored), folded=True)]
-    return Chapter(title, f"A sweep on {stored.get('env')}.", {"cells": f"{len(rows)}"}, sections)
+    with understanding(folder / CELLS):
+        rows = worded_cells(lines)
+    with understanding(folder / SWEEP):
+        judged, notes = _told(stored)
+        settings = _apart(stored.get("settings", {}))
+    note = " ".join((CELLS_READING, *notes))
+    sections = [Section("Cells", rows=rows, note=note), _settings(stored, settings)]
+    return Chapter(title, f"A sweep on {stored.get('env')}{judged}.", {"cells": f"{len(rows)}"}, sections)
 
 
-def _short(cell: str) -> str:
-    """A cell of a CSV for a reader: numbers that are no integers in three digits."""
-    try:
-        return cell if cell.isdigit() else f"{float(cell):.3g}"
-    except ValueError:
-        return cell
+def _told(stored: Settings) -> tuple[str, list[str]]:
+    """By what is judged, in words, and the notes beside the table; folders of earlier versions say neither."""
+    objective, notes = (stored.get(name) for name in TOLD)
+    return f", judged by the {objective} loss" if objective else "", [str(note) for note in notes or ()]
+
+
+def _settings(stored: Settings, settings: Settings) -> Section:
+    shown = {name: value for name, value in stored.items() if name not in TOLD} | {"settings": settings}
+    return Section("Settings", rows=settings_rows(shown), folded=True)
+
+
+def _apart(settings: Mapping[str, Settings]) -> Settings:
+    """The settings of cells, those that all cells of a method share by its name, once; the others by the cell's."""
+    cells: dict[str, list[str]] = {}
+    for label in settings:
+        cells.setdefault(label.partition(", ")[0], []).append(label)
+    found: dict[str, dict[str, Any]] = {}
+    for method, labels in cells.items():
+        first, *others = (settings[label] for label in labels)
+        shared = {name: one for name, one in first.items() if all(same(one, of.get(name)) for of in others)}
+        found[method] = shared | (SEES_TIME if isinstance(METHODS.get(method), RL) else {})
+        for label in labels:
+            own = {name: one for name, one in settings[label].items() if name not in shared}
+            found |= {label: own} if own else {}
+    return found
 
 
 def _episodes(folder: Path, method: str) -> list[Section]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
@@ -66,6 +67,17 @@ class RLConfig(KnownArguments):
         return preset(self.method, self.env, self.overrides, name=self.preset, options=self.env_options)
 
     @property
+    def update_steps(self) -> int:
+        """Simulator steps of an update."""
+        settings = self.settings()
+        return int(settings["num_envs"] * settings["train_freq" if "train_freq" in settings else "n_steps"])
+
+    @property
+    def whole_steps(self) -> int:
+        """Simulator steps that it takes: `steps`, rounded up to whole updates."""
+        return math.ceil(self.steps / self.update_steps) * self.update_steps
+
+    @property
     def interval(self) -> int:
         """Simulator steps after which the controller is judged again, at the end of an update."""
         return max(1, self.steps // self.evaluations)
@@ -73,10 +85,9 @@ class RLConfig(KnownArguments):
     @property
     def epochs(self) -> int:
         """How often it is judged in all, but for the untrained controller."""
-        settings = self.settings()
-        update = settings["num_envs"] * settings["train_freq" if "train_freq" in settings else "n_steps"]
+        update = self.update_steps
         before_the_last = (self.steps - 1) // update  # updates, after each of which it may be judged once
-        return int(1 + min(before_the_last, before_the_last * update // self.interval))
+        return 1 + min(before_the_last, before_the_last * update // self.interval)
 
     def judged_system(self) -> System:
         """The system on which the controller is judged, with the observation that it learns from."""

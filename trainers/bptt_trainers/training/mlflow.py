@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
+import sqlite3
+import sys
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
 from filelock import FileLock
+from tqdm import tqdm
 
+from bptt_trainers.records.files import first_line
 from bptt_trainers.training.trackers import PROJECT, Tracker
 
 LONGEST = 6000  # characters of a parameter
@@ -28,7 +33,7 @@ class MLflowTracker(Tracker):
 
     def begin(self, identity: str | None, config: dict[str, Any]) -> tuple[str, bool]:
         """See `Tracker`."""
-        with _alone():
+        with _opening(self.package):
             self._client = self.package.MlflowClient()
             self._id = self._new() if identity is None else identity
             self._client.update_run(self._id, status="RUNNING")
@@ -65,10 +70,49 @@ class MLflowTracker(Tracker):
         self._client.set_terminated(self._id, "FINISHED" if finished else "KILLED")
 
 
-def _alone() -> AbstractContextManager[object]:
-    """Within, no other process of ours makes the file of SQLite, which two at once would spoil; a server needs none."""
+@contextmanager
+def _opening(package: Any) -> Iterator[None]:
+    """Within, MLflow's file of SQLite is there, whole, and no other process of ours opens it; a server needs none.
+
+    Raises:
+        RuntimeError: if the file cannot be used, as those that were left half made by MLflow alone.
+    """
     kind, _, path = os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db").partition(":///")
-    return FileLock(f"{path}.lock") if kind == "sqlite" else nullcontext()
+    if kind != "sqlite":
+        yield
+        return
+    with FileLock(f"{path}.lock"):
+        try:
+            if not Path(path).exists() or not Path(path).stat().st_size:
+                _make(path, package)
+            yield
+        except package.MlflowException:  # says itself what to do
+            raise
+        except Exception as error:
+            raise RuntimeError(
+                f"{path} cannot be used ({first_line(error)}). If MLflow was stopped while it made it, delete it."
+            ) from error
+
+
+def _make(path: str, package: Any) -> None:
+    """Make MLflow's file of SQLite, in one transaction, unless another process has begun one meanwhile.
+
+    MLflow itself takes many and some seconds, and cannot use what an interruption leaves: so it makes one elsewhere.
+    """
+    tqdm.write(f"MLflow makes {path}, once; that takes some seconds", file=sys.stderr)
+    with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        elsewhere = Path(folder) / "mlflow.db"
+        package.MlflowClient(tracking_uri=f"sqlite:///{elsewhere}")
+        with (
+            closing(sqlite3.connect(elsewhere)) as made,
+            closing(sqlite3.connect(path, timeout=60.0, isolation_level=None)) as here,
+        ):
+            here.execute("BEGIN IMMEDIATE")
+            if not here.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+                for statement in made.iterdump():
+                    if statement not in ("BEGIN TRANSACTION;", "COMMIT;"):
+                        here.execute(statement)
+            here.execute("COMMIT")
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -26,7 +26,7 @@ from bptt_trainers.training.optimizer import Optimizer
 from bptt_trainers.training.queries import DirectionQuery, Query
 from bptt_trainers.training.shac_config import SHACConfig
 from bptt_trainers.training.start_states import ORDER, WEIGHTS, stream_seed
-from bptt_trainers.training.window import EndValue, Window, window_steps
+from bptt_trainers.training.window import EndValue, Window, updates_per_epoch, window_steps
 
 CRITIC = 1  # part of the stream of weights: those of the critic
 MEASURED = 0.1  # share that the targets of an update have in the unit of the critic's values
@@ -104,9 +104,9 @@ class SHACLearner(BPTTLearner):
 
     @property
     def updates_per_epoch(self) -> int:
-        """Updates of one epoch, which has about as many steps as its start states have episodes."""
-        config, horizon = self.config, self.system.horizon
-        return max(1, round(config.train_states * horizon / (config.batch_size * window_steps(horizon, config.window))))
+        """Updates of one epoch."""
+        config = self.config
+        return updates_per_epoch(config.train_states, config.batch_size, self.system.horizon, config.window)
 
     def begin(self) -> None:
         """Seed torch, and start with an untrained critic and no episode under way."""

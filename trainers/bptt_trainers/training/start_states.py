@@ -37,6 +37,8 @@ def training_states(system: Physics, count: int, seed: int, dtype: torch.dtype =
 def held_out_states(system: Physics, count: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """The (count, *state_shape) held-out start states, on which every method and seed is judged.
 
+    In float64 they are other ones; the same ones are `held_out_states(system, count).double()`.
+
     Raises:
         TypeError, ValueError: as `training_states`.
     """

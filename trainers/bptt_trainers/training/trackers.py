@@ -37,7 +37,8 @@ class Tracker(Callback):
     """Tells a tracker of experiments of a run: its settings, each epoch's metrics, at its end figures and checkpoints.
 
     A run that goes on does so in the same run of the tracker: NAME.json in the run folder holds which one that is, and
-    the last epoch that it was told. What a tracker raises is a warning, and the fit goes on without it.
+    the last epoch that it was told. What a tracker raises is a warning, and the fit goes on without it. A fit that was
+    stopped before the tracker had begun tells it nothing.
 
     Attributes:
         name: of the recorder, of the package and of the extra that installs it.
@@ -59,7 +60,7 @@ class Tracker(Callback):
         self._file = self.folder / f"{self.name}.json"
         self._identity = ""
         self._told = -1  # the last epoch that it knows
-        self._listens = False
+        self._listens = False  # only from when it has begun
 
     @abstractmethod
     def begin(self, identity: str | None, config: dict[str, Any]) -> tuple[str, bool]:
@@ -88,19 +89,20 @@ class Tracker(Callback):
     # Called by the run
 
     def on_fit_start(self, trainer: Run) -> None:
-        self._listens = True
         self._try(self._begin, trainer)
 
     def on_epoch_end(self, trainer: Run, metrics: EpochMetrics) -> bool | None:
-        self._try(self._tell, [metrics])
+        if self._listens:
+            self._try(self._tell, [metrics])
         return None
 
     def on_fit_end(self, trainer: Run) -> None:
-        if trainer.interrupted:
-            self._try(self.end, False)
+        if self._listens and trainer.interrupted:
+            self._try(self._end, False)
 
     def on_finish(self, trainer: Run) -> None:
-        self._try(self._finish)
+        if self._listens:
+            self._try(self._finish)
 
     def _begin(self, run: Run) -> None:
         identity: str | None = None
@@ -117,6 +119,7 @@ class Tracker(Callback):
         self._identity, knows = self.begin(identity, config)
         if identity is None or not knows:
             self._told = -1
+        self._listens = True
         self._tell([row for row in run.history if row.epoch > self._told])
 
     def _tell(self, rows: Sequence[EpochMetrics]) -> None:
@@ -129,11 +132,13 @@ class Tracker(Callback):
         names = list_names(self.folder)
         figures = [self.folder / name for name in names if name.endswith(".png")]
         self.keep(self._told, figures, [self.folder / name for name in CHECKPOINTS if name in names])
-        self.end(True)
+        self._end(True)
+
+    def _end(self, finished: bool) -> None:
+        self._listens = False
+        self.end(finished)
 
     def _try(self, what: Callable[..., None], *arguments: Any) -> None:
-        if not self._listens:
-            return
         try:
             what(*arguments)
         except Exception as error:  # noqa: BLE001, of a network, a server, a disk: training goes on

@@ -206,3 +206,8 @@ class Window(System):
 def window_steps(horizon: int, longest: int) -> int:
     """Steps of a window: the horizon in as few equal parts as `longest` allows, so that few steps are left idle."""
     return math.ceil(horizon / math.ceil(horizon / longest))
+
+
+def updates_per_epoch(states: int, batch: int, horizon: int, longest: int) -> int:
+    """Updates of an epoch, which has about as many steps as its start states have episodes."""
+    return max(1, round(states * horizon / (batch * window_steps(horizon, longest))))
