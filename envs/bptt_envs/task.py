@@ -6,9 +6,8 @@ Costs of one's own, parameters that differ from episode to episode, early ends, 
 from __future__ import annotations
 
 import copy
-import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -407,27 +406,11 @@ def with_time(system: System) -> Task:
 
 
 def _functions(**given: Any) -> dict[str, Any]:
-    """Those of the arguments that are given, which must be functions of what they are called with."""
+    """Those of the arguments that are given, which must be functions."""
     for name, one in given.items():
         if one is not None and not callable(one):
             raise TypeError(f"{name} must be a function of states, or None for the system's; got {checks.shown(one)}.")
-        if one is not None:
-            _check_takes(name, one, ("state", "action", "next_state") if name == "running_cost" else ("state",))
     return {name: one for name, one in given.items() if one is not None}
-
-
-def _check_takes(name: str, function: Any, arguments: Sequence[str]) -> None:
-    """Raise TypeError if a function cannot be called with so many arguments."""
-    try:
-        signature = inspect.signature(function)
-    except (TypeError, ValueError):  # of what is not written in Python
-        return
-    try:
-        signature.bind(*arguments)
-    except TypeError:
-        raise TypeError(
-            f"{name} must be a function of ({', '.join(arguments)}), each a batch; got one of {signature}."
-        ) from None
 
 
 def _ranges(system: System, given: Any) -> dict[str, tuple[float, float]]:
