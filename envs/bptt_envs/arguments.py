@@ -22,7 +22,7 @@ class KnownArguments:
     def __new__(cls: type[Self], *_: Any, **given: Any) -> Self:
         """Make one, if the names of its arguments are known."""
         kind: Any = cls
-        known = _names(kind)
+        known = _names(kind) if given else None
         for name in given:
             if known is not None and name not in known:
                 raise TypeError(f"{cls.__name__} has no argument {name!r}.{cls.meant_by(name, known)}")
