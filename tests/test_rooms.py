@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+import bptt_trainers
+
 ROOT = Path(__file__).parents[1]
 
 # Each imports only from those before it
@@ -114,3 +116,13 @@ def test_no_modules_import_each_other_in_a_circle():
 def test_tests_mirror_the_rooms():
     folders = {path.parent.name for path in (ROOT / "tests").glob("*/test_*.py")}
     assert folders <= {"envs", "studies", *ROOMS}
+
+
+def test_every_name_that_is_offered_is_there():
+    assert [name for name in bptt_trainers.__all__ if not hasattr(bptt_trainers, name)] == []
+    assert set(bptt_trainers.__all__) <= set(dir(bptt_trainers))
+
+
+def test_a_name_that_is_not_offered_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="module 'bptt_trainers' has no attribute 'tuna'"):
+        bptt_trainers.tuna  # noqa: B018

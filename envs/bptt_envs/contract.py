@@ -390,7 +390,9 @@ def _check_values(probe: _Probe, alone: int) -> None:
         result = _called(probe, method, function, arguments)
         if not all(map(_same, arguments, copies)):
             raise ContractError(f"{what} must not change its arguments in place; let it work on copies.")
-        _check_tensor(what, result, (len(states), *shapes[method]), states.dtype, states.device)
+        _check_tensor(
+            what, result, (len(states), *shapes[method]), states.dtype, states.device, _batched(system, method, result)
+        )
         kept = _Kept.of(result)
         _check_finite(system, method, result, acting=True)
         again = function(*copies)  # a GPU may add up in another order
@@ -462,10 +464,14 @@ def _going_on(system: System, states: Tensor) -> Tensor:
 def _check_ends(probe: _Probe, task: Task) -> None:
     """Raise ContractError unless the condition of a task says of each sample by itself whether its episode is over."""
     what = "Task.terminated" if "terminated" in task.asked else f"{probe.name}.terminated"
+    _check_call(what, task.condition, METHODS["terminated"])
     over = _called(probe, "terminated", task.condition, [probe.states.clone()])
     if not isinstance(over, Tensor) or (tuple(over.shape), over.dtype) != ((SAMPLES,), torch.bool):
         got = f"{tuple(over.shape)}, {over.dtype}" if isinstance(over, Tensor) else repr(over)
-        raise ContractError(f"{what} must return ({SAMPLES},), torch.bool, for {SAMPLES} samples; got {got}.")
+        raise ContractError(
+            f"{what} must return ({SAMPLES},), torch.bool, for {SAMPLES} samples; got {got}."
+            f"{_batched(task, 'terminated', over)}"
+        )
     kept = _Kept.of(over)
     alone = torch.cat([task.condition(probe.states[i : i + 1].clone()) for i in range(SAMPLES)])
     task.condition(probe.system.step(probe.states.clone(), probe.actions.clone()))
@@ -486,7 +492,20 @@ def _called(probe: _Probe, method: str, function: Function, arguments: list[Tens
         raise ContractError(f"{probe.name}.{method} fails ({told_briefly(error)}){blamed}.") from error
 
 
-def _check_tensor(what: str, value: object, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
+def _batched(system: System, method: str, result: object) -> str:
+    """Say of a function of the user's own that it gets a batch, where it gives what one of a single sample would."""
+    if not isinstance(system, Task) or method not in system.asked:
+        return ""
+    if isinstance(result, Tensor) and result.shape[:1] == (SAMPLES,):
+        return ""
+    shape = (SAMPLES, *system.system.state_shape)
+    last = ", ".join([":"] + ["0"] * (len(shape) - 1))
+    return f" The option {method} gets a batch of states, {shape}: the first number of each is state[{last}]."
+
+
+def _check_tensor(
+    what: str, value: object, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, hint: str = ""
+) -> None:
     if not isinstance(value, Tensor):
         got = repr(value)
     elif (tuple(value.shape), value.dtype) != (shape, dtype):
@@ -495,8 +514,8 @@ def _check_tensor(what: str, value: object, shape: tuple[int, ...], dtype: torch
         got = f"a tensor on {value.device}"
     else:
         return
-    samples = f"{shape[0]} {str(dtype).removeprefix('torch.')} samples"
-    raise ContractError(f"{what} must return {shape}, {dtype}, for {samples} on {device}; got {got}.")
+    samples = f"{shape[0]} {str(dtype).removeprefix('torch.')} sample{'' if shape[0] == 1 else 's'}"
+    raise ContractError(f"{what} must return {shape}, {dtype}, for {samples} on {device}; got {got}.{hint}")
 
 
 def _check_rest(probe: _Probe) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bptt_envs.arguments import KnownArguments
 from bptt_envs.canvas import Canvas
 from bptt_envs.charts import Chart, Curves
 from bptt_envs.checks import finite, nearest, one_of, positive, positive_integer, real_array, shown
@@ -75,7 +76,7 @@ class _InOwnSurroundings(ABCMeta):
         return made
 
 
-class System(metaclass=_InOwnSurroundings):
+class System(KnownArguments, metaclass=_InOwnSurroundings):
     """A differentiable physical system with a cost, start states and a picture.
 
     Tensors are batch-first: B samples that do not depend on one another. Methods are pure and keep the

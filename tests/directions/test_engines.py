@@ -14,7 +14,7 @@ from torch import nn
 
 from bptt_envs.registration import ENTRIES
 from bptt_envs.systems import CartPole, Guidance, Integrator, MultiPole, QuantumControl
-from bptt_trainers import MLP, RULES, default_controller, losses, policy_gradient, rollout
+from bptt_trainers import MLP, RULES, TrainConfig, Trainer, default_controller, losses, policy_gradient, rollout
 from bptt_trainers.directions.adjoint import AdjointEngine
 from bptt_trainers.directions.autograd import AutogradEngine
 from bptt_trainers.directions.rules import MODIFIED, PAPER_RULES, REGULAR, STOPPED, Feedback, Rule, base_of, combined
@@ -421,6 +421,20 @@ def test_probing_leaves_the_controller_and_the_random_numbers_alone():
     assert calls == system.horizon  # the rollout's own, none by the probe
     assert not torch.equal(torch.get_rng_state(), random_state)  # dropout drew in the rollout
     torch.set_rng_state(random_state)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda system, random: policy_gradient(system, random, start(system).float(), "R"),
+        lambda system, random: Trainer(system, random, TrainConfig(epochs=1, batch_size=2, train_states=2)).fit(),
+    ],
+)
+def test_the_warning_points_at_the_line_that_called(call):
+    random = nn.Sequential(nn.Linear(4, 8), nn.Dropout(), nn.Linear(8, 1))
+    with pytest.warns(UserWarning, match="falls back") as warned:
+        call(CartPole(horizon=3), random)
+    assert [one.filename for one in warned] == [__file__]
 
 
 def test_auto_says_why_it_chose_the_adjoint_engine():

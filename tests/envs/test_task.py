@@ -104,6 +104,12 @@ def test_costs_make_a_task_of_a_system_that_costs_nothing():
     [
         ({"final_cost": lambda x: x.mean()}, r"Task\.final_cost must return \(3,\)"),
         (
+            {"final_cost": lambda x: 1 - x[2].cos()},
+            r"final_cost gets a batch of states, \(3, 4\): .* state\[:, 0\]",
+        ),
+        ({"running_cost": lambda x, u, y: u[0]}, r"The option running_cost gets a batch of states, \(3, 4\)"),
+        ({"terminated": lambda x: x[0].abs() > 2.4}, r"The option terminated gets a batch of states, \(3, 4\)"),
+        (
             {"running_cost": lambda x, u, y: u.sum(-1).detach()},
             r"Task\.running_cost depends on component 0 of its action",
         ),
@@ -114,6 +120,19 @@ def test_costs_make_a_task_of_a_system_that_costs_nothing():
 def test_costs_are_checked_as_those_of_a_system(costs, message):
     with pytest.raises(ValueError, match=message):
         check_system(Task(CartPole(), **costs))
+
+
+@pytest.mark.parametrize(
+    ("name", "function", "takes"),
+    [
+        ("running_cost", lambda s, a: 0.0, "state, action, next_state"),
+        ("final_cost", lambda s, a: 0.0, "state"),
+        ("terminated", lambda: False, "state"),
+    ],
+)
+def test_a_function_of_another_number_of_arguments_is_told_which_it_gets(name, function, takes):
+    with pytest.raises(ValueError, match=rf"Task\.{name} must take \({takes}\); "):
+        gym.make("DiffIntegrator-v0", **{name: function})
 
 
 def test_gymnasium_passes_costs_on():

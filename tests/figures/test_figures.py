@@ -85,7 +85,7 @@ def test_a_figure_shows_the_charts_of_the_system(batch: int) -> None:
     (image,) = density.images
     assert image.get_array().shape == (34, 129)
     (scale,) = density.child_axes
-    assert scale.get_ylabel() == r"$|\psi|^2$"
+    assert scale.get_ylabel() == "density"
     assert len(control.lines) == min(batch, 8)
     assert np.all(control.lines[0].get_ydata() == 7.0)
     names = [text.get_text() for text in populations.get_legend().get_texts()]

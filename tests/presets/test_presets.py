@@ -278,3 +278,11 @@ def test_a_method_or_a_learner_that_is_given_as_the_rule_is_said_to_be_one(name,
     with pytest.raises(SystemExit):
         read_command("train", ["--rule", name])
     assert f"got '{name}'" in capsys.readouterr().err
+
+
+def test_an_option_of_the_environment_among_the_settings_is_said_to_be_one():
+    words = r"has no setting 'max_force': it is an option of DiffCartPole-v0, env_options=\{'max_force': 50.0\}"
+    with pytest.raises(ValueError, match=f"rule C {words}"):
+        from_preset("DiffCartPole-v0", max_force=50.0)
+    with pytest.raises(ValueError, match=f"PPO {words}"):
+        table.preset("PPO", "DiffCartPole-v0", {"max_force": 50.0})

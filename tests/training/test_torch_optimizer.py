@@ -379,7 +379,7 @@ def test_a_comparison_takes_them_as_overrides(tmp_path):
     [
         ({"optimizer": "Sgd"}, r"'adam', the built-in one, or .* RMSprop, .*; got 'Sgd'. Did you mean 'SGD'\?"),
         ({"optimizer": "Optimizer"}, "optimizer must be 'adam'"),
-        ({"optimizer": 3}, "optimizer must be text; got 3"),
+        ({"optimizer": 3}, "optimizer must be .adam. or the name of a class .* got 3"),
         ({"optimizer": "LBFGS"}, "LBFGS needs a closure that computes the loss anew"),
         ({"optimizer": "SparseAdam"}, "SparseAdam needs sparse gradients"),
         ({"optimizer": "SGD", "optimizer_options": {"momentun": 0.9}}, r"SGD does not take. Did you mean 'momentum'\?"),

@@ -578,6 +578,8 @@ def test_run_of_a_users_own_controller_says_that_it_must_be_built_in_python(tmp_
     folder = RunFolder(tmp_path / "run")
     with pytest.raises(RunFolderError, match="controller of its own type, Sequential; build it in Python"):
         folder.load_controller(folder.make_env().system)
+    with pytest.raises(RunFolderError, match=r"its user's own, Sequential, .* run the same Python program again"):
+        folder.check_complete()
 
 
 def test_float64_controllers_train_in_float64():

@@ -1,5 +1,10 @@
 """Trains controllers through differentiable environments by stabilised backpropagation through time."""
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from bptt_trainers.analysis.diagnostics import Diagnosis, diagnose
 from bptt_trainers.analysis.gradient_check import GradientCheck, check_gradients
 from bptt_trainers.controllers.controller import Controller
@@ -27,12 +32,19 @@ from bptt_trainers.training.shac_config import SHACConfig
 from bptt_trainers.training.start_states import held_out_states, training_states
 from bptt_trainers.training.trainer import Trainer
 
+if TYPE_CHECKING:
+    from bptt_trainers.comparison.compare import ComparisonConfig, compare
+    from bptt_trainers.tuning.config import TuneConfig
+    from bptt_trainers.tuning.outcome import best_rows
+    from bptt_trainers.tuning.study import tune
+
 __all__ = [
     "GRU",
     "LSTM",
     "MLP",
     "RULES",
     "Callback",
+    "ComparisonConfig",
     "Controller",
     "ConvNet",
     "Diagnosis",
@@ -54,7 +66,10 @@ __all__ = [
     "TrainConfig",
     "Trainer",
     "Trajectory",
+    "TuneConfig",
+    "best_rows",
     "check_gradients",
+    "compare",
     "default_controller",
     "diagnose",
     "draw_noise",
@@ -69,5 +84,25 @@ __all__ = [
     "register_recorder",
     "rollout",
     "training_states",
+    "tune",
     "variations",
 ]
+
+_SLOW = {
+    "ComparisonConfig": "bptt_trainers.comparison.compare",
+    "compare": "bptt_trainers.comparison.compare",
+    "TuneConfig": "bptt_trainers.tuning.config",
+    "best_rows": "bptt_trainers.tuning.outcome",
+    "tune": "bptt_trainers.tuning.study",
+}
+"""Where names are that are imported when they are asked for: with figures and what else takes long to import."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _SLOW:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_SLOW[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_SLOW})

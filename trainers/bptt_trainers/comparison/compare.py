@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 from tyro.conf import Suppress
 
+from bptt_envs.arguments import KnownArguments
 from bptt_envs.checks import each_once
 from bptt_envs.registration import system_class
 from bptt_envs.settings import Count, Positive, Seed, read
@@ -43,7 +44,7 @@ COMPARISON = "comparison.json"  # in the folder of a comparison: what it is of
 
 
 @dataclass(frozen=True)
-class ComparisonConfig:
+class ComparisonConfig(KnownArguments):
     """Settings of a comparison.
 
     Raises:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from bptt_envs import System
 from bptt_envs.fingerprint import Onlooker, Token, fingerprint
+from bptt_envs.warned import warn
 from bptt_trainers.directions.adjoint import AdjointEngine
 from bptt_trainers.directions.agreement import LOOK_EVERY, watched
 from bptt_trainers.directions.augmented import AugmentedSystem, EntropyWeight, augmented, memory_size_of
@@ -307,8 +307,7 @@ class ChosenEngine(Onlooker):
             self._judgement.verdict = Verdict(obstacle)
         if self.controller not in _warned:
             _warned.add(self.controller)
-            warnings.warn(
+            warn(
                 f"engine={self._asked!r} falls back to the slower autograd engine for "
-                f"{type(self.controller).__name__}: {obstacle}.",
-                stacklevel=3,
+                f"{type(self.controller).__name__}: {obstacle}."
             )

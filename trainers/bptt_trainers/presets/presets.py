@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, Literal, get_args
 
@@ -159,7 +159,7 @@ def preset(
     kinds = _KINDS | (_OF_SAC if method == "SAC" else {})
     for entry, value in changes.items():
         if entry not in row:
-            raise ValueError(f"{method} has no setting {entry!r}.{nearest(entry, row)} Its settings: {', '.join(row)}.")
+            raise _no_setting(method, entry, value, row, env_id)
         row[entry] = read_value(f"{method} {entry}", value, kinds.get(entry, type(row[entry])))
     if "observation" in changes and env_id in ENTRIES and "observation" in defaults_seen(env_id, options or {}):
         check_seen("observation", row["observation"], env_id, options or {})
@@ -233,10 +233,7 @@ def rule_settings(
         if entry in SEEN:
             check_seen(entry, value, env_id, options)
         elif entry not in free:
-            raise ValueError(
-                f"rule {method} has no setting {entry!r} to override.{nearest(entry, [*free, *SEEN])} "
-                f"Its settings: {', '.join([*free, *SEEN])}."
-            )
+            raise _no_setting(f"rule {method}", entry, value, [*free, *SEEN], env_id)
     void = () if changes.get("optimizer", BUILT_IN) == BUILT_IN else CONFIGS[learner].void_with_others
     row = rule_preset(method, env_id, name=name, options=options)
     row = {entry: value for entry, value in row.items() if entry not in void} | dict(changes)
@@ -340,6 +337,14 @@ def check_seen(name: str, value: Any, env_id: str, options: Mapping[str, Any]) -
         flag(name, value)
     else:
         raise ValueError(f"{env_id} has no option {name!r}, so that it is no setting of a method there.")
+
+
+def _no_setting(owner: str, name: str, value: Any, settings: Collection[str], env_id: str) -> ValueError:
+    """An error that says where an entry belongs that is no setting: to the environment, or what is near to it."""
+    said = f"{owner} has no setting {name!r}"
+    if env_id in ENTRIES and name in system_class(env_id).env_options():
+        return ValueError(f"{said}: it is an option of {env_id}, env_options={{{name!r}: {shown(value)}}}.")
+    return ValueError(f"{said} to override.{nearest(name, settings)} Its settings: {', '.join(settings)}.")
 
 
 def _is_refused(name: str, value: Any, env_id: str, options: Mapping[str, Any]) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
 from bptt_envs import System
+from bptt_envs.arguments import KnownArguments
 from bptt_envs.registration import ENTRIES, build_system, system_class
 from bptt_envs.settings import Count, Seed, among, read
 from bptt_trainers.presets.presets import PRESETS, Preset, PresetName, preset
@@ -16,7 +17,7 @@ from bptt_trainers.training.recorders import BY_DEFAULT
 
 
 @dataclass(frozen=True)
-class RLConfig:
+class RLConfig(KnownArguments):
     """Settings of one run of reinforcement learning.
 
     Raises:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, get_type_hints
 from tyro.conf import Suppress
 from tyro.constructors import PrimitiveConstructorSpec
 
+from bptt_envs.arguments import KnownArguments
 from bptt_envs.checks import finite, mapping, shown
 from bptt_envs.settings import By, Count, Decay, NotNegative, Positive, Seed, read
 from bptt_trainers.controllers.defaults import ControllerName, DeviationName
@@ -44,6 +45,15 @@ def device_name(name: str, value: Any) -> str:
 
 def _hidden(name: str, value: Any) -> tuple[int, ...] | None:
     return None if value is None else widths(name, value, "a tuple of widths, such as (100, 100), or None")
+
+
+def _optimizer(name: str, value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError(
+            f"{name} must be {BUILT_IN!r} or the name of a class of torch.optim, such as 'SGD'; a class itself goes to "
+            f"Trainer(env, optimizer=...); got {shown(value)}."
+        )
+    return str(value)
 
 
 def _options(name: str, value: Any) -> dict[str, Any]:
@@ -109,7 +119,7 @@ Hidden = Annotated[tuple[int, ...] | None, By(_hidden)]
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(KnownArguments):
     """Settings of one run. The defaults are those of arXiv 2405.02041.
 
     Numbers of NumPy become Python's, lists tuples, a str for a path a Path.
@@ -154,7 +164,7 @@ class TrainConfig:
     test_states: Count = 256
     """Held-out start states, the same for every seed and method. They choose nothing."""
 
-    optimizer: str = BUILT_IN
+    optimizer: Annotated[str, By(_optimizer)] = BUILT_IN
     """What steps: adam, the built-in one, or a class of torch.optim by its name, such as SGD or RMSprop."""
 
     optimizer_options: Annotated[Mapping[str, Any], By(_options), Suppress] = field(default_factory=dict, hash=False)

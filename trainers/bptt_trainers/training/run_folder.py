@@ -243,7 +243,7 @@ class RunFolder(Books):
         return replace(config, **changes)
 
     def check_complete(self, record: Sequence[str] | None = None) -> None:
-        """Raise RunFolderError if training goes on only with code or states of the user's own, which no file holds.
+        """Raise RunFolderError if training goes on only with a network, code or states of the user's own, in no file.
 
         Args:
             record: the recorders with which it is to go on; None: those of the folder.
@@ -253,6 +253,11 @@ class RunFolder(Books):
             own = dict(stored.get("own", {}))
             record = of_today(stored["training"])["record"] if record is None else ()
             foreign = [str(name) for name in record if name not in RECORDERS]
+            if stored["controller"]["type"] not in KNOWN:
+                raise RunFolderError(
+                    f"{self.path} trains a network of its user's own, {stored['controller']['type']}, which no file "
+                    "holds: run the same Python program again, whose fit() goes on from the last epoch."
+                )
         if foreign:
             raise RunFolderError(
                 f"{self.path} was recorded by {', '.join(foreign)}, code of its user's own, which is not run because a "

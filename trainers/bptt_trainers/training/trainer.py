@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Collection, Sequence
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bptt_envs import System
-from bptt_envs.checks import instance
+from bptt_envs.arguments import KnownArguments
+from bptt_envs.checks import instance, nearest
 from bptt_envs.task import StepCost
 from bptt_trainers.directions.policy_gradient import Choice
 from bptt_trainers.directions.rules import Rule
@@ -22,7 +23,7 @@ from bptt_trainers.training.loss_terms import Regularizer
 from bptt_trainers.training.optimizer import Schedule
 from bptt_trainers.training.ranks import ALONE, Ranks
 from bptt_trainers.training.run import Run
-from bptt_trainers.training.run_folder import RunFolder, describe, epochs_count
+from bptt_trainers.training.run_folder import CONFIGS, RunFolder, describe, epochs_count
 from bptt_trainers.training.sapo import SAPOLearner
 from bptt_trainers.training.shac import SHACLearner
 from bptt_trainers.training.start_states import Draw
@@ -32,7 +33,7 @@ LEARNERS: dict[str, type[BPTTLearner]] = {"BPTT": BPTTLearner, "SHAC": SHACLearn
 """What learns by settings of a class, by the name that it has there."""
 
 
-class Trainer(Run):
+class Trainer(KnownArguments, Run):
     """Trains a controller by one of the update rules, over whole episodes or, by a `SHACConfig`, in short windows.
 
     With `config.out` set, a run is a folder (see `RunFolder`): `fit` saves after every epoch, a second
@@ -68,6 +69,14 @@ class Trainer(Run):
 
     config: TrainConfig
     learner: BPTTLearner
+
+    @classmethod
+    def meant_by(cls, name: str, known: Collection[str]) -> str:
+        """Say, too, that settings go into `config`."""
+        settings = {one.name: kind.__name__ for kind in reversed(CONFIGS.values()) for one in fields(kind)}
+        if name in settings:
+            return f" It is a setting: Trainer(env, config={settings[name]}({name}=...))."
+        return f"{nearest(name, [*known, *settings])} Settings go into config, such as TrainConfig(epochs=100)."
 
     def __init__(
         self,

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from tyro.conf import Suppress
 
+from bptt_envs.arguments import KnownArguments
 from bptt_envs.checks import each_once, one_of
 from bptt_envs.registration import system_class
 from bptt_envs.settings import By, Count, Positive, Seed, read
@@ -19,7 +20,7 @@ from bptt_trainers.tuning.space import Choice, Entry, Range, Search, search_of, 
 
 
 @dataclass(frozen=True)
-class TuneConfig:
+class TuneConfig(KnownArguments):
     """Settings of a study: equal numbers of trials and equal budgets for every method.
 
     Raises:
