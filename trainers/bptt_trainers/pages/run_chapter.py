@@ -45,7 +45,8 @@ def run_chapter(folder: Path, title: str) -> Chapter:
     history = history_of(folder)
     found = trained(folder, "best")
     sections = [_losses(history), *_updates(history), episodes_section(found), *_diagnosis(folder, found)]
-    sections += [*_settings(config), Section("Go on from here", command=_commands(folder, config, history[-1]), folded=True)]
+    commands = _commands(folder, config, history[-1])
+    sections += [*_settings(config), Section("Go on from here", command=commands, folded=True)]
     lead = f"{found.method} on {_environment(folder)}, judged by the {found.system.objective} loss"
     return Chapter(title, f"{lead} over {found.test_states} held-out start states.", facts_of(history), sections)
 
