@@ -11,8 +11,11 @@ from pathlib import Path
 import pytest
 
 from bptt_trainers.cli import main
+from bptt_trainers.comparison.runs import member_folder
+from bptt_trainers.comparison.summary import PLANNED
 from bptt_trainers.pages.page import Chapter, Section, to_html
 from bptt_trainers.pages.run_chapter import _commands, history_of
+from bptt_trainers.records.curve import CurvePoint, curve_to_csv
 from bptt_trainers.training.metrics import EpochMetrics
 
 TINY = ("--train-states", "8", "--batch-size", "8", "--test-states", "8", "--env-option", "horizon=6")
@@ -189,6 +192,18 @@ def test_of_a_folder_of_runs_and_comparisons_all_are_told(place):
     page = words(told(place, "--out", place / "all.html"))
     assert "2 runs and comparisons" in page
     assert {str(place / "a run"), str(place / "versus")} <= set(page)
+
+
+def test_a_comparison_with_planners_says_what_they_know_and_one_of_an_earlier_version_has_no_notes(tmp_path):
+    stored = {"methods": ["zero", "iLQR"], "seeds": [0], "losses": [0.1], "env": "DiffCartPole-v0", "env_options": {}}
+    (tmp_path / "comparison.json").write_text(json.dumps(stored | {"settings": {"zero": {}, "iLQR": {}}, "steps": 9}))
+    for method in stored["methods"]:
+        folder = member_folder(tmp_path, method, 0)
+        folder.mkdir(parents=True)
+        (folder / "curve.csv").write_text(curve_to_csv([CurvePoint(0, 0.0, 0.5)]))
+    said = words(told(tmp_path, "--out", tmp_path / "planned.html"))
+    assert "A comparison on DiffCartPole-v0." in said
+    assert any(one.endswith(PLANNED) for one in said)
 
 
 def test_a_sweep_is_told_with_its_table_and_the_settings_in_which_cells_differ(tmp_path):
