@@ -384,7 +384,7 @@ DOORS = [
     ("state", lambda v: cart_pole().observe(v), {"tensor meta"}),
     ("batch", lambda v: cart_pole().initial_states(v), NUMBERS),
     ("generator", lambda v: cart_pole().initial_states(1, v), {"None", "torch.Generator"}),
-    ("dtype", lambda v: cart_pole().initial_states(1, dtype=v), {"torch.dtype"}),
+    ("dtype", lambda v: cart_pole().initial_states(1, dtype=v), {"None", "torch.dtype"}),
     ("num_envs", lambda v: DifferentiableVectorEnv(CartPole(), v), NUMBERS),
     ("autoreset_mode", lambda v: DifferentiableVectorEnv(CartPole(), 1, autoreset_mode=v), set()),
     ("num_envs", lambda v: TorchVectorEnv(CartPole(), v), NUMBERS),

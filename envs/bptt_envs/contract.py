@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from bptt_envs import checks
+from bptt_envs.raised import METHODS, checked_by_us, raised, told_briefly
 from bptt_envs.surroundings import own_surroundings
 from bptt_envs.system import FINAL, System, replaced
 from bptt_envs.task import Task, as_task
@@ -33,17 +34,21 @@ class ContractError(ValueError):
     """A system does not keep its contract; the message names the method, what it does and what would be right."""
 
 
+class MethodError(ContractError):
+    """A method of a system raises an error; the message names both and the line, the cause is the error itself."""
+
+
 def check_system(
     system: System, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu", thorough: bool = True
 ) -> None:
     """Try a few samples of a system, and say in words what its class should do otherwise.
 
     Environments look at shapes, dtypes and values when they are made: samples that have an influence on one another,
-    start states that do not come from the generator alone, arguments that are changed in place, results that differ
-    from call to call or are not finite. A trainer checks all of it, in the dtype and on the device of its controller:
-    also that next states, costs and observations depend differentiably on their arguments, that the loss depends on
-    the actions, that `linearize` and `pullback` are the slopes of `step`, and that a system `with_parameters` does what
-    one does that is built with them.
+    start states that do not come from the generator alone, arguments and earlier results that are changed in place,
+    results that differ from call to call or are not finite, errors. A trainer checks all of it, in the dtype and on the
+    device of its controller: also that next states, costs and observations depend differentiably on their arguments,
+    that the loss depends on the actions, that `linearize` and `pullback` are the slopes of `step`, and that a system
+    `with_parameters` does what one does that is built with them.
 
     Args:
         system: the system.
@@ -52,13 +57,14 @@ def check_system(
         thorough: look at slopes, too; without it, at values only, which takes about a millisecond.
 
     Raises:
-        ContractError: naming the method, what it returned and what would be right; it is a ValueError.
+        ContractError: naming the method, what it returned and what would be right; it is a ValueError. If the method
+            raises an error, a MethodError, which names its line, too, and whose cause is that error.
 
     Warns:
         UserWarning: if an episode of constant actions of half the nominal size is not finite to its end.
     """
     checks.instance("system", system, System, "a System, such as env.unwrapped.system")
-    with own_surroundings(dtype, device), torch.no_grad():
+    with own_surroundings(dtype, device), torch.no_grad(), _naming_methods():
         for stage in _stages(system, dtype, torch.device(device), thorough):
             stage.check()
 
@@ -93,9 +99,10 @@ def promises(system: System, *, dtype: torch.dtype, device: torch.device | str =
         broken = ""
         while True:
             try:
-                stage = next(stages, None)
-            except ValueError as error:  # there are no samples to go on with
-                return [*found, Promise(START, str(error))]
+                with _naming_methods():
+                    stage = next(stages, None)
+            except (TypeError, ValueError) as error:  # there are no samples to go on with
+                return [*found, Promise(START, _breach(error))]
             if stage is None:
                 return found
             if stage.needs and broken:
@@ -103,10 +110,11 @@ def promises(system: System, *, dtype: torch.dtype, device: torch.device | str =
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
                 try:
-                    stage.check()
+                    with _naming_methods():
+                        stage.check()
                     breach = None
-                except ValueError as error:
-                    breach = str(error)
+                except (TypeError, ValueError) as error:
+                    breach = _breach(error)
             found.append(Promise(stage.words, breach, tuple(str(one.message) for one in caught)))
             if breach is not None:
                 if not stage.slopes:
@@ -114,7 +122,7 @@ def promises(system: System, *, dtype: torch.dtype, device: torch.device | str =
                 broken = breach
 
 
-def check_at(system: System, states: Tensor, actions: Tensor) -> None:
+def check_at(system: System, states: Tensor, actions: Tensor, *, digits: torch.dtype | None = None) -> None:
     """Check at states of the caller's what does not hang on where they are from.
 
     Values, that samples are apart, that calls repeat, that `linearize` and `pullback` are the slopes of `step`.
@@ -123,14 +131,39 @@ def check_at(system: System, states: Tensor, actions: Tensor) -> None:
         system: the system.
         states: (B, *state_shape), of episodes that go on.
         actions: (B, *action_shape), bounded.
+        digits: the dtype in which `step` computes inside, so many of whose digits slopes are compared in; None: that of
+            the states.
 
     Raises:
         ContractError: as `check_system`.
     """
-    with own_surroundings(states.dtype, states.device), torch.no_grad():
+    with own_surroundings(states.dtype, states.device), torch.no_grad(), _naming_methods():
         probe = _Probe(system, states, actions, torch.Generator(states.device))
-        _check_values(probe)
-        _check_closed_forms(probe)
+        _check_values(probe, len(states))
+        _check_closed_forms(probe, digits)
+
+
+@contextlib.contextmanager
+def _naming_methods(what: str | None = None) -> Iterator[None]:
+    """Turn an error that a method of a system raises into `MethodError`; checks of ours stay as they are.
+
+    Args:
+        what: whose error it is if it goes through no method.
+    """
+    try:
+        yield
+    except ContractError:
+        raise
+    except Exception as error:
+        words = None if checked_by_us(error) else raised(error, what)
+        if words is None:
+            raise
+        raise MethodError(words) from error
+
+
+def _breach(error: Exception) -> str:
+    """What is wrong, in words: those of a check of the contract, or with the method before them."""
+    return str(error) if isinstance(error, ContractError) else raised(error) or str(error)
 
 
 START = "start states come from the generator alone"
@@ -164,7 +197,7 @@ def _stages_of(
     probe = _Probe.of(system, dtype, device)
     yield _Stage(
         "shapes and dtypes are right, samples are apart, calls repeat and leave their arguments",
-        lambda: _check_values(probe),
+        lambda: _check_values(probe, SAMPLES if thorough else 1),
     )
     if within is not None and within.ends_early:
         task = within
@@ -228,13 +261,12 @@ class _Probe:
     def of(system: System, dtype: torch.dtype, device: torch.device) -> _Probe:
         name = type(system).__name__
         generator = torch.Generator(device)
-        try:
-            inspect.signature(system.initial_states).bind(SAMPLES, generator, dtype)
-        except TypeError as error:
-            raise ContractError(f"{name}.initial_states must take (batch, generator, dtype); {error}.") from error
         states = system.initial_states(SAMPLES, generator.manual_seed(0), dtype)
         _check_tensor(f"{name}.initial_states", states, (SAMPLES, *system.state_shape), dtype, device)
+        kept = _Kept.of(states)
         again = system.initial_states(SAMPLES, generator.manual_seed(0), dtype)
+        system.initial_states(SAMPLES, generator.manual_seed(1), dtype)
+        kept.check(f"{name}.initial_states", states)
         if not _same(states, again):
             raise ContractError(
                 f"{name}.initial_states must draw from its generator only; the same seed gave other states."
@@ -286,6 +318,8 @@ def _check_declarations(system: System) -> None:
     for attribute in FINAL:
         if getattr(type(system), attribute) is not getattr(System, attribute):
             raise ContractError(replaced(system, attribute))
+    for method, arguments in METHODS.items():
+        _check_takes(system, method, arguments)
     for attribute in ("action_low", "action_high"):
         value = getattr(system, attribute)
         if isinstance(value, Tensor) and tuple(value.shape) != system.action_shape:
@@ -295,32 +329,94 @@ def _check_declarations(system: System) -> None:
             )
 
 
+def _check_takes(system: System, method: str, arguments: tuple[str, ...]) -> None:
+    """Raise ContractError unless a method that a class writes, or a task is given, can be called as it is."""
+    given = system.asked if isinstance(system, Task) else {}
+    function = given.get(method, getattr(system, method))
+    if not callable(function) or (method not in given and not _is_overridden(system, method)):
+        return
+    _check_call(f"{type(system).__name__}.{method}", function, arguments)
+
+
+def _check_call(what: str, function: Callable[..., Any], arguments: Sequence[str]) -> None:
+    """Raise ContractError unless a function can be called with so many arguments."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # one in C does not tell
+        return
+    try:
+        signature.bind(*arguments)
+    except TypeError as error:
+        raise ContractError(f"{what} must take ({', '.join(arguments)}); {error}.") from error
+
+
 # Values
 
 
-def _check_values(probe: _Probe) -> None:
+def _check_values(probe: _Probe, alone: int) -> None:
+    """Raise ContractError unless methods are functions of each sample; the first `alone` are given by themselves."""
     system, states = probe.system, probe.states
     shapes = {"observe": system.observation_shape, "step": system.state_shape, "running_cost": (), "final_cost": ()}
     next_states = _called(probe, "step", system.step, [states.clone(), probe.actions.clone()])
     _check_tensor(f"{probe.name}.step", next_states, tuple(states.shape), states.dtype, states.device)
+    elsewhere = next_states.clone() if next_states.isfinite().all() else states
+    others = {"observe": [elsewhere], "step": [elsewhere, probe.actions.flip(0)], "final_cost": [elsewhere]}
+    others["running_cost"] = [elsewhere, probe.actions.flip(0), states]
     for method, (function, arguments) in probe.functions().items():
         what = f"{probe.name}.{method}"
-        kept = [argument.clone() for argument in arguments]
+        copies = [argument.clone() for argument in arguments]
         result = _called(probe, method, function, arguments)
-        if not all(map(_same, arguments, kept)):
+        if not all(map(_same, arguments, copies)):
             raise ContractError(f"{what} must not change its arguments in place; let it work on copies.")
         _check_tensor(what, result, (len(states), *shapes[method]), states.dtype, states.device)
+        kept = _Kept.of(result)
         _check_finite(system, method, result, acting=True)
-        again = function(*kept)  # a GPU may add up in another order
+        again = function(*copies)  # a GPU may add up in another order
         if not torch.allclose(result, again, rtol=1e-5, atol=1e-6, equal_nan=True):
             raise ContractError(
                 f"{what} must be a function of its arguments; the same ones gave another result in a second call. "
                 "Random numbers belong into initial_states, what is remembered into the state."
             )
-        alone = function(*(argument[:1].clone() for argument in arguments))
-        if not torch.allclose(alone, result[:1], rtol=1e-3, atol=1e-5, equal_nan=True):
+        try:
+            singles = [function(*(one[i : i + 1].clone() for one in arguments)) for i in range(alone)]
+        except Exception as error:
+            if checked_by_us(error):
+                raise
+            raise MethodError(
+                f"{what} must treat samples apart, and take one alone, too; there it raised {told_briefly(error)}. A "
+                "model that takes statistics over its batch, as BatchNorm does, is to be in the mode that uses kept "
+                "ones: model.eval()."
+            ) from error
+        for one in singles:
+            _check_tensor(what, one, (1, *shapes[method]), states.dtype, states.device)
+        if not torch.allclose(torch.cat(singles), result[:alone], rtol=1e-3, atol=1e-5, equal_nan=True):
             raise ContractError(
                 f"{what} must treat samples apart; it gives a sample alone another result than in a batch."
+            )
+        function(*(argument.clone() for argument in others[method]))
+        kept.check(what, result)
+
+
+class _Kept(NamedTuple):
+    """What a result was when it was given: whoever goes through an episode keeps it while the method is called again.
+
+    A result may be an argument or a view of one, or a constant: neither is written to.
+    """
+
+    values: Tensor
+    version: int  # counts what torch writes to a tensor; what NumPy writes is seen in the values alone
+
+    @staticmethod
+    def of(result: Tensor) -> _Kept:
+        return _Kept(result.clone(), 0 if result.is_inference() else result._version)
+
+    def check(self, what: str, result: Tensor) -> None:
+        """Raise ContractError if a later call has written to it."""
+        now = _Kept.of(result)
+        if now.version != self.version or not _same(now.values, self.values):
+            raise ContractError(
+                f"{what} must return a tensor of its own in each call; a later call has written to what an earlier one "
+                "gave, which is kept over an episode. Return a copy of a buffer: self.buffer.clone()."
             )
 
 
@@ -344,7 +440,10 @@ def _check_ends(probe: _Probe, task: Task) -> None:
     if not isinstance(over, Tensor) or (tuple(over.shape), over.dtype) != ((SAMPLES,), torch.bool):
         got = f"{tuple(over.shape)}, {over.dtype}" if isinstance(over, Tensor) else repr(over)
         raise ContractError(f"{what} must return ({SAMPLES},), torch.bool, for {SAMPLES} samples; got {got}.")
+    kept = _Kept.of(over)
     alone = torch.cat([task.condition(probe.states[i : i + 1].clone()) for i in range(SAMPLES)])
+    task.condition(probe.system.step(probe.states.clone(), probe.actions.clone()))
+    kept.check(what, over)
     if not torch.equal(over, alone):
         raise ContractError(
             f"{what} must treat samples apart; it says of a sample alone something else than in a batch."
@@ -358,9 +457,7 @@ def _called(probe: _Probe, method: str, function: Function, arguments: list[Tens
         blamed = _blamed(probe.system)
         if not blamed:
             raise
-        raise ContractError(
-            f"{probe.name}.{method} fails ({type(error).__name__}: {_first_line(error)}){blamed}."
-        ) from error
+        raise ContractError(f"{probe.name}.{method} fails ({told_briefly(error)}){blamed}.") from error
 
 
 def _check_tensor(what: str, value: object, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
@@ -372,7 +469,7 @@ def _check_tensor(what: str, value: object, shape: tuple[int, ...], dtype: torch
         got = f"a tensor on {value.device}"
     else:
         return
-    samples = f"{shape[0]} {str(dtype).removeprefix('torch.')} samples"
+    samples = f"{shape[0]} {str(dtype).removeprefix('torch.')} sample{'' if shape[0] == 1 else 's'}"
     raise ContractError(f"{what} must return {shape}, {dtype}, for {samples} on {device}; got {got}.")
 
 
@@ -550,8 +647,8 @@ def _check_slopes(probe: _Probe) -> None:
             slopes = _pull(result, leaves)(vectors) if result.requires_grad else []
         except RuntimeError as error:
             raise ContractError(
-                f"{what} cannot be differentiated ({type(error).__name__}: {_first_line(error)}); it must be made of "
-                "torch operations, without NumPy and not in place."
+                f"{what} cannot be differentiated ({told_briefly(error)}); it must be made of torch operations, "
+                "without NumPy and not in place."
             ) from error
         if any(bool(slope[1:].nan_to_num(0.0).any()) for slope in slopes):
             raise ContractError(f"{what} must treat samples apart; the slopes of one sample reach others of its batch.")
@@ -648,8 +745,9 @@ def _differences(function: Function, arguments: list[Tensor], place: int, column
     return ((above - below).abs() > rounding) & ((above - at).abs() > rounding) & ((at - below).abs() > rounding)
 
 
-def _check_closed_forms(probe: _Probe) -> None:
+def _check_closed_forms(probe: _Probe, digits: torch.dtype | None = None) -> None:
     """Raise ContractError unless `linearize` and `pullback`, where they are overridden, are the slopes of `step`."""
+    digits = digits or probe.states.dtype
     system, states, actions = probe.system, probe.states, probe.actions
     batch, n, m = len(states), system.state_size, system.action_size
     passes = 4
@@ -660,25 +758,34 @@ def _check_closed_forms(probe: _Probe) -> None:
     pulled = [pull(vector.view(result.shape)) for vector in vectors]
     expected = [torch.stack([slope.flatten(1) for slope in slopes]) for slopes in zip(*pulled, strict=True)]
     by = ("A = d next/d state", "B = d next/d action")
+    elsewhere = result.detach(), actions.flip(0)
     if _is_overridden(system, "linearize"):
         jacobians = _pair(f"{probe.name}.linearize", system.linearize(states.clone(), actions.clone()))
+        kept = [_Kept.of(one) for one in jacobians]
+        system.linearize(*elsewhere)
+        for one, jacobian in zip(kept, jacobians, strict=True):
+            one.check(f"{probe.name}.linearize", jacobian)
         for jacobian, label, size, right in zip(jacobians, by, (n, m), expected, strict=True):
-            what = f"{label} of {probe.name}.linearize"
+            what = f"{label} of {name_of(system, 'linearize')}"
             _check_tensor(what, jacobian, (batch, n, size), states.dtype, states.device)
-            _check_products(what, (vectors.transpose(0, 1) @ jacobian).transpose(0, 1), right)
+            _check_products(what, (vectors.transpose(0, 1) @ jacobian).transpose(0, 1), right, digits)
     if _is_overridden(system, "pullback"):
         pullback = system.pullback(states.clone(), actions.clone())
         if not callable(pullback):
             raise ContractError(f"{probe.name}.pullback must return a function of rows and vectors; got {pullback!r}.")
+        system.pullback(*elsewhere)  # which must leave what the first one keeps as it is
+        inner = f"the function of {probe.name}.pullback"
+        _check_call(inner, pullback, ("rows", "vectors"))
         for rows in (slice(0, batch), slice(1, 2)):
-            products = _pair(f"the function of {probe.name}.pullback", pullback(rows, vectors[:, rows]))
+            with _naming_methods(inner):
+                products = _pair(inner, pullback(rows, vectors[:, rows]))
             for product, label, right in zip(products, by, expected, strict=True):
-                what = f"the product with {label} of {probe.name}.pullback"
+                what = f"the product with {label} of {name_of(system, 'pullback')}"
                 if product.shape != right[:, rows].shape:
                     raise ContractError(
                         f"{what} must have shape {tuple(right[:, rows].shape)}; got {tuple(product.shape)}."
                     )
-                _check_products(what, product, right[:, rows])
+                _check_products(what, product, right[:, rows], digits)
 
 
 def _check_parameters(probe: _Probe) -> None:
@@ -705,10 +812,11 @@ def _check_parameter(probe: _Probe, name: str, built: Sequence[System], changed:
     try:
         found = {method: function(*arguments) for method, (function, arguments) in _asked_of(changed, probe).items()}
         _check_closed_forms(_Probe(changed, probe.states, probe.actions, probe.generator))
-    except (RuntimeError, TypeError, ValueError) as error:
+    except Exception as error:
         raise ContractError(
-            f"{what} fails ({_first_line(error)}): self.{name} is then a tensor with a value for each sample, of the "
-            "shape of a component of the state, state[:, 0]; bptt_envs.system.broadcast gives it further dimensions."
+            f"{what} fails ({_breach(error).rstrip('.')}): self.{name} is then a tensor with a value for each sample, "
+            "of the shape of a component of the state, state[:, 0]; bptt_envs.system.broadcast gives it further "
+            "dimensions."
         ) from error
     for i, system in enumerate(built):
         for method, (function, arguments) in _asked_of(system, probe).items():
@@ -748,14 +856,22 @@ def _pair(what: str, values: Any) -> Sequence[Tensor]:
     return values
 
 
-def _check_products(what: str, found: Tensor, expected: Tensor) -> None:
+def name_of(system: System, method: str) -> str:
+    """A method in words, with the class that writes it: nobody has to look for what he has not written."""
+    kind = type(system.system if isinstance(system, Task) else system)
+    writer = next(one for one in kind.__mro__ if method in vars(one))
+    inherited = "" if writer is kind else f", which {kind.__name__} inherits,"
+    return f"{writer.__name__}.{method}{inherited}"
+
+
+def _check_products(what: str, found: Tensor, expected: Tensor, digits: torch.dtype) -> None:
     if bool((expected.isfinite() & ~found.isfinite()).any()):
         raise ContractError(f"{what} is infinite or no number where autograd's slopes of step are finite.")
-    if not _close([found], [expected]):
+    if not _close([found], [expected], digits):
         error = float((found - expected).abs().max() / expected.abs().max())
         raise ContractError(
             f"{what} differs from autograd's slopes of step, by {error:.1e} of the largest; correct it, or leave the "
-            "method out: the default takes them from step."
+            "method out: the default, such as linearize = System.linearize, takes them from step."
         )
 
 
@@ -781,15 +897,11 @@ def _pull(result: Tensor, leaves: Sequence[Tensor]) -> Callable[[Tensor], list[T
     return pull
 
 
-def _close(found: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
+def _close(found: Sequence[Tensor], expected: Sequence[Tensor], digits: torch.dtype | None = None) -> bool:
     """Whether slopes agree to half the digits, sample by sample; those that are not finite agree with anything."""
     for one, other in zip(found, expected, strict=True):
-        size = torch.finfo(one.dtype).eps ** 0.5 / 3 * other.abs().flatten(1).amax(1)
+        size = torch.finfo(digits or one.dtype).eps ** 0.5 / 3 * other.abs().flatten(1).amax(1)
         difference = (one - other).abs().flatten(1).amax(1)
         if bool((difference > size).any()):
             return False
     return True
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), "")

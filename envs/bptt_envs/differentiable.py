@@ -102,8 +102,9 @@ class Differentiable:
             raise ValueError(f"state and action must be on one device; got {state.device} and {action.device}.")
         if action.dtype not in (state.dtype, *HALF):
             raise ValueError(
-                f"state and action must be of one dtype; got {state.dtype} and {action.dtype}. Start states in float64 "
-                "are initial_states(batch, dtype=torch.float64), a controller controller.double()."
+                f"state and action must be of one dtype; got {state.dtype} and {action.dtype}. In float64 states "
+                "are states.double() (initial_states(..., dtype=torch.float64) draws other ones by the same seed), a "
+                "controller is controller.double()."
             )
         with own_surroundings(state.dtype, state.device):
             action = self.system.bound(action)

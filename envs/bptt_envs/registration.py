@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -58,13 +59,15 @@ def register(
 
     Args:
         env_id: the id, such as "DiffCartPole-v0".
-        system: the import path "module:Class" of a `System`.
+        system: the import path "module:Class" of a `System`. Physics that is a function becomes a class in a few lines,
+            derived from `FunctionSystem`, whose constructor's arguments are the options.
         summary: what it is, in one line.
         reward_threshold: the mean return from which on it counts as solved, with the defaults; None: nobody knows.
         defaults: options of the system that differ from its own defaults, or of any environment (`ENV_OPTIONS`).
 
     Raises:
-        ValueError: if `system` is not an import path, the id is taken by another system, or the threshold is no number.
+        ValueError: if `system` is not an import path, or that of what is no system already (else when one is made), the
+            id is taken by another system, or the threshold is no number.
     """
     try:
         gym.envs.registration.parse_env_id(string("env_id", env_id))
@@ -73,6 +76,9 @@ def register(
     string("summary", summary)
     if not isinstance(system, str) or not re.fullmatch(r"[^:]+:[^:]+", system):
         raise ValueError(f'system must be an import path "module:Class"; got {shown(system)}.')
+    module, _, name = system.partition(":")
+    if module in sys.modules and hasattr(sys.modules[module], name):
+        _as_system(getattr(sys.modules[module], name), system)
     if env_id in ENTRIES and ENTRIES[env_id].system != system:
         raise ValueError(f"env_id {env_id!r} is taken by {ENTRIES[env_id].system}; choose another one.")
     solved = reward_threshold
@@ -138,10 +144,23 @@ def import_system(path: str) -> type[System]:
     module, _, name = string("system", path).partition(":")
     if not module or not name:
         raise ValueError(f'system must be a System or an import path "module:Class"; got {shown(path)}.')
-    found = getattr(importlib.import_module(module), name, None)
-    if not (isinstance(found, type) and issubclass(found, System)):
-        raise ValueError(f"system must be the import path of a System; {path}, which is no System, is {shown(found)}.")
-    return found
+    return _as_system(getattr(importlib.import_module(module), name, None), path)
+
+
+def _as_system(found: Any, path: str) -> type[System]:
+    """What is found at an import path, which must be a system.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    if isinstance(found, type) and issubclass(found, System):
+        return found
+    hint = ""
+    if isinstance(found, System) or (callable(found) and not isinstance(found, type)):
+        hint = " What makes a system is to be its class, of which an id has the options."
+    raise ValueError(
+        f"system must be the import path of a System; {path}, which is no System, is {shown(found)}.{hint}"
+    )
 
 
 def build_system(system: str, options: Mapping[str, Any], owner: str) -> System:

@@ -174,6 +174,100 @@ def test_each_defect_is_an_error_in_words(name):
     assert re.search(message, errors[0])
 
 
+def test_an_error_along_an_episode_is_named_with_its_method_and_line():
+    def step(self, state, action):
+        if state.abs().max() > 50.0:
+            raise ArithmeticError("too far")
+        return 9.0 * state + action
+
+    system = type("Far", (Oscillator,), {"step": step})(horizon=9)
+    check = check_gradients(system)
+    (error,) = [one.words for one in check.findings if one.level == "error"]
+    assert re.match(r"Far.step raised ArithmeticError: too far \(.*test_gradient_check.py:\d+\). States come as", error)
+    assert check.failed
+
+
+MODEL = nn.Sequential(nn.Linear(3, 16), nn.Tanh(), nn.Linear(16, 2))
+
+
+def in_float32(base, **others):
+    def step(self, state, action):
+        return base.step(self, state.float(), action.float()).to(state.dtype)
+
+    return type("Single", (base,), {"step": step, **others})
+
+
+@pytest.mark.usefixtures("untimed")
+@pytest.mark.parametrize(
+    ("system", "method"),
+    [
+        (in_float32(Oscillator)(), "Single.step"),
+        (in_float32(CartPole)(horizon=10), "Single.step"),  # whose linearize is in float64
+        (
+            changed(step=lambda self, x, u: x + self.dt * MODEL(torch.cat([x, u], dim=1).float()).to(x.dtype)),
+            "Bad.step",
+        ),
+        (changed(state_cost=lambda self, x: x.float().square().sum(1).to(x.dtype)), "Bad.final_cost"),
+    ],
+)
+def test_what_computes_in_float32_inside_is_said_to_and_has_no_wrong_gradient(system, method):
+    check = check_gradients(system)
+    assert not check.failed, check.text()
+    warned = [one.words for one in check.findings if one.level == "warning"]
+    assert len(warned) == 1
+    assert warned[0].startswith(f"{method} computes in float32 inside, or to a tolerance like it")
+
+
+def test_a_wrong_gradient_in_float32_is_one():
+    def step(self, state, action):
+        x, u = state.float(), action.float()
+        return (x + self.dt * (1.1 * u - 0.1 * u.detach() - x.sin())).to(state.dtype)
+
+    errors = found(type("Single", (Oscillator,), {"step": step})())
+    assert "Single.step: autograd's slope of component" in errors[0]
+
+
+def test_a_method_that_is_inherited_is_named_with_the_class_that_writes_it():
+    twice = type("Twice", (CartPole,), {"step": lambda self, x, u: 2.0 * CartPole.step(self, x, u)})
+    (error,) = found(twice())
+    words = "of MultiPole.linearize, which Twice inherits, differs from autograd's slopes of step"
+    assert words in error
+
+
+@pytest.mark.usefixtures("untimed")
+@pytest.mark.parametrize(
+    ("change", "level", "share"),
+    [
+        (torch.round, "warning", r"100\.0%"),
+        (lambda u: u.clamp(-0.01, 0.01), "warning", r"\d\d\.\d%"),
+        (lambda u: u.clamp(-0.9, 0.9), "note", r"\d\.\d%"),
+    ],
+)
+def test_actions_that_step_rounds_or_clamps_are_named_with_the_share_of_the_states(change, level, share):
+    def running_cost(self, state, action, next_state):
+        return 1e-3 * action.square().sum(1)
+
+    system = changed(step=lambda self, x, u: Oscillator.step(self, x, change(u)), running_cost=running_cost)
+    check = check_gradients(system)
+    assert not check.failed
+    words = [one.words for one in check.findings if one.level == level]
+    assert len(words) == 1
+    assert re.match(
+        rf"next_state has slope 0 by component 0 \(push \[N\]\) of action at {share} of the states", words[0]
+    )
+
+
+@pytest.mark.parametrize("method", ["step", "observe", "state_cost"])
+def test_a_branch_on_the_batch_is_named(method):
+    right = getattr(Oscillator, method)
+
+    def branching(self, state, *others):
+        return right(self, state, *others) * (1.0 if state[:, 0].mean().item() > -1.5 else 0.5)
+
+    (error,) = found(changed(**{method: branching}))
+    assert re.search(r"Bad\.\w+ must treat samples apart; it gives a sample alone another result", error)
+
+
 START_ERRORS = ("detached", "numpy", "numpy without detach", "no cost", "no way", "linearize")
 
 
@@ -398,7 +492,9 @@ def test_kinks_and_jumps_have_no_slope_and_are_left_out():
     states = torch.tensor([[0.0, 0.3], [1.0, 0.5], [-1.0, 0.1]], dtype=torch.float64)
     step = compare_slopes(Floor(), states, torch.ones(3, 1, dtype=torch.float64))[0]
     assert step.right
-    assert step.compared == pytest.approx(10 / 12)
+    assert (step.points, step.left_out) == (12, 2)
+    system = changed(step=lambda self, x, u: Oscillator.step(self, x, u) + x.round())
+    assert re.search(r"of the largest; \d+ of \d+ points left out, at kinks or jumps", " ".join(found(system, "ok")))
 
 
 def test_components_of_any_size_are_compared_alike():

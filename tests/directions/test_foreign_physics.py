@@ -18,6 +18,7 @@ from bptt_envs.contract import ContractError
 from bptt_envs.function_system import FunctionSystem
 from bptt_envs.systems import CartPole
 from bptt_trainers import MLP, TrainConfig, Trainer, check_gradients, policy_gradient
+from bptt_trainers.planning.problem import Problem
 
 POLE = CartPole(horizon=10)
 
@@ -128,11 +129,43 @@ def test_it_is_an_environment_and_takes_a_task():
     check_system(Task(foreign(POLE.step), observe_time=True))
 
 
+def test_costs_of_the_action_count_as_those_of_a_task():
+    def effort(state, action, next_state):
+        return 0.1 * action[:, 0].square() + next_state[:, 0] * state[:, 1]
+
+    def far(state):
+        return state[:, 0].square()
+
+    states = POLE.initial_states(4, torch.Generator().manual_seed(0), torch.float64)
+    actions = torch.linspace(-1, 1, 40, dtype=torch.float64).view(10, 4, 1)
+
+    def cost(system):
+        return Problem(system, states).loss(actions)
+
+    for costs in ({"running_cost": effort}, {"final_cost": far}, {"running_cost": effort, "final_cost": far}):
+        for objective in ("final", "continuous"):
+            task = Task(foreign(POLE.step, objective=objective), **costs)
+            assert_close(cost(foreign(POLE.step, objective=objective, **costs)), cost(task), rtol=0, atol=0)
+    alone = foreign(POLE.step, cost=None, running_cost=effort)
+    check_system(alone)
+    assert_close(cost(alone), cost(foreign(POLE.step, running_cost=effort, final_cost=lambda state: 0 * state[:, 0])))
+
+
 def test_errors_name_the_argument():
-    with pytest.raises(TypeError, match="step must be a function; got 'physics'"):
+    with pytest.raises(TypeError, match="step must be a function of state, action; got 'physics'"):
         foreign("physics")
-    with pytest.raises(TypeError, match="cost must be a function; got None"):
+    with pytest.raises(ValueError, match="cost must be given, or running_cost or final_cost in its place"):
         foreign(POLE.step, cost=None)
+    with pytest.raises(
+        TypeError, match=r"cost .* of state; got one of \(state, action\). A cost of the action, too, is run"
+    ):
+        foreign(POLE.step, cost=lambda state, action: action[:, 0])
+    with pytest.raises(
+        TypeError, match=r"running_cost must be a function of state, action, next_state; got one of \(x, u"
+    ):
+        foreign(POLE.step, running_cost=lambda x, u: u[:, 0])
+    with pytest.raises(TypeError, match=r"final_cost must be a function of state; got 3"):
+        foreign(POLE.step, final_cost=3)
     with pytest.raises(ValueError, match=r"state_shape must be a shape, such as \(4,\); got 4"):
         foreign(POLE.step, state_shape=4)
 

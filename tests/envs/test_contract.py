@@ -276,6 +276,11 @@ VALUES = {
     "step in place": ("step", lambda self, x, u: x.add_(u), "step must not change its arguments in place"),
     "observe in place": ("observe", lambda self, x: x.clamp_(-0.1, 0.1), "observe must not change its arguments"),
     "random": ("step", lambda self, x, u: x + u + torch.rand_like(x), "step must be a function of its arguments"),
+    "squeezed": (
+        "final_cost",
+        lambda self, x: x.square().sum(1).squeeze(),
+        r"final_cost must return \(1,\), torch.float64, for 1 float64 sample on cpu; got \(\)",
+    ),
     "infinite": ("final_cost", lambda self, x: x.sum(1) / 0.0, "final_cost gives values that are not finite"),
     "float32": ("step", lambda self, x, u: (x + u).float(), r"step must return \(3, 2\), torch.float64, for 3 float64"),
 }
@@ -287,6 +292,84 @@ def test_what_is_no_function_of_each_sample_is_named(name, monkeypatch):
     monkeypatch.setattr(Plain, method, broken)
     with pytest.raises(ValueError, match=rf"Plain\.{message}"):
         check_system(Plain(horizon=3, dt=0.1), dtype=torch.float64, thorough=False)
+
+
+class Buffered(Plain):
+    """Has all that it gives in tensors that it keeps, as simulators do, torch's or NumPy's."""
+
+    method = "none"  # whose results are kept
+    numpy = False
+
+    def kept(self, method, values):
+        if self.method != method:
+            return values
+        name = f"{method}_of_{len(values)}"
+        if name not in vars(self):
+            setattr(self, name, torch.from_numpy(values.numpy().copy()) if self.numpy else values.clone())
+        if self.numpy:
+            getattr(self, name).numpy()[:] = values.numpy()
+        else:
+            getattr(self, name).copy_(values)
+        return getattr(self, name)
+
+    def step(self, state, action):
+        return self.kept("step", state + action)
+
+    def initial_states(self, batch, generator, dtype=torch.float32):
+        return self.kept("initial_states", torch.rand(batch, 2, generator=generator, dtype=dtype))
+
+    def observe(self, state):
+        return self.kept("observe", 2.0 * state)
+
+    def running_cost(self, state, action, next_state):
+        return self.kept("running_cost", action.square().sum(1) + state[:, 0])
+
+    def final_cost(self, state):
+        return self.kept("final_cost", state.square().sum(1))
+
+    def terminated(self, state):
+        return self.kept("terminated", state[:, 0] < -9.0)
+
+
+@pytest.mark.parametrize("method", ["step", "initial_states", "observe", "running_cost", "final_cost", "terminated"])
+@pytest.mark.parametrize("numpy", [False, True])
+def test_results_that_a_later_call_writes_to_are_named(method, numpy):
+    system = Buffered(horizon=3, dt=0.1)
+    check_system(system, thorough=False)
+    system.method, system.numpy = method, numpy
+    if numpy and method == "terminated":  # seen in its values alone, which are the same
+        return
+    with pytest.raises(ValueError, match=rf"Buffered.{method} must return a tensor of its own in each call.*clone"):
+        check_system(system, thorough=False)
+
+
+def test_a_linearize_that_writes_to_what_it_gave_is_named(monkeypatch):
+    def linearize(self, state, action):
+        vars(self).setdefault("kept", torch.eye(2).expand(len(state), 2, 2).clone()).copy_(torch.eye(2))
+        return self.kept, torch.ones(len(state), 2, 1)
+
+    monkeypatch.setattr(Plain, "linearize", linearize)
+    with pytest.raises(ValueError, match=r"Plain.linearize must return a tensor of its own in each call"):
+        check_system(Plain(horizon=3, dt=0.1))
+
+
+def test_results_may_be_arguments_views_of_them_and_constants():
+    class Viewing(Plain):
+        ones = torch.ones(3, 2)
+
+        def step(self, state, action):
+            return state.view(-1, 2) + action
+
+        def observe(self, state):
+            return state[:, :]
+
+        def running_cost(self, state, action, next_state):
+            return next_state[:, 0]
+
+        def initial_states(self, batch, generator, dtype=torch.float32):
+            return self.ones[:batch].to(dtype) if batch <= 3 else torch.ones(batch, 2, dtype=dtype)
+
+    check_system(Viewing(horizon=3, dt=0.1))
 
 
 def test_start_states_follow_the_dtype_they_are_asked_for(monkeypatch):
@@ -308,6 +391,76 @@ def test_start_states_without_a_dtype_are_named():
     message = r"Single.initial_states must take \(batch, generator, dtype\); too many positional arguments"
     with pytest.raises(ValueError, match=message):
         DifferentiableEnv(kind(horizon=3, dt=0.1))
+
+
+# Errors in code of the user's
+
+
+def unpacking(self, state, *others):
+    place, _speed = state
+    return place
+
+
+BATCHED = r"States come as \(B, 2\), actions as \(B, 1\): B samples at once"
+RAISES = {
+    **{
+        method: (
+            {method: unpacking},
+            rf"Plain.{method} raised ValueError: too many .*\(.*test_contract.py:\d+\). {BATCHED}",
+        )
+        for method in ("step", "observe", "running_cost", "final_cost", "linearize", "pullback", "terminated")
+    },
+    "state_cost": (
+        {"state_cost": unpacking, "final_cost": System.final_cost},
+        r"Plain.state_cost raised ValueError: too many values to unpack",
+    ),
+    "initial_states": (
+        {"initial_states": lambda self, batch, generator, dtype: {}["key"]},
+        r"Plain.initial_states raised KeyError: 'key' \(.*test_contract.py:\d+\)\.$",
+    ),
+    "within a library": (
+        {"step": lambda self, state, action: torch.cat([state, action[:1]], dim=1)},
+        r"Plain.step raised RuntimeError: .*\(.*test_contract.py:\d+\). States come as",
+    ),
+    "within a base class": (
+        {"step": lambda self, state, action: CartPole.step(self, state, action)},
+        r"Plain.step raised \w+Error: .*\(.*test_contract.py:\d+\). States come as",
+    ),
+    "of a function that pullback gives": (
+        {"pullback": lambda self, state, action: lambda rows, vectors: vectors["key"]},
+        r"the function of Plain.pullback raised \w+Error: .*\(.*test_contract.py:\d+\)",
+    ),
+    "arguments": (
+        {"running_cost": lambda self, state, action: state},
+        r"Plain.running_cost must take \(state, action, next_state\); too many positional arguments",
+    ),
+    "arguments of a function that pullback gives": (
+        {"pullback": lambda self, state, action: lambda rows: rows},
+        r"the function of Plain.pullback must take \(rows, vectors\); too many positional arguments",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RAISES)
+def test_errors_of_the_users_name_the_method_the_line_and_the_shapes(name, monkeypatch):
+    methods, message = RAISES[name]
+    for method, broken in methods.items():
+        monkeypatch.setattr(Plain, method, broken)
+    with pytest.raises(ValueError, match=message):
+        check_system(Plain(horizon=3, dt=0.1))
+
+
+def test_a_function_of_a_task_is_named_as_its_own():
+    for cost, said in ((unpacking, r"raised ValueError: too many"), (lambda state, action: state, "must take")):
+        with pytest.raises(ValueError, match=rf"Task.running_cost {said}"):
+            check_system(bptt_envs.Task(Plain(horizon=3, dt=0.1), running_cost=cost))
+
+
+def test_a_model_that_needs_a_batch_is_told_of_its_mode(monkeypatch):
+    model = torch.nn.BatchNorm1d(2)
+    monkeypatch.setattr(Plain, "step", lambda self, state, action: model(state) + action)
+    with pytest.raises(ValueError, match=r"Plain.step must treat samples apart, and take one alone.*model\.eval\(\)"):
+        check_system(Plain(horizon=3, dt=0.1))
 
 
 def test_a_constructor_that_does_not_call_systems_is_named():

@@ -110,6 +110,18 @@ def test_register_refuses_what_is_no_import_path():
     assert "TestNothing-v0" not in gym.registry
 
 
+def make_system():
+    return bptt_envs.systems.CartPole()
+
+
+@pytest.mark.parametrize("name", ["make_system", "ROOT"])
+def test_register_refuses_at_once_what_is_there_and_no_system(name):
+    with pytest.raises(ValueError, match=f"import path of a System; {__name__}:{name}, which is no System, is "):
+        bptt_envs.register("TestNothing-v0", f"{__name__}:{name}", "no class")
+    assert "TestNothing-v0" not in gym.registry
+    assert "TestNothing-v0" not in ENTRIES
+
+
 def test_unknown_id_suggests_the_near_one():
     with pytest.raises(ValueError, match=r"'DiffCartPool-v0'\. Did you mean 'DiffCartPole-v0'\? Registered: Diff"):
         system_class("DiffCartPool-v0")

@@ -21,7 +21,7 @@ from bptt_envs.registration import ENTRIES, system_class
 from bptt_envs.systems import LQR, CartPole, Integrator, MultiPole
 from bptt_envs.task import as_task, ends_by_itself
 from bptt_trainers import TrainConfig, Trainer, losses, rollout
-from bptt_trainers.directions.policy_gradient import system_of
+from bptt_trainers.directions.system_of import system_of
 from bptt_trainers.rl.sb3_env import SB3VecEnv
 from bptt_trainers.rl.view import RLView
 

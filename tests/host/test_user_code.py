@@ -147,6 +147,13 @@ def test_an_error_in_a_system_is_no_misuse(bptt, fault, line, said):
     assert said in text
 
 
+def test_a_check_has_an_error_of_the_users_as_a_finding(capsys):
+    assert main(shlex.split("check own_envs:Own-v0 --env-option fault=step")) == 1
+    report = " ".join(capsys.readouterr().out.split())
+    line = line_of("raise ValueError", SYSTEM)
+    assert f"ERROR Own.step raised ValueError: a fault of mine (own_envs.py:{line})." in report
+
+
 def test_a_check_of_ours_is_misuse_by_way_of_the_users_code_too(bptt):
     assert "horizon must be an integer" in bptt(
         f"train --module own_envs --env Own-v0 --env-option horizon=0 {SMALL}", code=2

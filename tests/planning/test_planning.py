@@ -2,12 +2,15 @@
 
 import math
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import scipy.optimize
 import torch
+from torch.autograd.function import once_differentiable
 
 from bptt_envs import Task, checks
+from bptt_envs.function_system import FunctionSystem
 from bptt_envs.systems import LQR, CartPole, Guidance, Integrator, MultiPole, Quadrotor, QuantumControl
 from bptt_trainers import Trajectory, held_out_states, losses, plan
 from bptt_trainers.planning import ilqr
@@ -72,6 +75,37 @@ def test_ilqr_swings_the_pole_up_from_every_held_out_state():
     assert (found.actions.abs() <= 50.0).all()
 
 
+def test_the_gains_of_ilqr_are_riccatis():
+    system = LQR()
+    found = plan(system, starts(system, 2), iterations=1, restarts=0)
+    torch.testing.assert_close(found.gains[:, 1], -system.optimal_gains(), rtol=1e-5, atol=1e-6)
+    assert plan(system, starts(system, 2), "MPPI", iterations=1).gains is None
+
+
+def test_the_gains_of_ilqr_make_good_what_puts_an_episode_off_its_plan():
+    system = CartPole(horizon=50, dt=0.02, max_force=50.0)
+    states = starts(system)
+    found = plan(system, states, restarts=0, iterations=20)
+    reference = Problem(system, states).trajectory(found.actions)
+    final = []
+    for gains in (torch.zeros_like(found.gains), found.gains):
+        state = states
+        for t, action in enumerate(found.actions):
+            change = (gains[t] @ (state - reference[t]).unsqueeze(2)).squeeze(2)
+            state = system.step(state, system.bound(action + change)) + 0.1 * (t == 10)
+        final.append(system.final_cost(state))
+    open_loop, closed = final
+    assert (closed < open_loop / 4).all(), final
+
+
+def test_an_action_that_a_bound_holds_has_no_gains():
+    system = LQR(max_action=0.5)
+    found = plan(system, starts(system), restarts=0)
+    held = found.actions[..., 0].abs() == 0.5
+    assert 0 < held.sum() < held.numel()
+    assert (found.gains.flatten(2).abs().amax(2) == 0.0).equal(held)
+
+
 def test_gradient_descent_lowers_the_loss_of_quantum_control_step_by_step():
     system = QuantumControl(n_points=8, horizon=16)
     found = [plan(system, starts(system), "GRAPE", restarts=0, iterations=n).losses for n in (1, 2, 4, 8, 40)]
@@ -119,6 +153,74 @@ def test_the_model_of_ilqr_is_the_loss_to_second_order(system):
         for share in (1e-2, 1e-3)
     ]
     assert ((errors[0] / errors[1]).log10() > 2.7).logical_or(errors[0] < 1e-10).all(), errors
+
+
+class OnlyFirstSlopes(torch.autograd.Function):
+    """A pendulum whose backward pass cannot be differentiated, as that of physics from outside of torch."""
+
+    @staticmethod
+    def forward(ctx, state, action):
+        ctx.save_for_backward(state)
+        return swing(state, action)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, slope):
+        (state,) = ctx.saved_tensors
+        by_rate = slope[:, 1:] + 0.05 * slope[:, :1]
+        by_angle = slope[:, :1] - 0.05 * 9.8 * state[:, :1].cos() * by_rate
+        return torch.cat([by_angle, by_rate], dim=1), 0.05 * by_rate
+
+
+class ThroughNumPy(OnlyFirstSlopes):
+    """The same, whose backward pass raises an error where its own slopes are asked for."""
+
+    @staticmethod
+    def backward(ctx, slope):
+        return OnlyFirstSlopes.backward(ctx, torch.from_numpy(slope.numpy()))
+
+
+def swing(state, action):
+    rate = state[:, 1:] + 0.05 * (action - 9.8 * state[:, :1].sin())
+    return torch.cat([state[:, :1] + 0.05 * rate, rate], dim=1)
+
+
+def pendulum(step, **options):
+    return FunctionSystem(
+        **{"step": step, "dt": 0.05, "horizon": 10, "state_shape": (2,), "action_shape": (1,), "max_action": 20.0}
+        | {"start": lambda number, generator, dtype: torch.randn(number, 2, generator=generator, dtype=dtype)}
+        | {"cost": lambda state: (1.0 + state[:, 0].cos()) ** 2 + 0.1 * state[:, 1].square()}
+        | options
+    )
+
+
+@pytest.mark.parametrize(
+    ("objective", "kind"),
+    [
+        ("final", OnlyFirstSlopes),
+        ("continuous", OnlyFirstSlopes),
+        ("continuous", ThroughNumPy),
+        ("a task", OnlyFirstSlopes),
+    ],
+)
+def test_a_step_without_second_slopes_is_planned_by_gauss_newton(objective, kind):
+    """What is left out is the second derivative of the step, and nothing of the costs."""
+
+    def system(step):
+        if objective != "a task":
+            return pendulum(step, objective=objective)
+        return Task(pendulum(step), running_cost=lambda x, u, y: (y * y + x * u).square().sum(1) + 0.1 * u[:, 0] ** 2)
+
+    problems = [Problem(system(step), starts(system(swing), 3)) for step in (swing, kind.apply)]
+    actions = torch.rand(problems[0].shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    states = problems[0].trajectory(actions)
+    whole, ours = (ilqr._model(problem, states, actions) for problem in problems)
+    torch.testing.assert_close(ours._replace(curvature=whole.curvature), whole, rtol=1e-12, atol=1e-12)
+    left_out = whole.curvature - ours.curvature
+    assert left_out[:, :, 0, 0].abs().min() > 1e-6, "of the angle, by its sine"
+    assert torch.count_nonzero(left_out.abs() > 1e-12) == torch.count_nonzero(left_out[:, :, 0, 0])
+    best, found = (plan(problem.system, problem.states, iterations=12, restarts=0).losses for problem in problems)
+    torch.testing.assert_close(found, best, rtol=0.02, atol=1e-3)
 
 
 def test_actions_of_one_time_are_planned_within_their_bounds():
@@ -188,6 +290,17 @@ def test_a_plan_to_start_from_is_never_made_worse(method):
     assert (after.losses <= problem.losses(good.actions.float().double()[None])[0]).all()
 
 
+def test_an_environment_is_planned_as_its_system():
+    env = gym.make("DiffIntegrator-v0", horizon=3, objective="continuous", observe_time=True)
+    system = env.unwrapped.system
+    found, ours = (plan(one, starts(system), restarts=0, iterations=3) for one in (env, system))
+    assert torch.equal(found.actions, ours.actions)
+    batch = gym.make_vec("DiffIntegrator-v0", num_envs=2, horizon=3, objective="continuous", observe_time=True)
+    assert torch.equal(plan(batch, starts(system), restarts=0, iterations=3).losses, ours.losses)
+    with pytest.raises(ValueError, match=r"system is wrapped in RescaleAction, which .* does not see"):
+        plan(gym.wrappers.RescaleAction(env, np.float32(-1), np.float32(1)), starts(system))
+
+
 def test_episodes_are_planned_apart():
     system = CartPole(horizon=8, dt=0.05, max_force=50.0, objective="continuous")
     together = plan(system, starts(system, 2), "iLQR", iterations=5, restarts=0).losses
@@ -215,12 +328,16 @@ def test_a_plan_that_blows_up_is_no_plan():
         ({"actions": torch.zeros(4, 2, 1)}, r"actions must be a tensor of \(4, 3, 1\) finite numbers"),
         ({"states": torch.full((3, 1), math.nan)}, "states must be one or more finite states"),
         ({"states": torch.zeros(3, 2)}, r"states must be a tensor of shape \(B, 1\)"),
+        (
+            {"system": "DiffIntegrator-v0"},
+            "system must be a differentiable environment of bptt_envs or a System; got 'D",
+        ),
     ],
     ids=str,
 )
 def test_what_cannot_be_planned_is_refused_in_words(given, message):
     with pytest.raises(ValueError, match=message):
-        plan(Integrator(), **({"states": torch.zeros(3, 1)} | given))
+        plan(**{"system": Integrator(), "states": torch.zeros(3, 1)} | given)
 
 
 def test_ilqr_refuses_matrices_that_no_memory_holds(monkeypatch):

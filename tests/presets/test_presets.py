@@ -267,3 +267,14 @@ def test_what_the_options_say_for_all_methods_is_no_setting_of_one():
         ComparisonConfig(
             methods=("C",), env_options={"observation": "state"}, overrides={"C": {"observation": "cos_sin"}}
         )
+
+
+@pytest.mark.parametrize(
+    ("name", "where"), [("PPO", "bptt compare trains it"), ("SHAC", "--learner SHAC"), ("SAPO", "--learner SAPO")]
+)
+def test_a_method_or_a_learner_that_is_given_as_the_rule_is_said_to_be_one(name, where, capsys):
+    with pytest.raises(ValueError, match=f"rule must be one of 'R', .*; got '{name}'. {name} .*{where}"):
+        from_preset("DiffCartPole-v0", rule=name)
+    with pytest.raises(SystemExit):
+        read_command("train", ["--rule", name])
+    assert f"got '{name}'" in capsys.readouterr().err

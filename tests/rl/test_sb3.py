@@ -43,6 +43,16 @@ def episode(env, states, actions):
 # The environments of stable-baselines3
 
 
+def test_adapter_takes_an_id_with_its_options():
+    env = SB3VecEnv("DiffMultiPole-v0", num_envs=2, n_poles=3, horizon=HORIZON)
+    assert env.view.system.n_poles == 3
+    assert env.reset().shape == (2, 2 + 2 * 3 + 1)
+    with pytest.raises(ValueError, match=r"has no option 'n_pole'\. Did you mean 'n_poles'"):
+        SB3VecEnv("DiffMultiPole-v0", 2, n_pole=3)
+    with pytest.raises(ValueError, match=r"options go with an id, .* got horizon beside <.*CartPole"):
+        SB3VecEnv(CartPole(), 2, horizon=5)
+
+
 @pytest.mark.parametrize("objective", ["final", "continuous"])
 @pytest.mark.parametrize("max_force", [None, 10.0])
 def test_adapter_runs_the_episodes_of_the_plain_environment(objective, max_force):

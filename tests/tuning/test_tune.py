@@ -131,6 +131,7 @@ def test_the_command_searches_rules_and_reinforcement_learning_alike(tmp_path, m
     for name, *arguments in (train, compare_one):  # what it prints can be run
         read_command(name, arguments)
     assert main([*compare_all, "--seeds", "0", "--evaluations", "1", "--test-states", "8", "--out", "versus"]) == 0
+    assert "the best rows of study, tuned for DiffIntegrator-v0, 128 simulator" in capsys.readouterr().out
     settings = json.loads(Path("versus/comparison.json").read_text())["settings"]
     for method, one in rows.items():
         assert {name: settings[method][name] for name in one["row"]} == one["row"]

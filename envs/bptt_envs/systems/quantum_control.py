@@ -130,7 +130,7 @@ class QuantumControl(System):
         phi = self._operator(states.device).phi[:count].to(states.dtype)
         names = [f"phi_{n}" + (" (target)" if n == self.target else "") for n in range(1, count + 1)]
         return [
-            Field("|psi|^2", density, "x", 0.0, self.box_length),
+            Field("density", density, "x", 0.0, self.box_length),
             Curves("control u", actions[..., 0]),
             NamedCurves("population", (phi @ first).square().sum(-1), names),
         ]

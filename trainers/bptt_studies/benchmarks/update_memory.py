@@ -13,7 +13,8 @@ from bptt_studies.benchmarks.memory import MIB, MemoryExceeded, Program, peak_me
 from bptt_studies.benchmarks.peers import autograd_bytes
 from bptt_trainers.controllers.defaults import default_controller
 from bptt_trainers.directions.chosen_engine import EngineName
-from bptt_trainers.directions.policy_gradient import policy_gradient, system_of
+from bptt_trainers.directions.policy_gradient import policy_gradient
+from bptt_trainers.directions.system_of import system_of
 from bptt_trainers.records.tables import Line, Row, markdown, number, short
 
 ENV, BATCH, RULE = "DiffCartPole-v0", 256, "C"

@@ -14,8 +14,8 @@ from bptt_studies.benchmarks.limit import controller_gflop, matrix_limit, share
 from bptt_studies.benchmarks.peers import PEERS, LeftOut, Task, Update
 from bptt_studies.benchmarks.timing import Timing, in_turns_within, waited_for
 from bptt_trainers.controllers.defaults import default_controller
-from bptt_trainers.directions.policy_gradient import system_of
 from bptt_trainers.directions.rules import PAPER_RULES
+from bptt_trainers.directions.system_of import system_of
 from bptt_trainers.records.options import read_options, write_options
 from bptt_trainers.records.tables import Row, short
 

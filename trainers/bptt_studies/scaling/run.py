@@ -19,8 +19,9 @@ from bptt_studies.scaling.config import AXES, MOST_MEMORY, Point, ScalingConfig
 from bptt_studies.scaling.file import Measurement, read_measurements, write_measurements
 from bptt_trainers.controllers.controller import Controller
 from bptt_trainers.controllers.defaults import default_controller
-from bptt_trainers.directions.policy_gradient import choose_engine, system_of
+from bptt_trainers.directions.policy_gradient import choose_engine
 from bptt_trainers.directions.rules import combined, get_rule
+from bptt_trainers.directions.system_of import system_of
 from bptt_trainers.host.machine import versions
 from bptt_trainers.host.threads import threads
 from bptt_trainers.records.claim import locked

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor, nn
 
-from bptt_envs import System, checks
+from bptt_envs import checks
 from bptt_envs.differentiable import start_states
-from bptt_envs.task import as_task
 from bptt_trainers.analysis.growth import feedback, feedback_growth
 from bptt_trainers.directions.policy_gradient import adjoint_engine
 from bptt_trainers.directions.rollout import rollout
@@ -27,6 +26,7 @@ from bptt_trainers.directions.rules import (
     sign_agreement,
 )
 from bptt_trainers.directions.surroundings import computing
+from bptt_trainers.directions.system_of import Physics, system_of
 from bptt_trainers.records.files import RunFolderError, exists, read_bytes, write_atomic
 from bptt_trainers.records.tables import csv_text
 from bptt_trainers.training.bptt import BPTTLearner
@@ -70,11 +70,11 @@ class Diagnosis:
     growth: np.ndarray
 
 
-def diagnose(system: System, controller: nn.Module, initial_states: Tensor, epoch: int = 0) -> Diagnosis:
+def diagnose(system: Physics, controller: nn.Module, initial_states: Tensor, epoch: int = 0) -> Diagnosis:
     """Measure the rules on one batch of episodes.
 
     Args:
-        system: the physics.
+        system: the physics, or an environment of it.
         controller: one that the adjoint engine can serve.
         initial_states: (B, *state_shape).
         epoch: what to call it.
@@ -82,8 +82,7 @@ def diagnose(system: System, controller: nn.Module, initial_states: Tensor, epoc
     Raises:
         ValueError: if the adjoint engine cannot serve the controller.
     """
-    checks.instance("system", system, System, "a System, such as env.unwrapped.system")
-    system = as_task(system)
+    system = system_of(system, "system")
     initial_states = start_states("initial_states", initial_states, system)
     epoch = checks.integer("epoch", epoch, 0)
     with computing(initial_states):

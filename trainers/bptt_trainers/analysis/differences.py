@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +17,8 @@ Function = Callable[..., Tensor]
 MOST_COMPONENTS = 32  # of an argument or a result, up to which each is looked at by itself
 DIRECTIONS = 8  # random ones, of an argument or a result that has more
 ACCURACY = 1e-5  # of the largest slope of the same result: a larger difference is none of rounding
+ACCURACY_OF_SINGLE = 1e-2  # the same where a function computes in float32 inside
+MINUTE = 1e-9  # of the size of a component: a change that float32 does not see
 SETTLED = 1e-2  # of it: where differences to both sides, or of half the size, differ by more there is a kink
 TINY = 1e-300  # in the place of a 0 to divide by
 ROUNDING = 64.0  # units in the last place of a result, which its differences may be off by
@@ -31,25 +34,35 @@ class Comparison:
         right: whether the two agree wherever they could be compared, but for rounding.
         error: the largest difference, of the largest slope of the same result, or that which is largest beyond what
             rounding explains; NaN if no point could be compared.
-        compared: the share of the points (samples, results, directions) that could be compared. The others are at a
-            kink or a jump, where a function has no slope, or next to states that the system refuses.
+        points: how many there are: samples times results times directions.
+        left_out: how many of them could not be compared: at a kink or a jump, where a function has no slope, or next to
+            states that the system refuses.
         result: the component of the result with the largest error; None: a random mixture of all.
         component: the component of the argument with the largest error; None: a random direction.
         sample: the sample with the largest error.
         slope: autograd's slope there.
         difference: that by central differences.
+        single: whether the function computes in float32 inside, or as roughly: it does not see changes that it should
+            in float64. Differences are then over steps that suit float32.
     """
 
     method: str
     argument: str
     right: bool
     error: float
-    compared: float
+    points: int
+    left_out: int
     result: int | None
     component: int | None
     sample: int
     slope: float
     difference: float
+    single: bool = False
+
+    @property
+    def compared(self) -> float:
+        """The share of the points that could be compared."""
+        return 1.0 - self.left_out / self.points
 
 
 def compare_slopes(system: System, states: Tensor, actions: Tensor) -> list[Comparison]:
@@ -95,11 +108,49 @@ def _compare(
     ways, components = _directions(inputs, argument[0].numel(), generator, here)
     ways = ways * _sizes(argument)
     slopes = _slopes(function, values, place, mixtures) @ ways.mT  # (N, P, D)
-    below, at, above, less, more = _along(function, values, place, ways, mixtures)
-    step = torch.finfo(argument.dtype).eps ** (1 / 3)
+    double = torch.finfo(torch.float64).eps
+    found = _judged(slopes, _along(function, values, place, ways, mixtures, double ** (1 / 3)), double, ACCURACY)
+    doubtful = not found.right or found.left_out > slopes.numel() / 2
+    single = doubtful and _is_coarse(function, values, place, ways, mixtures, slopes)
+    if single:
+        rough = torch.finfo(torch.float32).eps
+        far = _along(function, values, place, ways, mixtures, rough ** (1 / 3))
+        found = _judged(slopes, far, rough, ACCURACY_OF_SINGLE)
+    sample, row, column = found.place
+    scale = 1.0 if components is None else float(ways[column].abs().sum())
+    return Comparison(
+        method,
+        name,
+        found.right,
+        found.error,
+        slopes.numel(),
+        found.left_out,
+        None if results is None else results[row],
+        None if components is None else components[column],
+        sample,
+        float(slopes[found.place]) / scale,
+        found.difference / scale,
+        single,
+    )
+
+
+class _Judged(NamedTuple):
+    """What `Comparison` says, but for the names."""
+
+    right: bool
+    error: float
+    left_out: int
+    place: tuple[int, int, int]  # sample, result, direction
+    difference: float
+
+
+def _judged(slopes: Tensor, along: tuple[Tensor, ...], epsilon: float, accuracy: float) -> _Judged:
+    """Compare slopes, (N, P, D), with what `_along` gives over steps of the third root of `epsilon`."""
+    below, at, above, less, more = along
+    step = epsilon ** (1 / 3)
     central, finer = (above - below) / (2 * step), (more - less) / step
     forward, backward = (above - at) / step, (at - below) / step
-    noise = ROUNDING * torch.finfo(argument.dtype).eps * at.abs().amax((0, 2)).clamp_min(TINY) / step
+    noise = ROUNDING * epsilon * at.abs().amax((0, 2)).clamp_min(TINY) / step
     largest = torch.maximum(slopes.nan_to_num(0.0).abs(), finer.nan_to_num(0.0).abs()).amax((0, 2))  # (P,)
     allowed = (SETTLED * largest + noise).view(1, -1, 1)
     settled = ((central - finer).abs() <= allowed) & ((forward - backward).abs() <= 2 * allowed)
@@ -107,23 +158,34 @@ def _compare(
     raw = torch.where(slopes.isfinite() & settled, (slopes - finer).abs(), math.inf)
     raw, doubt = (one / largest.clamp_min(TINY).view(1, -1, 1) for one in (raw, doubt))
     excess = torch.where(settled, raw - doubt, -math.inf)
-    right = not bool((excess > ACCURACY).any())
+    right = not bool((excess > accuracy).any())
     ranked = torch.where(settled, raw, -math.inf) if right else excess
     worst = int(ranked.argmax())
     sample, row, column = (int(i) for i in torch.unravel_index(torch.tensor(worst), ranked.shape))
-    scale = 1.0 if components is None else float(ways[column].abs().sum())
-    return Comparison(
-        method,
-        name,
+    return _Judged(
         right,
         float(raw.flatten()[worst]) if bool(settled.any()) else math.nan,
-        float(settled.double().mean()),
-        None if results is None else results[row],
-        None if components is None else components[column],
-        sample,
-        float(slopes.flatten()[worst]) / scale,
-        float(finer.flatten()[worst]) / scale,
+        int((~settled).sum()),
+        (sample, row, column),
+        float(finer.flatten()[worst]),
     )
+
+
+def _is_coarse(
+    function: Function, values: Sequence[Tensor], place: int, ways: Tensor, mixtures: Tensor, slopes: Tensor
+) -> bool:
+    """Whether a function does not see minute changes of an argument as it sees larger ones, where it has a slope.
+
+    One that computes in float32 stays the same over most of them, or but for a part of it.
+    """
+    _, at, _, less, more = _along(function, values, place, ways, mixtures, 2 * MINUTE)
+    minute = (more - less) / (2 * MINUTE)
+    step = torch.finfo(torch.float64).eps ** (1 / 3)
+    _, _, _, less, more = _along(function, values, place, ways, mixtures, step)
+    noise = ROUNDING * torch.finfo(torch.float64).eps * at.abs() / MINUTE
+    counted = slopes.abs() > 1e-3 * slopes.abs().amax((0, 2), keepdim=True)
+    coarse = ((more - less) / step - minute).abs() > SETTLED / 10 * slopes.abs() + noise
+    return bool(counted.any()) and float(coarse[counted].double().mean()) > 0.5
 
 
 def _directions(
@@ -161,12 +223,11 @@ def _slopes(function: Function, values: Sequence[Tensor], place: int, mixtures: 
 
 @torch.no_grad()
 def _along(
-    function: Function, values: Sequence[Tensor], place: int, ways: Tensor, mixtures: Tensor
+    function: Function, values: Sequence[Tensor], place: int, ways: Tensor, mixtures: Tensor, step: float
 ) -> tuple[Tensor, ...]:
     """What comes out below, at and above, and half as far below and above, (N, P, D) each; NaN where it is refused."""
     argument = values[place]
     copies = [value.repeat_interleave(len(ways), 0) for value in values]
-    step = torch.finfo(argument.dtype).eps ** (1 / 3)
     moves = step * ways.repeat(len(argument), 1).view(copies[place].shape)
     found = []
     for share in (-1.0, 0.0, 1.0, -0.5, 0.5):

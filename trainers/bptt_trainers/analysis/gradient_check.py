@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,19 +13,23 @@ from torch import Tensor, nn
 
 from bptt_envs import System, checks
 from bptt_envs.contract import promises
+from bptt_envs.raised import raised
 from bptt_trainers.analysis.differences import Comparison
-from bptt_trainers.analysis.findings import Finding, Level, components, report
+from bptt_trainers.analysis.findings import MOST_NAMED, Finding, Level, component, components, report
 from bptt_trainers.analysis.horizon import LOOPS, Horizon, through_the_horizon
-from bptt_trainers.analysis.influence import clamped, constant_observations
+from bptt_trainers.analysis.influence import clamped, constant_observations, unmoved
 from bptt_trainers.analysis.slope_findings import compared, numbers
 from bptt_trainers.analysis.update_cost import UpdateCost, update_costs
 from bptt_trainers.controllers.defaults import default_controller
-from bptt_trainers.directions.policy_gradient import check_parameters, system_of
+from bptt_trainers.directions.policy_gradient import check_parameters
 from bptt_trainers.directions.rollout import Trajectory, rollout
 from bptt_trainers.directions.surroundings import computing
+from bptt_trainers.directions.system_of import system_of
+from bptt_trainers.host.user_code import raised_by_user
 from bptt_trainers.records.tables import csv_text
 
 BATCH = 8  # episodes, and start states of an update that is timed
+FLAT = 0.5  # share of states without a slope by an action from which on it is warned of
 SATURATED = 0.5  # share of clamped actions from which on it is warned of
 
 
@@ -102,7 +106,15 @@ def check_gradients(
         found = _promised(system, like)
         if any(one.level == "error" for one in found):
             return GradientCheck(tuple(found))
-        return _looked_at(system, default_controller(system) if controller is None else controller, found)
+        controller = default_controller(system) if controller is None else controller
+        try:
+            return _looked_at(system, controller, found)
+        except Exception as error:
+            outside = f"the controller, or a function that a method of {system.class_name} gave,"
+            words = raised(error, outside if raised_by_user(error) else None)
+            if words is None:
+                raise
+            return GradientCheck((*found, Finding("error", words)))
 
 
 def _promised(system: System, like: Tensor) -> list[Finding]:
@@ -132,7 +144,7 @@ def _looked_at(system: System, controller: nn.Module, found: list[Finding]) -> G
             return GradientCheck(tuple(found))
         pushed = pushed if bool(pushed.states.isfinite().all()) else acted
         slopes, said = compared(system, acted, pushed)
-        found += said + numbers(system, acted)
+        found += [*said, *numbers(system, acted), *_moving(system, (acted, pushed))]
         horizon, said = through_the_horizon(system, double, start, acted, pushed)
         found += [*said, _observed(system, acted, pushed), _bounded(system, acted)]
     if any(one.level == "error" for one in found):
@@ -164,6 +176,23 @@ def _finite_episodes(what: str, trajectory: Trajectory) -> list[Finding]:
             "steps (horizon), a smaller dt or tighter bounds of the actions keep them finite.",
         )
     ]
+
+
+def _moving(system: System, episodes: Sequence[Trajectory]) -> list[Finding]:
+    """Which actions do not move the next state, and at how many of the states, in words."""
+    shares = unmoved(system, episodes).tolist()
+    if not any(shares):
+        return [Finding("ok", "the next state has a slope by every component of the action at all states.")]
+    return [
+        Finding(
+            "warning" if share >= FLAT else "note",
+            f"next_state has slope 0 by {component(system, 'action', i)} at {share:.1%} of the states along "
+            "episodes of the controller and of random actions: nothing comes back through step there, as where it "
+            "rounds, has a dead zone or clamps the action itself. Bounds are for super().__init__, such as max_action=1.0.",
+        )
+        for i, share in enumerate(shares)
+        if share
+    ][:MOST_NAMED]
 
 
 def _observed(system: System, acted: Trajectory, pushed: Trajectory) -> Finding:

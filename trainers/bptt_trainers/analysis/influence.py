@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -110,6 +110,28 @@ def not_finite(system: System, trajectory: Trajectory) -> list[NoNumber]:
             step, sample = (steps, row) if method == "final_cost" else divmod(row, batch)
             found.append(NoNumber(method, name, component, step, sample, float(bad.any(1).double().mean())))
     return found
+
+
+def unmoved(system: System, episodes: Sequence[Trajectory]) -> Tensor:
+    """The share of the states at which no component of the next state has a slope by an action component, (m,).
+
+    Args:
+        system: the physics.
+        episodes: of finite states; what is over is left out, unless all is.
+    """
+    states = torch.cat([one.states[:-1].flatten(0, 1) for one in episodes])
+    actions = system.bound(torch.cat([one.actions.flatten(0, 1) for one in episodes]))
+    over = system.episode_over(states)
+    if over is not None and not over.all():
+        states, actions = states[~over], actions[~over]
+    with torch.enable_grad():
+        leaf = actions.detach().clone().requires_grad_()
+        following = system.step(states.detach(), leaf).flatten(1)
+        if not following.requires_grad:
+            return actions.new_ones(system.action_size)
+        vectors = torch.randn(following.shape, generator=torch.Generator().manual_seed(0)).to(following)
+        (slope,) = torch.autograd.grad((following * vectors).sum(), leaf, materialize_grads=True, allow_unused=True)
+    return (slope.flatten(1) == 0.0).double().mean(0)
 
 
 def constant_observations(system: System, states: Tensor) -> list[int]:

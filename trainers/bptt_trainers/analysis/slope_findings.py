@@ -38,14 +38,27 @@ def compared(system: System, acted: Trajectory, pushed: Trajectory) -> tuple[lis
         return [], [Finding("warning", "every episode is over at its start: slopes were not compared.")]
     actions = system.bound(actions)
     where = f"at {len(states)} states along episodes, in float64"
+    slopes = compare_slopes(system, states, actions)
+    single = any(one.single for one in slopes if one.method == "step")
     try:
-        check_at(system, states, actions)
+        check_at(system, states, actions, digits=torch.float32 if single else None)
         found = [Finding("ok", f"values and closed forms keep their contract {where}, too.")]
     except ValueError as error:
         found = [Finding("error", f"{error} This is seen {where}.")]
-    slopes = compare_slopes(system, states, actions)
     found += [_difference(system, one) for one in slopes if not one.right]
+    found += [_rough(system, method) for method in dict.fromkeys(one.method for one in slopes if one.single)]
     return slopes, found + _agreement(slopes)
+
+
+def _rough(system: System, method: str) -> Finding:
+    """That a function computes in float32 inside, in words."""
+    return Finding(
+        "warning",
+        f"{system.class_name}.{method} computes in float32 inside, or to a tolerance like it, though what comes in is "
+        "float64: changes of an argument by 1e-9 of its size do not show in what it gives. Its slopes were compared "
+        "over larger steps, less exactly, and float64 has no use with it. If that is not meant, keep the dtype of what "
+        "comes in: no float(), constants in that dtype, in JAX 64 bits (jax_enable_x64).",
+    )
 
 
 def _difference(system: System, one: Comparison) -> Finding:
@@ -71,10 +84,11 @@ def _agreement(slopes: Sequence[Comparison]) -> list[Finding]:
     blind = [one for one in slopes if math.isnan(one.error)]
     found = []
     if right:
-        error, kinks = max(one.error for one in right), 1 - min(one.compared for one in right)
-        left_out = f"; up to {kinks:.1%} of the places are at kinks or jumps and left out" if kinks else ""
+        error = max(one.error for one in right)
+        points, left_out = sum(one.points for one in right), sum(one.left_out for one in right)
         words = (
-            f"autograd's slopes of {_named(right)} are central differences, to {error:.0e} of the largest{left_out}."
+            f"autograd's slopes of {_named(right)} are central differences, to {error:.0e} of the largest; {left_out} "
+            f"of {points} points left out, at kinks or jumps."
         )
         found.append(Finding("ok", words))
     if blind:

@@ -74,6 +74,7 @@ class Compare:
             options = parse_options(self.comparison.env, self.env_option)
             chosen = settings_of(self.comparison, self.tuning, self.override, options)
             config = replace(self.comparison, env_options=options, **chosen)
+        announce_rows(self.tuning)
         comparison = compare_aloud(config)
         print(f"{table_for_terminal(comparison.table)}\n\n{file_list(config.out, FILES)}")
 
@@ -108,6 +109,14 @@ def settings_of(
         "preset": "paper",  # all that differs from it is in a row
         "overrides": {method: row | overrides.get(method, {}) for method, row in left.items()},
     }
+
+
+def announce_rows(tuning: Path | None) -> None:
+    """Say what the rows of a study were tuned for."""
+    if tuning is not None:
+        from bptt_trainers.tuning.outcome import studied
+
+        print(textwrap.fill(f"settings: the best rows of {tuning}, tuned for {studied(tuning)}", 80), flush=True)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from tyro.conf import OmitArgPrefixes, arg
 
-from bptt_trainers.commands.compare import Overrides, Tuning, seeds_each, settings_of
+from bptt_trainers.commands.compare import Overrides, Tuning, announce_rows, seeds_each, settings_of
 from bptt_trainers.commands.environment import EnvOptions, Module, named_texts, parse_options
 from bptt_trainers.commands.exits import Interrupted, Misuse, checking_arguments
 from bptt_trainers.commands.output import file_list
@@ -81,6 +81,7 @@ class Sweep:
                 grid=dict(_axes("--grid", self.grid)),
                 env_grid=options,
             )
+        announce_rows(self.tuning)
         print(
             f"{config.out}: {', '.join(config.methods)} on {config.env}, {len(config.cells)} cells, "
             f"{seeds_each(config)};\n"

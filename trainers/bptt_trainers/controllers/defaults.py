@@ -15,6 +15,7 @@ from bptt_trainers.controllers.gaussian import NETWORKS, Gaussian
 from bptt_trainers.controllers.networks import MLP, ConvNet
 from bptt_trainers.controllers.normalized import Normalized
 from bptt_trainers.controllers.recurrent import Recurrent
+from bptt_trainers.directions.system_of import Physics, given_system
 
 CONTROLLERS: tuple[type[MLP | ConvNet | Recurrent | Gaussian | Normalized], ...] = (
     *NETWORKS.values(),
@@ -33,7 +34,7 @@ DeviationName = Literal["none", "constant", "state"]
 
 
 def default_controller(
-    system: System,
+    system: Physics,
     seed: int = 0,
     hidden: Sequence[int] | None = None,
     kind: ControllerName = "default",
@@ -46,7 +47,7 @@ def default_controller(
     """The paper's controller for `system`, in float32 on the CPU: an MLP 100-100, for quantum control a ConvNet 60-60.
 
     Args:
-        system: whose observations it takes and whose actions it gives.
+        system: whose observations it takes and whose actions it gives, or an environment of it.
         seed: its weights are drawn from this.
         hidden: widths of an MLP's hidden layers or of cells, or output channels of convolutions; None: the paper's, and
             one cell of 32.
@@ -57,10 +58,10 @@ def default_controller(
         normalize: whether it is `Normalized`.
 
     Raises:
-        TypeError: if `system` is none.
-        ValueError: if the kind is unknown or does not fit the observation, or another argument is wrong.
+        ValueError: if `system` is none, the kind is unknown or does not fit the observation, or another argument is
+            wrong.
     """
-    checks.instance("system", system, System, "a System, such as env.unwrapped.system")
+    system = given_system(system)
     checks.one_of("controller", kind, CONTROLLER_NAMES)
     if kind == "default":
         kinds = type(system.system if isinstance(system, Task) else system).__mro__

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from bptt_envs import Task
-from bptt_trainers.directions.policy_gradient import system_of
+from bptt_trainers.directions.system_of import system_of
 from bptt_trainers.records.plain import plain
 
 

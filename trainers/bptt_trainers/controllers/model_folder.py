@@ -19,7 +19,7 @@ from bptt_envs.checks import shown
 from bptt_trainers.controllers.described import described, identified, of_this_package
 from bptt_trainers.controllers.model_card import PICTURE, model_card
 from bptt_trainers.directions.augmented import memory_shape_of, noise_shape_of
-from bptt_trainers.directions.policy_gradient import system_of
+from bptt_trainers.directions.system_of import system_of
 from bptt_trainers.records.files import RunFolderError, read_bytes, read_json, understanding, write_folder
 from bptt_trainers.records.plain import objects_in
 

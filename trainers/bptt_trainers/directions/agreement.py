@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from bptt_envs.contract import name_of
 from bptt_trainers.directions.adjoint import AdjointEngine, bound_with_slope, deviation
 from bptt_trainers.directions.augmented import with_noise
 from bptt_trainers.directions.compiled import CompiledEngine
@@ -113,8 +114,10 @@ def disagreement(
     if float(deviation(expected.pop(STATES), with_noise(system, next_state, None).flatten(1))) > tolerance:
         return f"{system.class_name}.step gives other states when it is run again on the same states and actions"
     different = _different(found, expected, tolerance)
+    if different is None:
+        return None
     how = "linearize" if system.dense_jacobians else "pullback"
-    return None if different is None else f"{system.class_name}.{how}: {different} differs from that of its step"
+    return f"{name_of(system, how).rstrip(',')}: {different} differs from that of {system.class_name}.step"
 
 
 STATES = "the next states"

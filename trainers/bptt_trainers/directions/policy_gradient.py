@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import get_args
 
-import gymnasium as gym
 import torch
 from torch import Generator, Tensor, nn
 
@@ -38,6 +37,7 @@ from bptt_trainers.directions.rules import (
 from bptt_trainers.directions.stacked import StackedEngine
 from bptt_trainers.directions.surroundings import computing
 from bptt_trainers.directions.switching import Compile, compile_setting
+from bptt_trainers.directions.system_of import Physics, given_system, system_of
 
 ENGINES = get_args(EngineName)
 
@@ -74,7 +74,7 @@ class PolicyGradient:
 
 
 def policy_gradient(
-    env: gym.Env[Any, Any] | gym.vector.VectorEnv[Any, Any, Any] | System,
+    env: Physics,
     controller: nn.Module,
     initial_states: Tensor,
     rule: str | Rule = "C",
@@ -155,7 +155,7 @@ def policy_gradient(
 
 
 def choose_engine(
-    system: System,
+    system: Physics,
     controller: nn.Module,
     initial_states: Tensor,
     engine: EngineName = "auto",
@@ -166,7 +166,7 @@ def choose_engine(
     """The engine of that name for `controller`, see `ChosenEngine`.
 
     Args:
-        system: the physics.
+        system: the physics, or an environment of it.
         controller: from observations (B, *observation_shape) to actions (B, *action_shape).
         initial_states: (B, *state_shape), in the dtype and on the device of the controller.
         engine: as in `policy_gradient`.
@@ -179,6 +179,7 @@ def choose_engine(
     Raises:
         ValueError: as `policy_gradient`, and if `compile` is asked for and the adjoint engine is not the choice.
     """
+    system = given_system(system)
     checks.one_of("engine", engine, ENGINES)
     compile = compile_setting("compile", compile)
     entropy = entropy if callable(entropy) else checks.not_negative("entropy", entropy)
@@ -263,48 +264,6 @@ def _served(
             f"{verdict.obstacle}."
         )
     return verdict
-
-
-def system_of(env: gym.Env[Any, Any] | gym.vector.VectorEnv[Any, Any, Any] | System) -> System:
-    """The system behind an environment, as a task if its episodes end early.
-
-    Raises:
-        ValueError: if `env` is none of this package's, or a wrapper changes what the controller would see,
-            do or be paid: backpropagation goes through the system and would pass it by.
-    """
-    if isinstance(env, System):
-        return as_task(env)
-    system = getattr(getattr(env, "unwrapped", None), "system", None)
-    if not isinstance(system, System):
-        raise ValueError(f"env must be a differentiable environment of bptt_envs or a System; got {checks.shown(env)}.")
-    layer: Any = env
-    while layer is not env.unwrapped:
-        if not _only_watches(layer, system):
-            raise ValueError(
-                f"env is wrapped in {type(layer).__name__}, which backpropagation through the system does not see; "
-                "pass env.unwrapped to train without the wrapper."
-            )
-        layer = layer.env
-    return system
-
-
-_WATCHING_WRAPPERS = (
-    gym.wrappers.PassiveEnvChecker,
-    gym.wrappers.OrderEnforcing,
-    gym.wrappers.RecordVideo,
-    gym.wrappers.RecordEpisodeStatistics,
-    gym.wrappers.HumanRendering,
-    gym.wrappers.RenderCollection,
-    gym.wrappers.vector.RecordEpisodeStatistics,
-)
-
-
-def _only_watches(layer: Any, system: System) -> bool:
-    """Whether a wrapper changes nothing that a controller would see, do or be paid."""
-    if isinstance(layer, gym.wrappers.TimeLimit):
-        return bool(layer._max_episode_steps >= system.horizon)
-    monitor = type(layer).__name__ == "Monitor"  # of stable-baselines3, which is slow to import
-    return monitor or isinstance(layer, _WATCHING_WRAPPERS)
 
 
 def _check_states(system: System, controller: nn.Module, states: Tensor) -> None:

@@ -15,6 +15,7 @@ from bptt_envs.differentiable import start_states
 from bptt_envs.surroundings import own_surroundings
 from bptt_envs.task import Task, as_task
 from bptt_trainers.directions.augmented import Act, AugmentedSystem, acting, augmented, with_noise
+from bptt_trainers.directions.system_of import Physics, given_system, system_of
 
 Policy = Callable[..., Any]
 """From observations (B, *observation_shape) to actions (B, *action_shape): any torch module is one.
@@ -40,7 +41,7 @@ class Trajectory:
 
 
 def rollout(
-    system: System,
+    system: Physics,
     policy: Policy,
     initial_states: Tensor,
     steps: int | None = None,
@@ -54,7 +55,7 @@ def rollout(
     No gradients are recorded; a policy or a system that takes some of its own switches them on itself.
 
     Args:
-        system: the physics.
+        system: the physics, or an environment of it.
         policy: from observations to actions.
         initial_states: (B, *state_shape).
         steps: of the horizon, those to run. None: all.
@@ -69,8 +70,7 @@ def rollout(
         TypeError, ValueError: if an argument is not what it should be, or the policy's actions do not have shape
             (B, *action_shape) or another dtype than the states.
     """
-    checks.instance("system", system, System, "a System, such as env.unwrapped.system")
-    system = as_task(system)
+    system = system_of(system, "system")
     larger = augmented(system, policy)
     if larger is not system:
         assert isinstance(larger, AugmentedSystem)
@@ -126,9 +126,9 @@ def _parted(
         return Trajectory(system.inner(whole.states), system.action(whole.actions), memories, noise)
 
 
-def losses(system: System, trajectory: Trajectory) -> Tensor:
-    """The loss of each episode, (B,)."""
-    checks.instance("system", system, System, "a System, such as env.unwrapped.system")
+def losses(system: Physics, trajectory: Trajectory) -> Tensor:
+    """The loss of each episode, (B,), in a system or an environment of it."""
+    system = given_system(system)
     checks.instance("trajectory", trajectory, Trajectory, "what `rollout` returns")
     refuse_samples(system)
     system, states = as_task(system), trajectory.states

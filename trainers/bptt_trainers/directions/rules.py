@@ -185,7 +185,10 @@ def named_rule(name: str, value: Any) -> Rule:
     base, decay, every = _parts(value) if isinstance(value, str) else ("", None, None)
     if base not in RULES or base == value or base_of(base) != base:
         plain = ", ".join(repr(one) for one in RULES if base_of(one) == one)
-        raise ValueError(f"{name} must be one of {plain}, {OR_FADED}; got {shown(value)}.{nearest(value, RULES)}")
+        hint = NO_RULES.get(value) if isinstance(value, str) else None
+        raise ValueError(
+            f"{name} must be one of {plain}, {OR_FADED}; got {shown(value)}.{hint or nearest(value, RULES)}"
+        )
     if all(one.stopped for one in RULES[base].passes):
         raise ValueError(f"{name} must be {base!r} alone, which feeds nothing back to decay or cut; got {value!r}.")
     return faded(
@@ -194,6 +197,16 @@ def named_rule(name: str, value: Any) -> Rule:
         None if every is None else positive_integer(f"the window of {name} {value!r}", _read(every, int)),
     )
 
+
+NO_RULES = {
+    name: f" {name} {what.format(name)}."
+    for names, what in (
+        (("PPO", "SAC"), "is a method of stable-baselines3: bptt compare trains it"),
+        (("SHAC", "SAPO"), "learns by any rule: give {0} as the learner (--learner {0})"),
+    )
+    for name in names
+}
+"""What may be taken for a rule, and where it is."""
 
 OR_FADED = "or a rule with a decay, a window or both, such as 'R decay 0.9', 'C every 16', 'M decay 0.9 every 16'"
 

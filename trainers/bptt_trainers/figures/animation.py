@@ -18,6 +18,7 @@ from bptt_envs.canvas import BACKGROUND, FAINT, SIZE
 from bptt_envs.checks import positive, positive_integer
 from bptt_envs.rendering import picture
 from bptt_trainers.directions.rollout import Trajectory
+from bptt_trainers.directions.system_of import Physics, given_system
 from bptt_trainers.figures.style import checked_suffix
 from bptt_trainers.records.files import write_atomic
 
@@ -39,7 +40,7 @@ class _Panel:
 
 
 def save_animation(
-    system: System,
+    system: Physics,
     trajectory: Trajectory | Mapping[str, Trajectory],
     path: str | Path,
     *,
@@ -54,7 +55,7 @@ def save_animation(
     their episodes below one another. The file is written whole or not at all.
 
     Args:
-        system: draws the states.
+        system: draws the states; or an environment of it.
         trajectory: one, or several of the same system by name.
         path: ends in .gif or .png.
         episodes: how many episodes of each trajectory to show, from its first.
@@ -67,6 +68,7 @@ def save_animation(
         DependencyNotInstalled: if pygame is missing.
         RunFolderError: if the file cannot be written.
     """
+    system = given_system(system)
     path = Path(path)
     suffix = checked_suffix("path", path, ANIMATION_FORMATS)
     speed, hold, width = positive("speed", speed), positive("hold", hold), positive_integer("width", width)

@@ -15,10 +15,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, MultipleLocator
 from torch import Tensor
 
-from bptt_envs import System
 from bptt_envs.canvas import CYCLE, FAINT, INK, MUTED, round_up
 from bptt_envs.charts import Chart, Curves, Field, NamedCurves, Paths
 from bptt_trainers.directions.rollout import Trajectory, losses
+from bptt_trainers.directions.system_of import Physics, given_system
 from bptt_trainers.figures.style import (
     WIDTH,
     Look,
@@ -40,17 +40,18 @@ GREEK = re.compile(r"(?<![a-zA-Z])(alpha|beta|gamma|delta|theta|phi|psi|omega)(?
 LONG_INDEX = re.compile(r"_(\w{2,})")
 
 
-def trajectory_figure(system: System, trajectory: Trajectory, title: str = "") -> Figure:
+def trajectory_figure(system: Physics, trajectory: Trajectory, title: str = "") -> Figure:
     """Draw the system's charts of what happened.
 
     In panels of curves, up to 8 episodes have a line each, colored by their loss; with more, a band shows the
     middle 80 % of all. Of more than 12 panels of curves of the state the first 12 are shown.
 
     Args:
-        system: says what to show, and bounds the actions.
+        system: says what to show, and bounds the actions; or an environment of it.
         trajectory: states (T + 1, B, *state_shape), actions (T, B, *action_shape).
         title: what the trajectory is; the system's name if empty.
     """
+    system = given_system(system)
     costs = losses(system, trajectory).cpu()
     batch = len(costs)
     charts = system.charts(trajectory.states.detach(), system.bound(trajectory.actions.detach()))

@@ -7,25 +7,21 @@ import importlib
 import os
 import signal
 import sys
-import sysconfig
 import traceback
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
-from typing import Literal
 
 from gymnasium.envs.registration import registry
 
-import bptt_envs
+from bptt_envs import raised
+from bptt_envs.contract import MethodError
+from bptt_envs.raised import FROZEN, Owner, whose
 from bptt_envs.registration import ENTRIES, Entry, register
 
 TRAINERS = Path(__file__).parents[1]
-OURS = tuple(
-    str(package) + os.sep for package in (Path(bptt_envs.__file__).parent, TRAINERS, TRAINERS.parent / "bptt_studies")
-)
-FROZEN = "<"  # begins the file name of code that is in no file: the import system, what torch generates
-LIBRARIES = (FROZEN, *{sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
+OURS = (*raised.OURS, *(str(package) + os.sep for package in (TRAINERS, TRAINERS.parent / "bptt_studies")))
 
 
 class UserModuleError(Exception):
@@ -89,7 +85,7 @@ def users_modules() -> dict[str, str]:
     found = {}
     for name, module in list(sys.modules.items()):
         path = getattr(module, "__file__", None)
-        if isinstance(path, str) and name != "__main__" and _whose(path, name) == "user":
+        if isinstance(path, str) and name != "__main__" and whose(path, name, OURS) == "user":
             with suppress(OSError):
                 found[name] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
     return found
@@ -125,6 +121,8 @@ def raised_by_user(error: BaseException) -> bool:
     """Whether an error arose in code of the user's, or in a library that it called, and not in a check of ours."""
     if isinstance(error, UserModuleError):
         return True
+    if isinstance(error, MethodError) and error.__cause__ is not None:
+        return raised_by_user(error.__cause__)
     if raised_by_signal(error):
         return False
     owners = (_owner(frame) for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))))
@@ -133,7 +131,8 @@ def raised_by_user(error: BaseException) -> bool:
 
 def told(error: BaseException) -> str:
     """What was raised in code of the user's, in words: the lines from there on, its type and its message."""
-    cause = error.__cause__ if isinstance(error, UserModuleError) and error.__cause__ is not None else error
+    about = isinstance(error, (UserModuleError, MethodError))
+    cause = error.__cause__ if about and error.__cause__ is not None else error
     shown = traceback.TracebackException.from_exception(cause, compact=True)
     owners = [_owner(frame) for frame, _ in traceback.walk_tb(cause.__traceback__)]
     after = shown.stack[owners.index("user") if "user" in owners else 0 :]
@@ -142,13 +141,6 @@ def told(error: BaseException) -> str:
     return f"{what}\n{''.join(shown.format()).rstrip()}"
 
 
-def _owner(frame: FrameType) -> Literal["bptt", "library", "user"]:
-    """Whose code a frame runs; a system that is registered is its user's wherever it is installed."""
-    return _whose(frame.f_code.co_filename, str(frame.f_globals.get("__name__", "")))
-
-
-def _whose(path: str, module: str) -> Literal["bptt", "library", "user"]:
-    if path.startswith(OURS):
-        return "bptt"
-    theirs = {entry.system.partition(":")[0].partition(".")[0] for entry in ENTRIES.values()}
-    return "user" if module.partition(".")[0] in theirs or not path.startswith(LIBRARIES) else "library"
+def _owner(frame: FrameType) -> Owner:
+    """Whose code a frame runs."""
+    return whose(frame.f_code.co_filename, str(frame.f_globals.get("__name__", "")), OURS)

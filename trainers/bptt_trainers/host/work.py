@@ -15,10 +15,10 @@ from typing import Any
 
 import cloudpickle
 
+from bptt_envs.raised import LIBRARIES
 from bptt_envs.registration import ENTRIES
 from bptt_trainers.host.threads import threads
 from bptt_trainers.host.user_code import (
-    LIBRARIES,
     raised_by_signal,
     raised_by_user,
     take_over_ids,

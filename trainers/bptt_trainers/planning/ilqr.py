@@ -20,7 +20,9 @@ NEWTONS = 4  # projected Newton steps for the few actions of one time
 PATIENCE = 8  # iterations in a row without a better plan, after which an episode is done
 TOLERANCE = 1e-10  # of the loss: less is no better plan
 FLOOR = 1e-12  # the least curvature by an action
-MATRICES = 5  # by state and action, of each step, that are held at once
+LEAST_DAMPING = 1e-6  # of gains, as a share of the curvatures: where actions hardly matter they do not follow noise
+LOST = 1e-6  # share of slopes that do not follow what they are linear in: they have none of their own
+MATRICES = 6  # by state and action, of each step, that are held at once
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,9 @@ class ILQR:
     """Iterative LQR with the second derivatives of cost and physics, batched over episodes.
 
     Each iteration takes the quadratic model of the loss around the plan: the slopes of the physics by `linearize`, and
-    the Hessian of the Hamiltonian running_cost + costate . step, which makes it Newton's method. It is minimised
+    the Hessian of the Hamiltonian running_cost + costate . step, which makes it Newton's method. Of a step that has
+    first slopes alone, as one in JAX, its second derivatives are left out: what is left, those of the costs through
+    the slopes, is iterative LQR in the narrower sense, or Gauss and Newton's method. The model is minimised
     backwards in time within the bounds of the actions (control-limited DDP: Y. Tassa, N. Mansard, E. Todorov, ICRA
     2014), once as it is, with curvatures by the actions made positive, and once with each Hessian projected to its
     positive part. Of steps of several lengths in both directions the best is taken; where none is better, the
@@ -66,10 +70,18 @@ class ILQR:
             taken = loss < lowest[rows]
             plan[:, rows[taken]], lowest[rows[taken]] = found[:, taken], loss[taken]
             stalled[rows] = torch.where(better, 0.0, stalled[rows] + 1)
-            raised, lowered = torch.maximum(10 * damping[rows], 1e-6 * scale), damping[rows] / 10
+            raised, lowered = torch.maximum(10 * damping[rows], LEAST_DAMPING * scale), damping[rows] / 10
             lowered = torch.where(lowered < 1e-9 * scale, 0.0, lowered)
             damping[rows] = torch.where(better, lowered, raised)
         return plan, self.iterations
+
+    def gains(self, problem: Problem, actions: Tensor) -> Tensor:
+        """Feedback around a plan, (T, B, m, n): by how much better actions differ where states are off, see `Plan`."""
+        with torch.no_grad():
+            states = problem.trajectory(actions)
+        model = _positive_model(_model(problem, states, actions))
+        undamped = _policy(problem, model, actions, torch.zeros(len(problem)).to(actions))
+        return _policy(problem, model, actions, LEAST_DAMPING * undamped.scale).feedback
 
 
 class _Model(NamedTuple):
@@ -88,8 +100,7 @@ def _iterate(problem: Problem, actions: Tensor, damping: Tensor) -> tuple[Tensor
         states = problem.trajectory(actions)
     model = _model(problem, states, actions)
     as_it_is = _policy(problem, model, actions, damping)
-    positive = model._replace(curvature=_positive(model.curvature), final_curvature=_positive(model.final_curvature))
-    directions = [as_it_is, _policy(problem, positive, actions, damping)]
+    directions = [as_it_is, _policy(problem, _positive_model(model), actions, damping)]
     tried = [_tried(problem, states, actions, one) for one in directions]
     candidates, losses = (torch.cat(one) for one in zip(*tried, strict=True))
     found, lowest = best_of(candidates, losses)
@@ -97,61 +108,99 @@ def _iterate(problem: Problem, actions: Tensor, damping: Tensor) -> tuple[Tensor
 
 
 def _model(problem: Problem, states: Tensor, actions: Tensor) -> _Model:
+    """The model around a plan; the second derivatives are those of cost and physics apart, by the chain rule."""
     system, n = problem.system, problem.system.state_size
     x, u = states[:-1].flatten(0, 1), actions.flatten(0, 1)
     count = actions.shape[:2]
-
-    def parted(joint: Tensor) -> tuple[Tensor, Tensor]:
-        return joint[:, :n].reshape(x.shape), joint[:, n:].reshape(u.shape)
-
-    def cost(joint: Tensor) -> Tensor:
-        state, action = parted(joint)
-        return system.running_cost(state, action, system.step(state, action))
-
     joint = torch.cat([x.flatten(1), u.flatten(1)], dim=1)
-    slopes = torch.cat(system.linearize(x, u), dim=2).unflatten(0, count)
-    costs = _gradient(cost, joint).unflatten(0, count)
+    sizes = (n, joint.shape[1] - n)
+
+    def cost(at: Tensor) -> Tensor:
+        state, action, following = at.split_with_sizes([*sizes, n], dim=1)
+        return system.running_cost(state.reshape(x.shape), action.reshape(u.shape), following.reshape(x.shape))
+
+    def step(at: Tensor) -> Tensor:
+        state, action = at.split_with_sizes(sizes, dim=1)
+        return system.step(state.reshape(x.shape), action.reshape(u.shape)).flatten(1)
+
+    slopes = torch.cat(system.linearize(x, u), dim=2)
+
+    def chained(by_all: Tensor) -> Tensor:  # by state and action, from by them and the next state apart
+        return by_all[..., :-n] + torch.einsum("b...i,bij->b...j", by_all[..., -n:], slopes)
+
+    by_all, curvature = _gradient_and_hessian(
+        cost, torch.cat([joint, states[1:].flatten(0, 1).flatten(1)], dim=1), chained
+    )
+    costs = chained(by_all).unflatten(0, count)
     final, final_curvature = _gradient_and_hessian(
         lambda last: system.final_cost(last.reshape(states[-1].shape)), states[-1].flatten(1)
     )
+    by_step = slopes.unflatten(0, count)
     costates = [final]  # what the loss to come changes by, per state
     for t in reversed(range(1, len(actions))):
-        costates.append(costs[t, :, :n] + (costates[-1].unsqueeze(1) @ slopes[t, :, :, :n]).squeeze(1))
-    costate = torch.stack(costates[::-1]).flatten(0, 1)
-
-    def hamiltonian(joint: Tensor) -> Tensor:
-        state, action = parted(joint)
-        following = system.step(state, action)
-        return system.running_cost(state, action, following) + (costate * following.flatten(1)).sum(1)
-
-    _, curvature = _gradient_and_hessian(hamiltonian, joint)
-    return _Model(slopes, costs, curvature.unflatten(0, count), final, final_curvature)
+        costates.append(costs[t, :, :n] + (costates[-1].unsqueeze(1) @ by_step[t, :, :, :n]).squeeze(1))
+    by_following = by_all[:, -n:] + torch.stack(costates[::-1]).flatten(0, 1)
+    curvature = (curvature + _step_curvature(step, joint, by_following)).unflatten(0, count)
+    return _Model(by_step, costs, curvature, final, final_curvature)
 
 
-def _gradient(function: Callable[[Tensor], Tensor], at: Tensor, *, graph: bool = False) -> Tensor:
-    """Slopes of a function of samples, (N, d) -> (N,), at `at`, (N, d); with `graph`, which must be a leaf."""
+def _step_curvature(step: Callable[[Tensor], Tensor], at: Tensor, weights: Tensor) -> Tensor:
+    """Second derivatives of weights . step, (N, d, d), at `at`, (N, d), weights (N, n); 0 where the step has none.
+
+    A backward pass that cannot be differentiated (`once_differentiable`, as that of a step in JAX) gives constants
+    without a word. Slopes are linear in the weights: where they do not follow these, they do not follow the state.
+    """
     with torch.enable_grad():
-        at = at if graph else at.detach().requires_grad_()
-        value = function(at).sum()
-        if not value.requires_grad:
-            return torch.zeros_like(at)
-        (slopes,) = torch.autograd.grad(value, at, create_graph=graph, materialize_grads=True, allow_unused=True)
-        return slopes
+        at, weights = at.detach().requires_grad_(), weights.detach().requires_grad_()
+        try:
+            slopes = _gradient(lambda one: (weights * step(one)).sum(1), at)
+            squared = slopes.detach().square().sum(1)
+            (by_weight,) = torch.autograd.grad(
+                (slopes * slopes.detach()).sum(), weights, retain_graph=True, materialize_grads=True, allow_unused=True
+            )
+            lost = ((weights * by_weight).sum(1) - squared).abs() > LOST * squared
+            hessian = _hessian(slopes, at)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:  # an operation that says so; that the step has first slopes, `linearize` has shown
+            return at.new_zeros(*at.shape, at.shape[1])
+    return ((hessian + hessian.mT) / 2).masked_fill(lost.view(-1, 1, 1), 0.0)
 
 
-def _gradient_and_hessian(function: Callable[[Tensor], Tensor], at: Tensor) -> tuple[Tensor, Tensor]:
-    """Slopes and second derivatives, (N, d) and (N, d, d)."""
+def _gradient(function: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
+    """Slopes of a function of samples, (N, d) -> (N,), at a leaf, (N, d), with their graph."""
+    value = function(at).sum()
+    if not value.requires_grad:
+        return torch.zeros_like(at)
+    (slopes,) = torch.autograd.grad(value, at, create_graph=True, materialize_grads=True, allow_unused=True)
+    return slopes
+
+
+def _gradient_and_hessian(
+    function: Callable[[Tensor], Tensor], at: Tensor, chained: Callable[[Tensor], Tensor] = lambda rows: rows
+) -> tuple[Tensor, Tensor]:
+    """Slopes, (N, d), and second derivatives, (N, d, d) or by what `chained` makes of them, (..., d) -> (..., k)."""
     with torch.enable_grad():
         at = at.detach().requires_grad_()
-        slopes = _gradient(function, at, graph=True)
-        if not slopes.requires_grad:
-            return slopes.detach(), at.new_zeros(*at.shape, at.shape[1])
-        rows = [
-            torch.autograd.grad(column.sum(), at, retain_graph=True, materialize_grads=True, allow_unused=True)[0]
-            for column in slopes.unbind(1)
-        ]
-        hessian = torch.stack(rows, dim=1)
+        slopes = _gradient(function, at)
+        hessian = chained(_hessian(slopes, at, chained).mT)
     return slopes.detach(), (hessian + hessian.mT) / 2
+
+
+def _hessian(slopes: Tensor, at: Tensor, chained: Callable[[Tensor], Tensor] = lambda rows: rows) -> Tensor:
+    """Second derivatives at `at`, (N, d), by row, from slopes with their graph, (N, d)."""
+    if not slopes.requires_grad:
+        return chained(at.new_zeros(*at.shape, at.shape[1]))
+    rows = [
+        torch.autograd.grad(column.sum(), at, retain_graph=True, materialize_grads=True, allow_unused=True)[0]
+        for column in slopes.unbind(1)
+    ]
+    return torch.stack([chained(row) for row in rows], dim=1).detach()
+
+
+def _positive_model(model: _Model) -> _Model:
+    """The model with each Hessian projected to its positive part."""
+    return model._replace(curvature=_positive(model.curvature), final_curvature=_positive(model.final_curvature))
 
 
 def _positive(curvature: Tensor) -> Tensor:

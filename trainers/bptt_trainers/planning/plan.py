@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Protocol
 
+import gymnasium as gym
 import torch
 from torch import Tensor
 
 from bptt_envs import System, Task, checks
 from bptt_envs.differentiable import start_states
 from bptt_envs.surroundings import own_surroundings
-from bptt_envs.task import as_task
+from bptt_trainers.directions.system_of import system_of
 from bptt_trainers.planning.grape import GRAPE
 from bptt_trainers.planning.ilqr import ILQR
 from bptt_trainers.planning.mppi import MPPI
@@ -45,12 +46,16 @@ class Plan:
         losses: (B,), float64.
         iterations: that it took.
         seconds: that these took.
+        gains: of iLQR alone, (T, B, m, n), float64: u + K (x - x*) is the feedback around the plan u and its states x*,
+            all flattened, to first order what is best where a state x is off; 0 for actions that a bound holds. The
+            state is that which is planned with: of a task, with what it carries.
     """
 
     actions: Tensor
     losses: Tensor
     iterations: int
     seconds: float
+    gains: Tensor | None = None
 
 
 def planner_settings(method: str, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -72,7 +77,7 @@ def planner_settings(method: str, settings: Mapping[str, Any]) -> dict[str, Any]
 
 
 def plan(
-    system: System,
+    system: System | gym.Env[Any, Any] | gym.vector.VectorEnv[Any, Any, Any],
     states: Tensor,
     method: str = "iLQR",
     *,
@@ -87,7 +92,7 @@ def plan(
     planner finds) on what any controller reaches from these states.
 
     Args:
-        system: the physics, or a task.
+        system: the physics, a task, or an environment, as `policy_gradient` takes it: its system.
         states: (B, *state_shape).
         method: "iLQR", "MPPI" or "GRAPE".
         actions: a plan to start from, too, (T, B, *action_shape), such as `rollout(...).actions`.
@@ -97,11 +102,10 @@ def plan(
     Raises:
         TypeError, ValueError: if an argument is not what it should be; the message names it.
     """
-    checks.instance("system", system, System, "a System, such as env.unwrapped.system")
+    system = system_of(system, "system")
     values = planner_settings(method, settings)
     restarts = values.pop("restarts")
     generator = torch.Generator().manual_seed(checks.seed("seed", seed))
-    system = as_task(system)
     _check_parameters(system)
     states = start_states("states", states, system).detach().double()
     if states.is_meta or not len(states) or not bool(states.isfinite().all()):
@@ -119,10 +123,13 @@ def plan(
         starts += [] if actions is None else [actions.detach().to(states)]
         many = Problem(system, states.repeat(len(starts), *[1] * (states.dim() - 1)))
         together = many.clamped(torch.cat(starts, dim=1))
-        found, iterations = PLANNERS[method](**values).improve(many, together, generator)
+        planner = PLANNERS[method](**values)
+        found, iterations = planner.improve(many, together, generator)
         candidates = found.unflatten(1, (len(starts), len(states))).transpose(0, 1)
         best, losses = best_of(candidates, problem.losses(candidates))
-        return Plan(best, losses, iterations, time.perf_counter() - begun)
+        seconds = time.perf_counter() - begun
+        gains = planner.gains(problem, best) if isinstance(planner, ILQR) else None
+        return Plan(best, losses, iterations, seconds, gains)
 
 
 def plan_in_turn(

@@ -18,7 +18,7 @@ from bptt_envs.registration import ENTRIES, build_system, system_class
 from bptt_envs.settings import By, Count, NotNegative, Positive, Seed, Share, among, read_value
 from bptt_envs.system import OBJECTIVES
 from bptt_trainers.controllers.networks import widths
-from bptt_trainers.directions.rules import base_of
+from bptt_trainers.directions.rules import base_of, named_rule
 from bptt_trainers.presets.tuned import ANYWHERE, TUNED, Row
 from bptt_trainers.training.config import BUILT_IN, TrainConfig
 from bptt_trainers.training.run_folder import CONFIGS
@@ -304,6 +304,7 @@ def from_preset(
     Raises:
         ValueError: if a name is unknown or a value out of range.
     """
+    rule = named_rule("rule", rule).name
     options = dict(mapping("env_options", {} if env_options is None else env_options))
     config_class = CONFIGS[one_of("learner", learner, CONFIGS)]
     method = row_name(learner, rule, estimator=changes.get("estimator", TrainConfig.estimator))

@@ -9,9 +9,9 @@ import torch
 from stable_baselines3.common.policies import BasePolicy
 from torch import Tensor
 
-from bptt_envs import System
 from bptt_envs.surroundings import own_surroundings
 from bptt_trainers.directions.rollout import Trajectory, losses, rollout
+from bptt_trainers.directions.system_of import Physics
 from bptt_trainers.rl.view import RLView
 
 
@@ -52,7 +52,7 @@ class RLController:
         with own_surroundings():
             return self.policy.predict(normal, state, episode_start, deterministic)
 
-    def rollout(self, system: System, initial_states: Tensor) -> Trajectory:
+    def rollout(self, system: Physics, initial_states: Tensor) -> Trajectory:
         """Run one episode from each of `initial_states`, (B, *state_shape), in the system's own units.
 
         `system` is one that `RLConfig.judged_system` gave, or one with the same observation.
@@ -60,6 +60,6 @@ class RLController:
         view = RLView(system)
         return view.inner_trajectory(rollout(view, self, view.episode_start(initial_states)))
 
-    def evaluate(self, system: System, initial_states: Tensor) -> Tensor:
+    def evaluate(self, system: Physics, initial_states: Tensor) -> Tensor:
         """The loss of the episode from each of `initial_states`, (B,)."""
         return losses(system, self.rollout(system, initial_states))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode
@@ -13,8 +12,8 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
-from bptt_envs import DifferentiableVectorEnv, System
-from bptt_trainers.directions.policy_gradient import system_of
+from bptt_envs import DifferentiableVectorEnv, checks, make_env
+from bptt_trainers.directions.system_of import Physics
 from bptt_trainers.rl.view import RLView
 
 
@@ -27,13 +26,25 @@ class SB3VecEnv(VecEnv):
     environment, starts the next `reset` from there.
 
     Args:
-        system: the system, or an environment of it.
+        system: the system, an environment of it, or the id of one.
         num_envs: number of environments, N.
         dense: pay the final cost step by step (see `RLView`).
+        options: of the environment, where `system` is an id.
+
+    Raises:
+        gymnasium.error.Error: if there is no such id.
+        ValueError: if `system` is nothing of this package, or an option is unknown or out of range.
     """
 
-    def __init__(self, system: System | gym.Env[Any, Any], num_envs: int, *, dense: bool = False) -> None:
-        self.view = RLView(system_of(system), dense=dense)
+    def __init__(self, system: Physics | str, num_envs: int, *, dense: bool = False, **options: Any) -> None:
+        if isinstance(system, str):
+            system = make_env(system, **options)
+        elif options:
+            raise ValueError(
+                f"options go with an id, such as 'DiffCartPole-v0'; got {', '.join(options)} beside "
+                f"{checks.shown(system)}, which has its own."
+            )
+        self.view = RLView(system, dense=dense)
         self.env = DifferentiableVectorEnv(self.view, num_envs, autoreset_mode=AutoresetMode.SAME_STEP)
         self.render_mode = None
         self._began = time.perf_counter()

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from bptt_envs import System, checks
-from bptt_envs.task import as_task, with_time
+from bptt_envs.task import with_time
 from bptt_trainers.directions.rollout import Trajectory
+from bptt_trainers.directions.system_of import Physics, system_of
 
 
 class RLView(System):
@@ -22,14 +23,14 @@ class RLView(System):
     ICML 1999). With a discount it is not quite: what is paid early counts more.
 
     Args:
-        system: the system to look at.
+        system: the system to look at, or an environment of it.
         dense: pay the final cost step by step.
     """
 
-    def __init__(self, system: System, *, dense: bool = False) -> None:
-        checks.instance("system", system, System, "a System, such as env.unwrapped.system")
+    def __init__(self, system: Physics, *, dense: bool = False) -> None:
+        system = system_of(system, "system")
         super().__init__(horizon=system.horizon, dt=system.dt, objective=system.objective, max_action=1.0)
-        self.system = system = as_task(system)
+        self.system = system
         self.timed = with_time(system)
         self.dense = checks.flag("dense", dense)
         self.state_shape = self.timed.state_shape

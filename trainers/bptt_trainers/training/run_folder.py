@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 
 import bptt_envs
-from bptt_envs import DifferentiableEnv, System, Task, make_env
+from bptt_envs import DifferentiableEnv, Task, make_env
 from bptt_envs.checks import one_of
 from bptt_envs.registration import ENTRIES, system_class
 from bptt_envs.system import MADE_WITH
 from bptt_trainers.controllers.described import described, identified
 from bptt_trainers.controllers.model_folder import is_model
 from bptt_trainers.controllers.rebuilt import KNOWN, check_size, rebuilt, take_weights
-from bptt_trainers.directions.policy_gradient import system_of
+from bptt_trainers.directions.system_of import Physics, given_system, system_of
 from bptt_trainers.records.claim import in_words, plain_differences, same
 from bptt_trainers.records.files import RunFolderError
 from bptt_trainers.records.plain import EVAL, code_line, content, objects_in, parts, plain, tensor_line, tensors
@@ -162,7 +162,7 @@ def described_env(stored: Mapping[str, Any], whose: str, **kwargs: Any) -> Diffe
     if objects:
         raise RunFolderError(
             f"{whose} {env_id} with {', '.join(objects)} among its options, which no file "
-            "holds; build the environment in Python, and hand the controller's system to load_controller."
+            "holds; build the environment in Python, and hand it to load_controller."
         )
     if env_id not in ENTRIES or env_id not in gym.registry:
         raise RunFolderError(
@@ -274,12 +274,13 @@ class RunFolder(Books):
         with self.understanding("config.json"):
             return described_env(self.read_config()["environment"], f"{self.path} was trained on", **kwargs)
 
-    def make_controller(self, system: System) -> nn.Module:
-        """Build the untrained controller of the run.
+    def make_controller(self, system: Physics) -> nn.Module:
+        """Build the untrained controller of the run, for its system or an environment of it.
 
         Raises:
             RunFolderError: if it is a module of the user's own, or config.json cannot be used.
         """
+        system = given_system(system)
         with self.understanding("config.json"):
             stored = self.read_config()["controller"]
             if stored["type"] in KNOWN and "settings" not in stored:
@@ -294,12 +295,12 @@ class RunFolder(Books):
             return rebuilt(stored, system.observation_shape, system.action_shape)
 
     def load_controller(
-        self, system: System, which: str = "best", controller: nn.Module | None = None
+        self, system: Physics, which: str = "best", controller: nn.Module | None = None
     ) -> tuple[nn.Module, Checkpoint]:
         """The trained controller and its checkpoint.
 
         Args:
-            system: the system of the run.
+            system: the system of the run, or an environment of it.
             which: "best" (on the training states), "last" or the name of one that was kept.
             controller: a module of your own, as it was built for training; its weights are replaced.
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bptt_envs import System, checks
 from bptt_envs.differentiable import start_states
+from bptt_trainers.directions.system_of import Physics, given_system
 from bptt_trainers.training.config import TrainConfig
 
 WEIGHTS, TRAINING, HELD_OUT, MASKS, VALIDATION, FRESH, ORDER, NOISE = range(8)
@@ -24,8 +25,8 @@ def stream_seed(stream: int, seed: int = 0, *parts: int) -> int:
     return int(np.random.SeedSequence([stream, seed, *parts]).generate_state(1, np.uint64)[0] >> 1)
 
 
-def training_states(system: System, count: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Draw (count, *state_shape) start states for training from `seed`.
+def training_states(system: Physics, count: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Draw (count, *state_shape) start states of a system, or of an environment of it, for training from `seed`.
 
     Raises:
         TypeError, ValueError: if an argument is not what it should be; the message names it.
@@ -33,8 +34,10 @@ def training_states(system: System, count: int, seed: int, dtype: torch.dtype = 
     return _drawn(system, count, stream_seed(TRAINING, checks.seed("seed", seed)), dtype)
 
 
-def held_out_states(system: System, count: int, dtype: torch.dtype = torch.float32) -> Tensor:
+def held_out_states(system: Physics, count: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """The (count, *state_shape) held-out start states, on which every method and seed is judged.
+
+    In float64 they are other ones; the same ones are `held_out_states(system, count).double()`.
 
     Raises:
         TypeError, ValueError: as `training_states`.
@@ -42,7 +45,7 @@ def held_out_states(system: System, count: int, dtype: torch.dtype = torch.float
     return _drawn(system, count, stream_seed(HELD_OUT), dtype)
 
 
-def validation_states(system: System, count: int, dtype: torch.dtype = torch.float32) -> Tensor:
+def validation_states(system: Physics, count: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """The (count, *state_shape) start states by which settings are chosen, none of them trained on or held out.
 
     Raises:
@@ -150,8 +153,8 @@ def _finite_states(
     return states.detach()
 
 
-def _drawn(system: System, count: int, seed: int, dtype: torch.dtype) -> Tensor:
-    checks.instance("system", system, System, "a System, such as env.unwrapped.system")
+def _drawn(system: Physics, count: int, seed: int, dtype: torch.dtype) -> Tensor:
+    system = given_system(system)
     if dtype is not torch.float32 and dtype is not torch.float64:
         raise ValueError(f"dtype must be torch.float32 or torch.float64; got {checks.shown(dtype)}.")
     count = checks.in_memory("count", checks.positive_integer("count", count), system.state_size)

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from bptt_envs import System
 from bptt_envs.checks import instance
 from bptt_envs.task import StepCost
-from bptt_trainers.directions.policy_gradient import Choice, system_of
+from bptt_trainers.directions.policy_gradient import Choice
 from bptt_trainers.directions.rules import Rule
+from bptt_trainers.directions.system_of import system_of
 from bptt_trainers.training.bptt import BPTTLearner
 from bptt_trainers.training.callbacks import Callback
 from bptt_trainers.training.config import TrainConfig

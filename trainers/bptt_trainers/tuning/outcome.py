@@ -108,6 +108,18 @@ def best_rows(folder: Path, env: str) -> dict[str, Preset]:
     return rows
 
 
+def studied(folder: Path) -> str:
+    """What the rows of a study were tuned for, in words.
+
+    Raises:
+        RunFolderError: as `best_rows`.
+    """
+    stored = Claim(folder / ROWS, "tuning").read()
+    with understanding(folder / ROWS):
+        options = "".join(f", {name}={value}" for name, value in dict(stored["env_options"]).items())
+        return f"{stored['env']}{options}, {int(stored['steps']):,} simulator steps a run"
+
+
 def study_of(store: Store) -> Study:
     """A study, from its trials."""
     trials, best = [], {}
