@@ -6,12 +6,17 @@ import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
 from bptt_trainers.cli import main
+from bptt_trainers.comparison.runs import member_folder
+from bptt_trainers.comparison.summary import PLANNED
 from bptt_trainers.pages.page import Chapter, Section, to_html
-from bptt_trainers.pages.run_chapter import history_of
+from bptt_trainers.pages.run_chapter import _commands, history_of
+from bptt_trainers.records.curve import CurvePoint, curve_to_csv
+from bptt_trainers.training.metrics import EpochMetrics
 
 TINY = ("--train-states", "8", "--batch-size", "8", "--test-states", "8", "--env-option", "horizon=6")
 VOID = {"meta", "img"}
@@ -88,7 +93,25 @@ def test_a_run_is_told_with_its_losses_episodes_diagnosis_and_settings(place, al
     lead = r"C on DiffCartPole-v0, horizon=6.*, judged by the final loss over 8 held-out start states\."
     assert re.search(lead, "".join(page.text))
     assert all(image["alt"] for image in page.images)
-    assert "bptt resume" in "".join(page.text)
+    assert "bptt evaluate" in "".join(page.text)
+    assert "bptt resume" not in "".join(page.text)  # its step size has fallen to its end
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"training": {"epochs": 5, "final_learning_rate": 0.0, "warmup": 0.0}, "own": {}}, "bptt resume a/b"),
+        ({"training": {"epochs": 3, "final_learning_rate": None, "warmup": 0.0}, "own": {}}, "resume a/b --epochs 6"),
+        ({"training": {"epochs": 3, "final_learning_rate": 0.0, "warmup": 0.0}, "own": {}}, None),
+        ({"method": "PPO", "steps": 500}, "bptt resume a/b"),
+        ({"method": "PPO", "steps": 300}, None),
+    ],
+)
+def test_a_page_has_the_command_that_goes_on_with_a_run_where_it_can_go_on(config, said):
+    nan = float("nan")
+    found = _commands(Path("a/b"), config, EpochMetrics(3, 1.0, 1.0, nan, nan, nan, 0, 300, 1.0))
+    assert found.splitlines()[:2] == ["bptt evaluate a/b", "bptt render a/b"]
+    assert "resume" not in found if said is None else found.endswith(said)
 
 
 def test_a_page_needs_no_other_file_and_loads_nothing(several):
@@ -169,6 +192,18 @@ def test_of_a_folder_of_runs_and_comparisons_all_are_told(place):
     page = words(told(place, "--out", place / "all.html"))
     assert "2 runs and comparisons" in page
     assert {str(place / "a run"), str(place / "versus")} <= set(page)
+
+
+def test_a_comparison_with_planners_says_what_they_know_and_one_of_an_earlier_version_has_no_notes(tmp_path):
+    stored = {"methods": ["zero", "iLQR"], "seeds": [0], "losses": [0.1], "env": "DiffCartPole-v0", "env_options": {}}
+    (tmp_path / "comparison.json").write_text(json.dumps(stored | {"settings": {"zero": {}, "iLQR": {}}, "steps": 9}))
+    for method in stored["methods"]:
+        folder = member_folder(tmp_path, method, 0)
+        folder.mkdir(parents=True)
+        (folder / "curve.csv").write_text(curve_to_csv([CurvePoint(0, 0.0, 0.5)]))
+    said = words(told(tmp_path, "--out", tmp_path / "planned.html"))
+    assert "A comparison on DiffCartPole-v0." in said
+    assert any(one.endswith(PLANNED) for one in said)
 
 
 def test_a_sweep_is_told_with_its_table_and_the_settings_in_which_cells_differ(tmp_path):

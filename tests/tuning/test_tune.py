@@ -20,6 +20,7 @@ from bptt_envs.registration import ENTRIES, Entry
 from bptt_trainers import RunFolderError, held_out_states, training_states
 from bptt_trainers.cli import main, read_command
 from bptt_trainers.commands.environment import parse_options
+from bptt_trainers.commands.tune import in_words
 from bptt_trainers.comparison.compare import ComparisonConfig
 from bptt_trainers.comparison.methods import BPTT, BY_ESTIMATOR, METHODS, get_method
 from bptt_trainers.presets.presets import parse_overrides
@@ -32,7 +33,7 @@ from bptt_trainers.tuning import store as storing
 from bptt_trainers.tuning import study as studying
 from bptt_trainers.tuning import trials as making
 from bptt_trainers.tuning.config import TuneConfig
-from bptt_trainers.tuning.outcome import command
+from bptt_trainers.tuning.outcome import Best, Study, command
 from bptt_trainers.tuning.score import LIMIT, area, at, best_possible, final, log_loss, score
 from bptt_trainers.tuning.space import TUNABLE, Choice, Range, read_entry, read_searches
 from bptt_trainers.tuning.store import Store, beating
@@ -289,6 +290,17 @@ def test_trials_never_see_the_held_out_states(tmp_path, monkeypatch):
     chosen = validation_states(config.budget.make_env().system, 8)
     assert sum(torch.equal(states, chosen) for states in seen) >= 8
     assert not any(torch.isin(states, held_out).any() for states in seen)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "confirmed", "said"),
+    [(1, None, "1 tuning seed is partly luck"), (3, None, "3 tuning seeds is partly luck"), (1, -0.5, None)],
+)
+def test_losses_of_the_tuning_seeds_alone_are_said_to_be_luck(tmp_path, seeds, confirmed, said):
+    best = Best("C", 0, -1.0, -1.0, -1.0, confirmed, {}, "bptt train")
+    words = in_words(tiny(tmp_path, seeds=seeds), Study(tmp_path, {"C": best}, ()))
+    assert ("not run again with further seeds: C." in words) == (said is not None)
+    assert (said or "10 further seeds") in words
 
 
 def line(*levels, every=10):

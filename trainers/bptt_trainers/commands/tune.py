@@ -100,6 +100,13 @@ def in_words(config: TuneConfig, study: Study) -> str:
             f"{count}\nbest is trial {best.trial}, score {best.score:.3f}{again}: {losses}\n"
             f"  {preset_line(config, best)}\n  {best.command}"
         )
+    alone = [method for method, best in study.best.items() if best.confirmed is None]
+    if alone:
+        seeds = f"{config.seeds} tuning seed{'s' if config.seeds > 1 else ''}"
+        parts.append(
+            f"not run again with further seeds: {', '.join(alone)}. The best of several trials on\n"
+            f"{seeds} is partly luck, and ends worse with others; --confirm 3 runs the best again"
+        )
     if study.best:
         parts.append(f"on the held-out states:\n  {comparing(config, list(study.best))}")
     return "\n\n".join(parts)

@@ -143,13 +143,17 @@ def worded(rows: Sequence[Row], losses: Sequence[float]) -> list[Row]:
     return [_worded(row, losses) for row in rows]
 
 
+def reading(rows: Sequence[Row]) -> str:
+    """How to read the rows of the methods."""
+    return f"{READING}\n{PLANNED}" if "above_best" in rows[0] else READING
+
+
 def to_markdown(rows: Sequence[Row], losses: Sequence[float]) -> str:
     """The rows of the methods as a Markdown table for readers."""
     shown = worded(rows, losses)
-    note = f"\n{PLANNED}" if "above_best" in rows[0] else ""
     lines: list[Sequence[object]] = [list(shown[0]), ["---"] + ["---:"] * (len(shown[0]) - 1)]
     lines += [list(row.values()) for row in shown]
-    return f"{piped(lines)}\n\n{READING}{note}\n"
+    return f"{piped(lines)}\n\n{reading(rows)}\n"
 
 
 def _worded(row: Row, losses: Sequence[float]) -> Row:

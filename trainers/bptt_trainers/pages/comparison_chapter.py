@@ -12,7 +12,7 @@ from bptt_trainers.comparison.compare import COMPARISON, TOLD
 from bptt_trainers.comparison.figure import curves_figure
 from bptt_trainers.comparison.methods import METHODS, RL, method_name
 from bptt_trainers.comparison.runs import FINISHED, member_folder
-from bptt_trainers.comparison.summary import READING, method_rows, run_rows, summarize, worded
+from bptt_trainers.comparison.summary import method_rows, reading, run_rows, summarize, worded
 from bptt_trainers.comparison.sweep import CELLS, SWEEP, worded_cells
 from bptt_trainers.comparison.sweep import READING as CELLS_READING
 from bptt_trainers.pages.page import Chapter, Picture, Section
@@ -57,8 +57,9 @@ def comparison_chapter(folder: Path, title: str) -> Chapter:
         raise RunFolderError(f"{folder} has no finished run yet: nothing can be told of it.")
     runs = [summarize(method, seed, curve, bounds) for (method, seed), curve in curves.items()]
     caption = "The median over the runs of a method, and the range from the best to the worst."
+    rows = method_rows(runs, PLANNERS)
     sections = [
-        Section("Methods", rows=worded(method_rows(runs, PLANNERS), bounds), note=" ".join((READING, *notes))),
+        Section("Methods", rows=worded(rows, bounds), note=" ".join((reading(rows), *notes))),
         Section("Held-out loss", picture=Picture(curves_figure(curves), caption)),
     ]
     for method in methods:
@@ -68,7 +69,7 @@ def comparison_chapter(folder: Path, title: str) -> Chapter:
     sections.append(Section("Every run", rows=run_rows(runs), folded=True))
     sections.append(_settings(stored, settings))
     missing = len(places) - len(curves)
-    facts = {"methods": f"{len(methods)}", "seeds": f"{len(seeds)}", "simulator steps a run": f"{steps:,}"}
+    facts = {"methods": f"{len(methods)}", "seeds": f"{len(seeds)}", "simulator steps asked for": f"{steps:,}"}
     facts |= {"runs still missing": f"{missing}"} if missing else {}
     asked = "".join(f", {name}={value}" for name, value in options.items())
     return Chapter(title, f"A comparison on {env_id}{asked}{judged}.", facts, sections)

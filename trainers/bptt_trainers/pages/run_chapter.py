@@ -25,6 +25,7 @@ from bptt_trainers.records.files import RunFolderError, exists, understanding
 from bptt_trainers.records.tables import Cell
 from bptt_trainers.training.books import Books, Config
 from bptt_trainers.training.metrics import EpochMetrics, learning_curve, read_csv
+from bptt_trainers.training.run_folder import epochs_count
 
 EPISODES = 8  # that are drawn
 SHARES = (0.1, 0.01, 0.001)  # losses for which the page says how many episodes are below them
@@ -44,7 +45,8 @@ def run_chapter(folder: Path, title: str) -> Chapter:
     history = history_of(folder)
     found = trained(folder, "best")
     sections = [_losses(history), *_updates(history), episodes_section(found), *_diagnosis(folder, found)]
-    sections += [*_settings(config), Section("Go on from here", command=_commands(folder), folded=True)]
+    commands = _commands(folder, config, history[-1])
+    sections += [*_settings(config), Section("Go on from here", command=commands, folded=True)]
     lead = f"{found.method} on {_environment(folder)}, judged by the {found.system.objective} loss"
     return Chapter(title, f"{lead} over {found.test_states} held-out start states.", facts_of(history), sections)
 
@@ -180,7 +182,14 @@ def settings_rows(settings: Mapping[str, Any]) -> list[dict[str, Cell]]:
     return rows
 
 
-def _commands(folder: Path) -> str:
-    """Words for a terminal, a command a line."""
+def _commands(folder: Path, config: Config, last: EpochMetrics) -> str:
+    """Words for a terminal, a command a line; `bptt resume` where it does something."""
     run = shlex.quote(str(folder).encode(errors="backslashreplace").decode())
-    return "\n".join(f"bptt {command} {run}" for command in ("evaluate", "render", "resume"))
+    with understanding(folder / "config.json"):
+        if "training" in config:
+            epochs = int(config["training"]["epochs"])
+            more = "" if last.epoch < epochs else None if epochs_count(config) else f" --epochs {2 * epochs}"
+        else:  # of reinforcement learning
+            more = "" if last.simulator_steps < config["steps"] else None
+    commands = ["evaluate", "render", *([] if more is None else ["resume"])]
+    return "\n".join(f"bptt {command} {run}{more if command == 'resume' else ''}" for command in commands)
