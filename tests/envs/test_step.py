@@ -184,7 +184,7 @@ def test_start_states_in_float64_step_in_it_and_with_actions_of_it_only(make):
     actions = torch.zeros(2, *env.system.action_shape)
     assert {one.dtype for one in env.step_differentiable(states, actions.double())} == {torch.float64}
     for one, other in ((states, actions), (states.float(), actions.double())):
-        with pytest.raises(ValueError, match=rf"one dtype; got {one.dtype} and {other.dtype}. Start states in float64"):
+        with pytest.raises(ValueError, match=rf"one dtype; got {one.dtype} and {other.dtype}. In float64 states"):
             env.step_differentiable(one, other)
 
 

@@ -216,7 +216,7 @@ def test_a_preset_is_its_row_with_the_overrides():
     ("method", "overrides", "message"),
     [
         ("PP0", {}, "Did you mean 'PPO'"),
-        ("PPO", {"num_env": 3}, "no setting 'num_env'. Did you mean 'num_envs'"),
+        ("PPO", {"num_env": 3}, "no setting 'num_env' to override. Did you mean 'num_envs'"),
         ("PPO", {"tau": 0.1}, "PPO has no setting 'tau'"),
         ("PPO", {"num_envs": 2.5}, "num_envs must be an integer of at least 1; got 2.5"),
         ("PPO", {"num_envs": True}, "num_envs must be an integer of at least 1; got True"),
