@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sysconfig
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Literal
@@ -105,5 +106,6 @@ def _method(frame: FrameType) -> list[tuple[str, System]]:
 
 def _shown(frame: FrameType, line: int) -> str:
     path = Path(frame.f_code.co_filename)
-    here = Path.cwd()
-    return f"{path.relative_to(here) if path.is_relative_to(here) else path}:{line}"
+    with suppress(OSError, ValueError):  # the working directory is gone, or not above the file
+        path = path.relative_to(Path.cwd())
+    return f"{path}:{line}"
