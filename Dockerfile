@@ -1,6 +1,6 @@
 # A CPU image whose default command is the demo: conda-forge's PyTorch has no CUDA in it.
 #   docker build -t stable-bptt .
-#   mkdir -p runs && docker run --rm --user "$(id -u):$(id -g)" -v "$PWD/runs:/work/runs" stable-bptt
+#   mkdir -p runs && docker run --rm --user "$(id -u):$(id -g)" -v "$PWD/runs:/app/runs" stable-bptt
 # It writes as the user that --user names, who must be able to write the mounted folder: made before, as Docker would make
 # it root's. Where Docker or Podman runs without root, --user 0 is you.
 FROM mambaorg/micromamba:2.2.0
@@ -16,9 +16,9 @@ RUN pip install --no-cache-dir "/src[render,tune]"
 
 # A home that any user may write, as compiled programs are kept in it; USER names one whose number has no name
 USER root
-RUN mkdir -m 1777 /work
+RUN mkdir -m 1777 /app
 USER $MAMBA_USER
-ENV HOME=/work USER=$MAMBA_USER
-WORKDIR /work
+ENV HOME=/app USER=$MAMBA_USER
+WORKDIR /app
 ENTRYPOINT ["/usr/local/bin/_entrypoint.sh", "bptt"]
 CMD ["demo"]
